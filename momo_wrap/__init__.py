@@ -1,0 +1,29 @@
+"""MoMo step sizes for any momentum-style PyTorch optimizer, in one line.
+
+Example:
+    >>> optimizer = MoMoWrapper(torch.optim.AdamW(model.parameters(), lr=1e-2))
+    >>> loss.backward()
+    >>> optimizer.step(loss=loss)
+"""
+
+from momo_wrap.adapters import Adapter, ReadingAdapter, adapter_for, register_adapter
+from momo_wrap.model import Averaging
+from momo_wrap.rules import ModelStats, MoMo, MoMoStar, StepDecision, StepRule
+from momo_wrap.wrapper import MoMoWrapper, StepRecord
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adapter",
+    "Averaging",
+    "MoMo",
+    "MoMoStar",
+    "MoMoWrapper",
+    "ModelStats",
+    "ReadingAdapter",
+    "StepDecision",
+    "StepRecord",
+    "StepRule",
+    "adapter_for",
+    "register_adapter",
+]

@@ -1,0 +1,91 @@
+"""The contract between the wrapper and a base optimizer: observe, then apply a fraction θ."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from momo_wrap.model import Averaging
+
+ParamGroup: TypeAlias = dict[str, Any]
+WeightDecayForm: TypeAlias = Literal["proximal", "decoupled"]
+
+
+class StepSums(NamedTuple):
+    """What a parameter group contributes to the model of the step, as 0-dim tensors.
+
+    The move of group i is Δ_i(θ) = θ s_i + t_i, where s_i follows the preconditioned direction
+    u_i = D_i^{-1} d_i and t_i is the weight decay. The sums of all groups add up.
+
+    Attributes:
+        predicted_decrease: -⟨d, s⟩; with proximal decay c α ⟨d, u⟩, the group's share of N in (3).
+        gradient_decrease: α ⟨d, u⟩, for (7).
+        decay_shift: (c - 1) ⟨d, x⟩, the group's share of h in (3).
+        buffer_move: ⟨p B, s⟩, for (5).
+        buffer_move_by_decay: ⟨p B, t⟩, for (5).
+    """
+
+    predicted_decrease: Tensor
+    gradient_decrease: Tensor
+    decay_shift: Tensor
+    buffer_move: Tensor
+    buffer_move_by_decay: Tensor
+
+
+class Observation(ABC):
+    """A base optimizer that has taken in the gradients of this step but has not moved yet.
+
+    Attributes:
+        sums: One record per parameter group, each scalar on the device of the first parameter.
+    """
+
+    sums: Sequence[StepSums]
+
+    @abstractmethod
+    def apply(self, theta: Tensor) -> list[Tensor]:
+        """Move the parameters by the fraction `theta` of the base's step, equation (4).
+
+        Called once, after `sums` has been read.
+
+        Args:
+            theta: 0-dim, in [0, 1].
+
+        Returns:
+            The effective learning rate θα of each parameter group, 0-dim.
+        """
+
+
+class Adapter(ABC):
+    """Reads a base optimizer: how it averages, and what its step would do to the model.
+
+    An adapter holds no state of a run; one instance serves any number of optimizers. To support an
+    optimizer with a momentum buffer and a diagonal preconditioner, subclass `ReadingAdapter`.
+    """
+
+    @abstractmethod
+    def averaging(self, group: ParamGroup) -> Averaging:
+        """Return the averaging coefficients of a parameter group at this step.
+
+        Args:
+            group: An entry of the base's `param_groups`.
+        """
+
+    @abstractmethod
+    def observe(self, base: Optimizer, weight_decay: WeightDecayForm) -> Observation:
+        """Let the base take in the gradients, and sum up what its step would do.
+
+        Called once per step with gradients disabled, after the loss and the settings of all groups
+        were checked. Parameters keep their values; so do all settings of the groups, also when the
+        base raises.
+
+        Args:
+            base: The optimizer that is wrapped.
+            weight_decay: The form in which weight decay is applied.
+
+        Returns:
+            The observation.
+        """

@@ -1,0 +1,239 @@
+"""Adapters that read the momentum buffer and the preconditioner out of the base's own state."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from momo_wrap.adapters.base import Adapter, Observation, ParamGroup, StepSums, WeightDecayForm
+from momo_wrap.blocks import Block, blocks, inner_product, move, total
+from momo_wrap.model import Averaging, Scalar
+from momo_wrap.scalars import home, scalar
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The part of the base's state that a `ReadingAdapter` needs, for some parameters.
+
+    Attributes:
+        buffer: The momentum buffers B_k; None where the base has no momentum, so that B_k = g_k.
+        tensors: Further columns, each with one tensor per parameter, of the parameter's shape.
+        scalars: Values per parameter, each a tensor of shape [parameters]. One of them must be
+            "buffer_scale", the factor p of each parameter, where the averaging is bias-corrected:
+            parameters may have taken different numbers of steps.
+    """
+
+    buffer: list[Tensor] | None
+    tensors: Mapping[str, list[Tensor]] = field(default_factory=dict)
+    scalars: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class ReadingAdapter(Adapter):
+    """The adapter for a base whose state holds the averaged gradient and the preconditioner.
+
+    The base advances its own state with its own code, at learning rate 0 and weight decay 0, so
+    that parameters stay put. Then B_k and D_k are read from its state, and the wrapper moves the
+    parameters itself. A subclass says how the base averages, which tensors to read, and how they
+    make a direction; it computes on flat blocks and never sees how parameters are laid out.
+    """
+
+    @abstractmethod
+    def read(
+        self, group: ParamGroup, params: Sequence[Tensor], state: Mapping[Tensor, dict[str, Any]]
+    ) -> Reading:
+        """Gather the base's state after it has taken in the gradients.
+
+        Args:
+            group: The parameter group.
+            params: Those of its parameters that have a gradient, on one device and of one dtype.
+            state: The base's state, by parameter.
+        """
+
+    def preconditioned(self, group: ParamGroup, block: Block) -> Tensor:
+        """Return u_k = D_k^{-1} d_k of a block: the base would move the parameters by -α u_k.
+
+        Args:
+            group: The parameter group.
+            block: Its `flat` columns are "buffer" (B_k), "grad" (g_k, of the function that is
+                minimised) and the names of `Reading.tensors`; its `scalar`s those of
+                `Reading.scalars`. Must not be changed.
+
+        Returns:
+            A tensor of the block's flat shape, which may be a column itself. Here d_k: D_k = I.
+        """
+        return self.grad_avg(group, block)
+
+    def grad_avg(self, group: ParamGroup, block: Block) -> Tensor:
+        """Return d_k = p B_k + q g_k of a block.
+
+        Args:
+            group: The parameter group.
+            block: As for `preconditioned`.
+
+        Returns:
+            A tensor of the block's flat shape, which may be a column itself.
+        """
+        averaging = self.averaging(group)
+        scale = _buffer_scale(averaging, block)
+        buffer = block.flat("buffer")
+        if isinstance(scale, Tensor) or scale != 1.0:
+            buffer = buffer * scale
+        if averaging.uses_gradient:
+            return buffer + averaging.grad_scale * block.flat("grad")
+        return buffer
+
+    def while_advancing(self, group: ParamGroup) -> dict[str, Any]:
+        """Return settings that the group needs while the base advances at learning rate 0.
+
+        Args:
+            group: The parameter group, with its own settings.
+
+        Returns:
+            Setting to value, besides lr and weight_decay, which are always 0; put back afterwards.
+        """
+        return {}
+
+    def observe(self, base: Optimizer, weight_decay: WeightDecayForm) -> Observation:
+        """Advance the base's state and read it; see `Adapter`."""
+        groups = base.param_groups
+        with _settings(groups, [self._at_rest(group) for group in groups]):
+            base.step()
+        return _ReadingObservation(
+            [_GroupStep(self, group, base.state, weight_decay) for group in groups],
+            home(groups),
+        )
+
+    def _at_rest(self, group: ParamGroup) -> dict[str, Any]:
+        return {**self.while_advancing(group), "lr": 0.0, "weight_decay": 0.0}
+
+
+class _ReadingObservation(Observation):
+    def __init__(self, steps: list[_GroupStep], scalars: Tensor) -> None:
+        self._steps = steps
+        self.sums = [step.sums(scalars.device, scalars.dtype) for step in steps]
+
+    def apply(self, theta: Tensor) -> list[Tensor]:
+        return [step.apply(theta) for step in self._steps]
+
+
+class _GroupStep:
+    """One parameter group's share of a step: its sums first, its move afterwards.
+
+    Both forms of weight decay are x <- keep x - θ pull u: proximal with keep = c and pull = c α,
+    equation (4); decoupled with keep = 1 - α λ and pull = α.
+    """
+
+    def __init__(
+        self,
+        adapter: ReadingAdapter,
+        group: ParamGroup,
+        state: Mapping[Tensor, dict[str, Any]],
+        form: WeightDecayForm,
+    ) -> None:
+        self._adapter, self._group = adapter, group
+        self._averaging = adapter.averaging(group)
+        self._lr = scalar(group["lr"])
+        decay = scalar(group.get("weight_decay", 0.0))
+        self._decays = isinstance(decay, Tensor) or decay != 0.0
+        self._shrink = 1.0 / (1.0 + self._lr * decay)  # c_i
+        self._keep = self._shrink if form == "proximal" else 1.0 - self._lr * decay
+        self._pull = self._shrink * self._lr if form == "proximal" else self._lr
+        self._blocks = [
+            block
+            for params in _with_gradient_by_kind(group["params"])
+            for block in self._cut(params, state)
+        ]
+
+    def _cut(self, params: list[Tensor], state: Mapping[Tensor, dict[str, Any]]) -> Iterator[Block]:
+        reading = self._adapter.read(self._group, params, state)
+        grads = [p.grad for p in params if p.grad is not None]
+        columns = {"param": params, "buffer": reading.buffer or grads, "grad": grads}
+        # The base negates gradients as it takes them in, so the buffers that it keeps have the
+        # sign of a minimisation already.
+        raw = {"grad"} if reading.buffer else {"grad", "buffer"}
+        negated = frozenset(raw) if self._group.get("maximize") else frozenset()
+        return blocks({**columns, **reading.tensors}, reading.scalars, negated)
+
+    def sums(self, device: torch.device, dtype: torch.dtype) -> StepSums:
+        """Return the group's sums as scalars of `dtype` on `device`."""
+        slopes, levels = [], []
+        for block in self._blocks:
+            slopes.append(self._inner(block, self._adapter.preconditioned(self._group, block)))
+            if self._decays:
+                levels.append(self._inner(block, block.flat("param")))
+
+        def added(pairs: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+            return [total(parts, device, dtype) for parts in zip(*pairs, strict=True)] or [
+                torch.zeros((), device=device, dtype=dtype)
+            ] * 2
+
+        (buffer_slope, slope), (buffer_level, level) = added(slopes), added(levels)
+        return StepSums(
+            predicted_decrease=self._shrink * self._lr * slope,
+            gradient_decrease=self._lr * slope,
+            decay_shift=(self._shrink - 1.0) * level,
+            buffer_move=-self._pull * buffer_slope,
+            buffer_move_by_decay=(self._keep - 1.0) * buffer_level,
+        )
+
+    def _inner(self, block: Block, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ⟨p B, v⟩ and ⟨d, v⟩ over a block."""
+        scale, buffer = _buffer_scale(self._averaging, block), block.flat("buffer")
+        if isinstance(scale, Tensor) and scale.dim():
+            along_buffer = inner_product(buffer * scale, vector)
+        else:
+            along_buffer = inner_product(buffer, vector) * scale
+        if not self._averaging.uses_gradient:
+            return along_buffer, along_buffer
+        along_grad = inner_product(block.flat("grad"), vector) * self._averaging.grad_scale
+        return along_buffer, along_buffer + along_grad
+
+    def apply(self, theta: Tensor) -> Tensor:
+        """Move the group's parameters and return θα."""
+        pull = theta * self._pull
+        for block in self._blocks:
+            u = self._adapter.preconditioned(self._group, block)
+            x = block.flat("param")
+            if self._decays:
+                x.mul_(self._keep)
+            x.addcmul_(u, move(pull, u.device, u.dtype), value=-1.0)
+            block.write_back("param", x)
+        return theta * self._lr
+
+
+def _buffer_scale(averaging: Averaging, block: Block) -> Scalar:
+    """Return p, of each parameter where they differ."""
+    return block.scalar("buffer_scale") if averaging.bias_corrected else averaging.buffer_scale
+
+
+def _with_gradient_by_kind(params: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Return the parameters that have a gradient, those of one device and dtype together."""
+    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for param in params:
+        if param.grad is not None:
+            kinds.setdefault((param.device, param.dtype), []).append(param)
+    return list(kinds.values())
+
+
+@contextmanager
+def _settings(groups: list[ParamGroup], settings: list[dict[str, Any]]) -> Iterator[None]:
+    """Give the groups other settings for a while, and put back the very objects that were there."""
+    saved = [dict(group) for group in groups]
+    try:
+        for group, changes in zip(groups, settings, strict=True):
+            group.update(changes)
+        yield
+    finally:
+        for group, before, changes in zip(groups, saved, settings, strict=True):
+            for key in changes:
+                if key in before:
+                    group[key] = before[key]
+                else:
+                    group.pop(key, None)

@@ -1,0 +1,42 @@
+"""SGD, plain or with momentum: the smallest adapter, and the template for others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from momo_wrap.adapters.base import ParamGroup
+from momo_wrap.adapters.reading import Reading, ReadingAdapter
+from momo_wrap.model import Averaging
+
+
+class SGDAdapter(ReadingAdapter):
+    """`torch.optim.SGD`, with momentum, dampening and Nesterov; D_k = I.
+
+    | | a | b (first step) | p | q |
+    |---|---|---|---|---|
+    | momentum | μ | 1 - dampening (1) | 1 | 0 |
+    | Nesterov | μ | 1 | μ | 1 |
+    | without momentum | 0 | 1 | 1 | 0 |
+    """
+
+    def averaging(self, group: ParamGroup) -> Averaging:
+        """Return the row of the table that the group's settings select; see `Adapter`."""
+        momentum = group["momentum"]
+        if group["nesterov"]:
+            return Averaging(decay=momentum, weight=1.0, buffer_scale=momentum, grad_scale=1.0)
+        dampening = group["dampening"] if momentum != 0 else 0.0
+        return Averaging(decay=momentum, weight=1.0 - dampening, first_weight=1.0)
+
+    def while_advancing(self, group: ParamGroup) -> dict[str, Any]:
+        """Turn Nesterov off: the foreach form would add the buffer into `.grad` in place."""
+        return {"nesterov": False}
+
+    def read(
+        self, group: ParamGroup, params: Sequence[Tensor], state: Mapping[Tensor, dict[str, Any]]
+    ) -> Reading:
+        """Return the momentum buffers, if there are any; see `ReadingAdapter`."""
+        has_buffer = group["momentum"] != 0
+        return Reading(buffer=[state[p]["momentum_buffer"] for p in params] if has_buffer else None)

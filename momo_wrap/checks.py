@@ -1,0 +1,153 @@
+"""What the wrapper refuses, before anything is changed, each with the line to write instead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from momo_wrap.adapters.base import Adapter, ParamGroup
+from momo_wrap.model import Averaging
+
+Loss: TypeAlias = Tensor | float
+
+
+def evaluate_loss(closure: Callable[[], Loss] | None, loss: Loss | None) -> Loss:
+    """Return the loss of this step from whichever of the two was given.
+
+    Args:
+        closure: Computes the loss and its gradients; runs with gradients enabled.
+        loss: The loss, where gradients are there already.
+
+    Returns:
+        A one-element tensor or a Python number, as it was given.
+
+    Raises:
+        TypeError: None was given, both were, or one of the wrong type.
+        ValueError: The loss has several elements.
+    """
+    if closure is None and loss is None:
+        raise TypeError(
+            "step() needs the loss that the gradients belong to. After loss.backward(), write "
+            "optimizer.step(loss=loss); or pass a closure that returns the loss."
+        )
+    if closure is not None and loss is not None:
+        raise TypeError(
+            "step() got a closure and a loss, expected one of them. After loss.backward(), write "
+            "optimizer.step(loss=loss); with a closure, write optimizer.step(closure)."
+        )
+    if closure is not None:
+        if not callable(closure):
+            raise TypeError(
+                f"step() takes a closure as its positional argument, got {type(closure).__name__}. "
+                "To pass a loss, write optimizer.step(loss=loss)."
+            )
+        with torch.enable_grad():
+            loss = closure()
+    return _checked_loss(loss, "step() got as loss" if closure is None else "the closure returned")
+
+
+def _checked_loss(loss: object, source: str) -> Loss:
+    if isinstance(loss, Tensor):
+        if loss.numel() != 1:
+            raise ValueError(
+                f"{source} a tensor of shape {list(loss.shape)}, expected one element. Reduce it "
+                "as for backward(), e.g. optimizer.step(loss=loss.mean())."
+            )
+        if loss.is_complex():
+            raise TypeError(
+                f"{source} a complex tensor, expected a real number. Write "
+                "optimizer.step(loss=loss.real)."
+            )
+        return loss
+    if isinstance(loss, Real):
+        return float(loss)
+    raise TypeError(
+        f"{source} {'None' if loss is None else type(loss).__name__}, expected a one-element "
+        "tensor or a number. Write optimizer.step(loss=loss), or return the loss from the closure."
+    )
+
+
+def check_gradients(groups: Sequence[ParamGroup]) -> None:
+    """Refuse sparse gradients.
+
+    Args:
+        groups: The base's parameter groups.
+
+    Raises:
+        TypeError: A gradient is not dense.
+    """
+    for index, group in enumerate(groups):
+        for position, param in enumerate(group["params"]):
+            if param.grad is not None and param.grad.layout is not torch.strided:
+                raise TypeError(
+                    f"Parameter {position} of group {index}, of shape {list(param.shape)}, has a "
+                    f"{param.grad.layout} gradient; the momentum model needs dense ones. Use "
+                    "sparse=False in the embedding that made it."
+                )
+
+
+def check_groups(groups: Sequence[ParamGroup], adapter: Adapter, *, tensors: bool = False) -> None:
+    """Refuse settings that the model can't be built with.
+
+    Args:
+        groups: The base's parameter groups.
+        adapter: The adapter that reads the base.
+        tensors: Also look into learning rates that are tensors, which visits the host.
+
+    Raises:
+        ValueError: A learning rate or weight decay is not a finite number of at least 0, or groups
+            differ where they must not.
+        NotImplementedError: A group asks for `differentiable=True`.
+    """
+    for index, group in enumerate(groups):
+        if "lr" not in group:
+            raise ValueError(
+                f"Group {index} has no 'lr', which the step is measured against. Wrap an "
+                "optimizer that has a learning rate."
+            )
+        for name in ("lr", "weight_decay"):
+            _check_number(index, name, group.get(name, 0.0), tensors=tensors)
+        if group.get("differentiable"):
+            raise NotImplementedError(
+                f"Group {index} has differentiable=True, but MoMo's step does not record "
+                "gradients. Make the base optimizer with differentiable=False."
+            )
+    maximize = [bool(group.get("maximize")) for group in groups]
+    if any(maximize) and not all(maximize):
+        raise ValueError(
+            f"Groups have maximize={maximize}, but all groups share one loss. Set the same "
+            "maximize for all, or wrap two optimizers."
+        )
+    averagings = [adapter.averaging(group) for group in groups]
+    for index, averaging in enumerate(averagings[1:], start=1):
+        if averaging.differs_from(averagings[0]):
+            raise ValueError(
+                f"Group {index} averages gradients as {_describe(averaging)}, group 0 as "
+                f"{_describe(averagings[0])}. All groups share one model of the loss, whose "
+                "losses and gradients must be averaged with the same weights; set the same "
+                "momentum (or betas[0]) for all groups."
+            )
+
+
+def _check_number(index: int, name: str, value: object, *, tensors: bool) -> None:
+    if isinstance(value, Tensor):
+        if not tensors:
+            return
+        value = float(value)
+    if not (isinstance(value, Real) and math.isfinite(value) and float(value) >= 0):
+        hint = " For no cap, choose a large one such as lr=1e2." if value == math.inf else ""
+        raise ValueError(
+            f"Group {index} has {name}={value!r}, expected a finite number of at least 0.{hint}"
+        )
+
+
+def _describe(averaging: Averaging) -> str:
+    scale = "1/R" if averaging.bias_corrected else averaging.buffer_scale
+    return (
+        f"B = {averaging.decay} B + {averaging.weight} g, d = {scale} B + {averaging.grad_scale} g"
+    )

@@ -1,0 +1,191 @@
+"""THE ALGORITHM: from a few scalars to the fraction θ of the base's step that is taken.
+
+A step rule sees the momentum model of the loss only through a handful of 0-dim tensors and answers
+with θ in [0, 1]. To try a variant, subclass `StepRule`; nothing else has to change.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ModelStats:
+    """What a step rule knows of this step. All tensors are 0-dim and on one device.
+
+    Values are those of a minimisation: for a base with `maximize=True` the loss and the bound have
+    changed sign.
+
+    Attributes:
+        loss: f_k, the loss of this batch.
+        value_at_params: (f̄ + e)/ρ, the loss that the momentum model has at the current parameters.
+        model_value: h/ρ, the same where weight decay has taken its part of the step; equal to
+            `value_at_params` without weight decay.
+        predicted_decrease: N/ρ, by how much the whole step of the base lowers the model.
+        gradient_decrease: Σ_i α_i ⟨d_i, u_i⟩/ρ, the same without the shrinking factor of the
+            proximal weight decay.
+        lower_bound: The bound f* that the user gave.
+    """
+
+    loss: Tensor
+    value_at_params: Tensor
+    model_value: Tensor
+    predicted_decrease: Tensor
+    gradient_decrease: Tensor
+    lower_bound: float
+
+
+@dataclass(frozen=True)
+class StepDecision:
+    """What a step rule answers.
+
+    Attributes:
+        theta: The fraction of the base's step that is taken, 0-dim, in [0, 1].
+        theta_uncapped: The same before it was cut at 1, 0-dim.
+        lower_bound: The bound that was aimed at, as a number or a 0-dim tensor.
+        memory: New values of what the rule remembers, by the names of `initial_memory`.
+    """
+
+    theta: Tensor
+    theta_uncapped: Tensor
+    lower_bound: float | Tensor
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class StepRule(ABC):
+    """Maps the statistics of the momentum model to the fraction θ of the base's step.
+
+    A rule never sees an optimizer, branches on no tensor and reads none (`torch.where`, never
+    `if` or `.item()`), and keeps what it has to remember in the `memory` of its decision, so that
+    it is saved with the optimizer.
+
+    Args:
+        lower_bound: f*, a number that the loss can't go below; 0 suits most losses, `-math.inf`
+            turns truncation off. For a base with `maximize=True`, a number that the objective
+            can't exceed.
+
+    Raises:
+        TypeError: The bound is not a number.
+        ValueError: The bound is NaN.
+    """
+
+    def __init__(self, lower_bound: float = 0.0) -> None:
+        self.lower_bound = _checked_bound(lower_bound, type(self).__name__)
+
+    def initial_memory(self, lower_bound: float) -> dict[str, float]:
+        """Return what the rule remembers between steps, as it is before the first one.
+
+        Args:
+            lower_bound: The user's bound in the sense of minimisation.
+
+        Returns:
+            Name to value; empty for a rule without memory.
+        """
+        return {}
+
+    @abstractmethod
+    def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
+        """Decide on one step.
+
+        Args:
+            stats: The momentum model at this step.
+            memory: What the rule remembered, by the names of `initial_memory`, 0-dim tensors that
+                must not be changed in place.
+
+        Returns:
+            The decision, made of new tensors.
+        """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(lower_bound={self.lower_bound})"
+
+
+def _checked_bound(lower_bound: object, rule: str) -> float:
+    if not isinstance(lower_bound, Real):
+        raise TypeError(
+            f"lower_bound must be a Python number, got {type(lower_bound).__name__}. Write "
+            f"{rule}(lower_bound=0.0)."
+        )
+    if math.isnan(lower_bound):
+        raise ValueError(
+            f"lower_bound is NaN, expected a number below every loss. Write {rule}("
+            "lower_bound=0.0), or -math.inf for no bound."
+        )
+    return float(lower_bound)
+
+
+def truncate(stats: ModelStats, lower_bound: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Cut the base's step where the model would fall below a bound, equation (3).
+
+        θ = clip( (h - ρ f*) / N , 0, 1 )
+
+    Where the step does not descend on the model (N ≤ 0), θ is 1 above the bound and 0 below. A
+    model value or a decrease that is not finite gives NaN, never a step.
+
+    Source: arXiv 2305.07583, lemma 2.1 and its generalisation to preconditioners and weight decay.
+
+    Args:
+        stats: The momentum model.
+        lower_bound: f*, a number or a 0-dim tensor.
+
+    Returns:
+        θ, and θ before it was cut at 1; both 0-dim.
+    """
+    gap = stats.model_value - lower_bound
+    decrease = stats.predicted_decrease
+    # For a step that does not descend: 1 or 0, once it is cut at 1.
+    flat = torch.where(gap > 0, math.inf, 0.0)
+    uncapped = torch.where(decrease > 0, gap.clamp(min=0.0) / decrease, flat)
+    finite = torch.isfinite(stats.model_value + decrease)
+    uncapped = torch.where(finite, uncapped, math.nan)
+    return uncapped.clamp(max=1.0), uncapped
+
+
+class MoMo(StepRule):
+    """The truncated momentum model with a known lower bound, equation (3).
+
+        θ = clip( (h - ρ f*) / N , 0, 1 )
+
+    Source: arXiv 2305.07583, algorithms 1 and 2 (MoMo and MoMo-Adam); θα is the paper's τ.
+
+    Args:
+        lower_bound: f*, see `StepRule`.
+    """
+
+    def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
+        """Return θ of equation (3); see `StepRule`."""
+        theta, uncapped = truncate(stats, stats.lower_bound)
+        return StepDecision(theta, uncapped, stats.lower_bound)
+
+
+class MoMoStar(StepRule):
+    """The truncated momentum model with a lower bound that is estimated on the fly.
+
+        before (3):  if h < ρ f*:  f* = max( h/(2ρ), f*_0 )                                (6)
+        after  (4):  f* = max( (f̄ + e - ½ θ Σ_i α_i ⟨d_i, u_i⟩)/ρ , f*_0 )                 (7)
+
+    Source: arXiv 2305.07583, section 4 (MoMo*), with the user's bound f*_0 as a safeguard.
+
+    Args:
+        lower_bound: f*_0, which the estimate starts from and never falls below.
+    """
+
+    def initial_memory(self, lower_bound: float) -> dict[str, float]:
+        """Return the estimate before the first step: the user's bound."""
+        return {"lower_bound": lower_bound}
+
+    def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
+        """Return θ of equation (3) with the bound of (6), and the next bound of (7)."""
+        floor, bound = stats.lower_bound, memory["lower_bound"]
+        reset = (stats.model_value / 2).clamp(min=floor)  # (6)
+        bound = torch.where(stats.model_value < bound, reset, bound)
+        theta, uncapped = truncate(stats, bound)
+        estimate = stats.value_at_params - theta * stats.gradient_decrease / 2  # (7)
+        return StepDecision(theta, uncapped, bound, {"lower_bound": estimate.clamp(min=floor)})

@@ -1,0 +1,79 @@
+"""The wrapper's own 0-dim tensors: where they live and how they survive checkpoints.
+
+They are entries of the first parameter group, each under its own key. Param groups are what every
+tool that saves an optimizer keeps; entries in `state` are not an option, because base optimizers
+test `len(state) == 0` and distributed checkpointing takes every key for a parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from momo_wrap.blocks import accumulation_dtype, move
+from momo_wrap.model import Scalar
+
+
+def home(groups: Iterable[Mapping[str, Any]]) -> Tensor:
+    """Return an empty tensor of the device and dtype that the wrapper's scalars have.
+
+    Args:
+        groups: The base's parameter groups.
+
+    Returns:
+        On the device of the first parameter that is not on the CPU (so that an accelerator never
+        waits for the host), else the CPU; float64 if any parameter is, else float32.
+    """
+    params = [p for group in groups for p in group["params"]]
+    devices = [p.device for p in params]
+    device = next((d for d in devices if d.type != "cpu"), devices[0])
+    wide = any(accumulation_dtype(dtype) is torch.float64 for dtype in {p.dtype for p in params})
+    return torch.empty(0, device=device, dtype=torch.float64 if wide else torch.float32)
+
+
+def scalar(value: Scalar) -> Scalar:
+    """Return a setting such as lr, which may be a one-element tensor, as a number or 0-dim tensor.
+
+    Args:
+        value: A Python number or a tensor of one element.
+    """
+    return value.detach().reshape(()) if isinstance(value, Tensor) else value
+
+
+def kept_scalars(
+    group: dict[str, Any], prefix: str, initial: Mapping[str, float], like: Tensor
+) -> dict[str, Tensor]:
+    """Return the scalars that are kept in a parameter group, making those that are missing.
+
+    Args:
+        group: The first parameter group of the base.
+        prefix: What the keys in the group start with.
+        initial: The names, with the values that scalars start from.
+        like: A tensor of the wanted device and dtype; entries that a checkpoint brought from
+            elsewhere are converted.
+
+    Returns:
+        Name to the 0-dim tensor that is the group's entry.
+    """
+    kept = {}
+    for name, start in initial.items():
+        value = group.get(prefix + name, start)
+        if not isinstance(value, Tensor):
+            value = torch.full((), value, device=like.device, dtype=like.dtype)
+        value = move(value, like.device, like.dtype)
+        kept[name] = group[prefix + name] = value
+    return kept
+
+
+def keep(kept: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Write new values into the kept scalars, in place.
+
+    Args:
+        kept: What `kept_scalars` returned.
+        values: A new value for each name.
+    """
+    if kept:
+        torch._foreach_copy_(list(kept.values()), [values[name] for name in kept])

@@ -1,0 +1,337 @@
+"""MoMoWrapper: a PyTorch optimizer whose learning rate is only an upper bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from momo_wrap.adapters.base import Adapter, Observation, StepSums, WeightDecayForm
+from momo_wrap.adapters.registry import adapter_for
+from momo_wrap.blocks import move
+from momo_wrap.checks import Loss, check_gradients, check_groups, evaluate_loss
+from momo_wrap.model import MomentumModel
+from momo_wrap.rules import ModelStats, MoMo, StepDecision, StepRule
+from momo_wrap.scalars import home, keep, kept_scalars
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What happened in a step, as 0-dim tensors that nobody has waited for.
+
+    Values are in the sign of the user's objective, also with `maximize=True`.
+
+    Attributes:
+        theta: The fraction of the base's step that was taken, in [0, 1].
+        theta_uncapped: The same before it was cut at 1.
+        model_value: h/ρ, the loss that the momentum model had before the step.
+        predicted_decrease: N/ρ, by how much the whole step of the base would have lowered it
+            (with `maximize=True`: raised it).
+        lower_bound: f*, the bound that was aimed at.
+        loss: The loss that was given.
+    """
+
+    theta: Tensor
+    theta_uncapped: Tensor
+    model_value: Tensor
+    predicted_decrease: Tensor
+    lower_bound: Tensor
+    loss: Tensor
+
+
+class _OfBase:
+    """An attribute that the wrapper shares with its base, whichever of the two it is set on."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, wrapper: MoMoWrapper, owner: type | None = None) -> Any:
+        return getattr(wrapper.base, self._name)
+
+    def __set__(self, wrapper: MoMoWrapper, value: Any) -> None:
+        # Optimizer.__init__ assigns fresh ones, before there is a base; those of the base count.
+        if "base" in wrapper.__dict__:
+            setattr(wrapper.base, self._name, value)
+
+
+class MoMoWrapper(Optimizer):
+    r"""Cuts the steps of an optimizer where its momentum model of the loss would fall too low.
+
+    At each step the base optimizer averages gradients and preconditions them, as always, to a
+    direction u_i for each parameter group i. Where it would move by -α_i u_i (α_i the group's
+    learning rate), the wrapper moves by -θ α_i u_i with one θ in [0, 1],
+
+        θ = clip( (h - ρ f*) / Σ_i c_i α_i ⟨d_i, u_i⟩ , 0, 1 )                                 (3)
+        x_i <- c_i ( x_i - θ α_i u_i ),    c_i = 1/(1 + α_i λ_i)                               (4)
+
+    so that the model of the loss (`momo_wrap.model`, equations (1) and (2)) reaches the lower
+    bound f* and does not fall below it. With f* = -inf the base is unchanged.
+
+    Source: Schaipp, Ohana, Eickenberg, Defazio, Gower, "MoMo: Momentum Models for Adaptive
+    Learning Rates", ICML 2024, arXiv 2305.07583.
+
+    The wrapper shares `param_groups`, `state` and `defaults` with the base. A scheduler may be
+    built on either; the learning rates that it sets are the upper bounds α_i. The base's coupled
+    or decoupled weight decay λ_i is taken over by the wrapper. Gradients are accumulated and
+    scalars computed in at least float32, and no step waits for the device.
+
+    Args:
+        optimizer: The base optimizer, kept as `base`.
+        rule: The step rule; None: `MoMo(lower_bound=0.0)`.
+        adapter: How to read the base; None: the one that is registered for its type.
+        weight_decay: "proximal", equation (4), or "decoupled", AdamW's
+            x_i <- (1 - α_i λ_i) x_i - θ α_i u_i with the same θ.
+
+    Attributes:
+        base: The optimizer that was wrapped.
+        rule: The step rule.
+        adapter: The adapter.
+        weight_decay: The form of weight decay.
+        last_step: The `StepRecord` of the last step; None before the first.
+
+    Raises:
+        TypeError: `optimizer` is not an optimizer, or one that can't be wrapped; `rule` or
+            `adapter` are of the wrong type.
+        ValueError: The settings of a group are out of range, or groups average differently.
+        NotImplementedError: The base has `differentiable=True`.
+    """
+
+    param_groups: list[dict[str, Any]] = _OfBase()  # type: ignore[assignment]
+    state: Any = _OfBase()
+    defaults: dict[str, Any] = _OfBase()  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        rule: StepRule | None = None,
+        *,
+        adapter: Adapter | None = None,
+        weight_decay: WeightDecayForm = "proximal",
+    ) -> None:
+        _check_arguments(optimizer, rule, adapter, weight_decay)
+        rule = MoMo() if rule is None else rule
+        adapter = adapter_for(optimizer) if adapter is None else adapter
+        check_groups(optimizer.param_groups, adapter, tensors=True)
+        # Sets up the hooks. The group is never used, see `_OfBase` and `add_param_group`.
+        super().__init__([{"params": []}], {})
+        self.base = optimizer
+        self.rule = rule
+        self.adapter = adapter
+        self.weight_decay = weight_decay
+        self.last_step: StepRecord | None = None
+        self._effective_lrs: list[Tensor] = []
+        self._kept_scalars()
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], Loss] | None = None, *, loss: Loss | None = None
+    ) -> Loss:
+        """Take one step: the base's own, cut by θ.
+
+        Pass either the loss, after `loss.backward()`, or a closure that computes loss and
+        gradients. A parameter without a gradient does not move.
+
+        Args:
+            closure: Reevaluates the model and returns the loss; runs with gradients enabled.
+            loss: The loss that the gradients belong to: a one-element tensor on any device, or a
+                Python number.
+
+        Returns:
+            The loss, as it was given.
+
+        Raises:
+            TypeError: Neither or both were given, or one of the wrong type; a gradient is sparse.
+            ValueError: The loss has several elements, or settings have become invalid. Parameters,
+                state and model are then as they were.
+        """
+        loss = evaluate_loss(closure, loss)
+        check_groups(self.param_groups, self.adapter)
+        check_gradients(self.param_groups)
+        scalars, memory = self._kept_scalars()
+        observation = self.adapter.observe(self.base, self.weight_decay)
+        averaging = self.adapter.averaging(self.param_groups[0])
+        minimised = self._as_scalar(loss) * self._sign
+        model = MomentumModel.of(scalars, averaging, minimised)  # (1), (2)
+        sums = _added(observation)
+        stats = _statistics(model, sums, minimised, self._sign * self.rule.lower_bound)
+        decision = _checked(self.rule(stats, memory), memory)  # (3)
+        effective_lrs = observation.apply(decision.theta)  # (4)
+        buffer_move = decision.theta * sums.buffer_move + sums.buffer_move_by_decay  # (5)
+        keep(scalars, model.scalars_after(buffer_move))
+        keep(memory, decision.memory)
+        self._effective_lrs = effective_lrs
+        self.last_step = self._record(stats, decision)
+        return loss
+
+    def effective_lrs(self) -> list[Tensor]:
+        """Return the learning rates that the last step amounted to.
+
+        Returns:
+            θα for each parameter group, as 0-dim tensors; empty before the first step.
+        """
+        return list(self._effective_lrs)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group to the base; see `torch.optim.Optimizer.add_param_group`.
+
+        Args:
+            param_group: The parameters and their settings.
+
+        Raises:
+            ValueError: The settings are out of range or do not go with those of the other groups.
+        """
+        if "base" not in self.__dict__:
+            return  # Optimizer.__init__ adds its own; those of the base count
+        self.base.add_param_group(param_group)
+        try:
+            check_groups(self.param_groups, self.adapter, tensors=True)
+        except Exception:
+            self.param_groups.pop()
+            raise
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset all gradients; see `torch.optim.Optimizer.zero_grad`.
+
+        Args:
+            set_to_none: Set them to None rather than to zeros.
+        """
+        self.base.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the base's state dict; the wrapper's scalars are in its first parameter group.
+
+        Returns:
+            What `load_state_dict` takes. A bare optimizer of the base's type takes it too.
+        """
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        state_dict = self.base.state_dict()
+        for after in self._optimizer_state_dict_post_hooks.values():
+            changed = after(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        return state_dict
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned, or the state dict of a bare optimizer.
+
+        Args:
+            state_dict: The state. Without the wrapper's scalars, the model starts afresh.
+        """
+        state_dict = state_dict.copy()
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = before(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        self.base.load_state_dict(state_dict)
+        self._kept_scalars()
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Hooks stay behind, as they do in torch; groups and state are in the base.
+        names = ("base", "rule", "adapter", "weight_decay", "last_step", "_effective_lrs")
+        return {name: self.__dict__[name] for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "base" in state:
+            super().__setstate__(state)
+        else:  # groups and state, which tools set directly
+            self.base.__setstate__(state)
+
+    def __repr__(self) -> str:
+        return (
+            f"MoMoWrapper(rule={self.rule!r}, weight_decay={self.weight_decay!r}, "
+            f"base={self.base!r})"
+        )
+
+    @property
+    def _sign(self) -> float:
+        """-1 where the base maximises, which is minimisation of the negative."""
+        return -1.0 if self.param_groups[0].get("maximize") else 1.0
+
+    def _kept_scalars(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the scalars of the momentum model and those of the rule."""
+        group, like = self.param_groups[0], home(self.param_groups)
+        memory = self.rule.initial_memory(self._sign * self.rule.lower_bound)
+        return (
+            kept_scalars(group, "momo_", MomentumModel.initial_scalars(), like),
+            kept_scalars(group, "momo_rule_", memory, like),
+        )
+
+    def _as_scalar(self, value: Loss | Tensor) -> Tensor:
+        like = home(self.param_groups)
+        if isinstance(value, Tensor):
+            return move(value.detach().reshape(()), like.device, like.dtype)
+        return torch.full((), value, device=like.device, dtype=like.dtype)
+
+    def _record(self, stats: ModelStats, decision: StepDecision) -> StepRecord:
+        return StepRecord(
+            theta=decision.theta,
+            theta_uncapped=decision.theta_uncapped,
+            model_value=stats.model_value * self._sign,
+            predicted_decrease=stats.predicted_decrease,
+            lower_bound=self._as_scalar(decision.lower_bound) * self._sign,
+            loss=stats.loss * self._sign,
+        )
+
+
+def _added(observation: Observation) -> StepSums:
+    """Add up the sums of all groups."""
+    return StepSums(*(torch.stack(parts).sum() for parts in zip(*observation.sums, strict=True)))
+
+
+def _statistics(
+    model: MomentumModel, sums: StepSums, loss: Tensor, lower_bound: float
+) -> ModelStats:
+    """Return h/ρ, N/ρ and what else a rule may ask for."""
+    return ModelStats(
+        loss=loss,
+        value_at_params=model.value,
+        model_value=model.value + sums.decay_shift / model.normaliser,
+        predicted_decrease=sums.predicted_decrease / model.normaliser,
+        gradient_decrease=sums.gradient_decrease / model.normaliser,
+        lower_bound=lower_bound,
+    )
+
+
+def _checked(decision: StepDecision, memory: Mapping[str, Tensor]) -> StepDecision:
+    """Refuse a decision that does not fit what the rule said it would remember."""
+    if decision.memory.keys() != memory.keys():
+        raise ValueError(
+            f"The rule's initial_memory names {sorted(memory)}, but its decision has memory for "
+            f"{sorted(decision.memory)}. Return StepDecision(..., memory={{...}}) with those names."
+        )
+    return decision
+
+
+def _check_arguments(
+    optimizer: object, rule: object, adapter: object, weight_decay: object
+) -> None:
+    if isinstance(optimizer, MoMoWrapper):
+        raise TypeError(
+            "MoMoWrapper got an optimizer that is wrapped already; its steps would be cut twice. "
+            "Wrap the base itself: MoMoWrapper(optimizer.base)."
+        )
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"MoMoWrapper expects a torch.optim.Optimizer, got {type(optimizer).__name__}. Write "
+            "MoMoWrapper(torch.optim.AdamW(model.parameters(), lr=1e-2))."
+        )
+    if not (rule is None or isinstance(rule, StepRule)):
+        raise TypeError(
+            f"rule must be a StepRule, got {rule!r}. Write MoMoWrapper(optimizer, "
+            "MoMo(lower_bound=0.0))."
+        )
+    if not (adapter is None or isinstance(adapter, Adapter)):
+        raise TypeError(
+            f"adapter must be an instance of Adapter, got {adapter!r}. Write "
+            "MoMoWrapper(optimizer, adapter=MyAdapter())."
+        )
+    if weight_decay not in get_args(WeightDecayForm):
+        raise ValueError(
+            f"weight_decay chooses the form of the decay and must be 'proximal' or 'decoupled', "
+            f"got {weight_decay!r}. Its strength is the base's own weight_decay."
+        )
