@@ -104,6 +104,10 @@ def check_groups(groups: Sequence[ParamGroup], adapter: Adapter, *, tensors: boo
             differ where they must not.
         NotImplementedError: A group asks for `differentiable=True`.
     """
+    if not any(group["params"] for group in groups):
+        raise ValueError(
+            "The optimizer has no parameters. Give it those of the model: model.parameters()."
+        )
     for index, group in enumerate(groups):
         if "lr" not in group:
             raise ValueError(

@@ -43,7 +43,7 @@ class Averaging:
             Adam. `buffer_scale` and `grad_scale` then keep their defaults.
 
     Raises:
-        ValueError: `bias_corrected` together with a `buffer_scale` or a `grad_scale`.
+        ValueError: `buffer_scale` is 0, or `bias_corrected` comes with a factor of its own.
     """
 
     decay: Scalar
@@ -54,6 +54,11 @@ class Averaging:
     bias_corrected: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.buffer_scale, Tensor) and self.buffer_scale == 0:
+            raise ValueError(
+                "Averaging has buffer_scale=0, so the buffer would not count. For a direction that "
+                "is the gradient itself, write Averaging(decay=0.0, weight=1.0)."
+            )
         if self.bias_corrected and not (self.buffer_scale == 1.0 and self.grad_scale == 0.0):
             raise ValueError(
                 "Averaging(bias_corrected=True) sets buffer_scale to 1/R_k and has no gradient "

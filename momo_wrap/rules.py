@@ -68,13 +68,15 @@ class StepRule(ABC):
 
     Args:
         lower_bound: f*, a number that the loss can't go below; 0 suits most losses, `-math.inf`
-            turns truncation off. For a base with `maximize=True`, a number that the objective
-            can't exceed.
+            turns the truncation of `MoMo` off. For a base with `maximize=True`, a number that the
+            objective can't exceed, and `math.inf` for none.
 
     Raises:
         TypeError: The bound is not a number.
         ValueError: The bound is NaN.
     """
+
+    lower_bound: float = 0.0
 
     def __init__(self, lower_bound: float = 0.0) -> None:
         self.lower_bound = _checked_bound(lower_bound, type(self).__name__)
@@ -127,9 +129,10 @@ def truncate(stats: ModelStats, lower_bound: float | Tensor) -> tuple[Tensor, Te
         θ = clip( (h - ρ f*) / N , 0, 1 )
 
     Where the step does not descend on the model (N ≤ 0), θ is 1 above the bound and 0 below. A
-    model value or a decrease that is not finite gives NaN, never a step.
+    model value that is not finite, or a decrease that is NaN, gives θ = NaN: the run shows that it
+    has failed, instead of going on with the base's full step.
 
-    Source: arXiv 2305.07583, lemma 2.1 and its generalisation to preconditioners and weight decay.
+    Source: arXiv 2305.07583, sections 2 and 3.
 
     Args:
         stats: The momentum model.
@@ -142,9 +145,11 @@ def truncate(stats: ModelStats, lower_bound: float | Tensor) -> tuple[Tensor, Te
     decrease = stats.predicted_decrease
     # For a step that does not descend: 1 or 0, once it is cut at 1.
     flat = torch.where(gap > 0, math.inf, 0.0)
-    uncapped = torch.where(decrease > 0, gap.clamp(min=0.0) / decrease, flat)
-    finite = torch.isfinite(stats.model_value + decrease)
-    uncapped = torch.where(finite, uncapped, math.nan)
+    # Without a bound the gap is infinite, and so may the decrease of a steep model be.
+    descending = torch.where(gap == math.inf, math.inf, gap.clamp(min=0.0) / decrease)
+    uncapped = torch.where(decrease > 0, descending, flat)
+    known = torch.isfinite(stats.model_value) & ~torch.isnan(decrease)
+    uncapped = torch.where(known, uncapped, math.nan)
     return uncapped.clamp(max=1.0), uncapped
 
 
@@ -153,7 +158,7 @@ class MoMo(StepRule):
 
         θ = clip( (h - ρ f*) / N , 0, 1 )
 
-    Source: arXiv 2305.07583, algorithms 1 and 2 (MoMo and MoMo-Adam); θα is the paper's τ.
+    Source: arXiv 2305.07583, MoMo and MoMo-Adam, sections 2 and 3. θ α is the paper's ρ_k τ_k.
 
     Args:
         lower_bound: f*, see `StepRule`.

@@ -69,7 +69,8 @@ class MoMoWrapper(Optimizer):
         x_i <- c_i ( x_i - θ α_i u_i ),    c_i = 1/(1 + α_i λ_i)                               (4)
 
     so that the model of the loss (`momo_wrap.model`, equations (1) and (2)) reaches the lower
-    bound f* and does not fall below it. With f* = -inf the base is unchanged.
+    bound f* and does not fall below it. With f* = -inf the base's steps are unchanged, but for the
+    form of weight decay.
 
     Source: Schaipp, Ohana, Eickenberg, Defazio, Gower, "MoMo: Momentum Models for Adaptive
     Learning Rates", ICML 2024, arXiv 2305.07583.
@@ -145,8 +146,9 @@ class MoMoWrapper(Optimizer):
 
         Raises:
             TypeError: Neither or both were given, or one of the wrong type; a gradient is sparse.
-            ValueError: The loss has several elements, or settings have become invalid. Parameters,
-                state and model are then as they were.
+            ValueError: The loss has several elements, or settings have become invalid.
+
+        After an error above, parameters, the base's state and the model are as they were.
         """
         loss = evaluate_loss(closure, loss)
         check_groups(self.param_groups, self.adapter)
@@ -298,7 +300,12 @@ def _statistics(
 
 
 def _checked(decision: StepDecision, memory: Mapping[str, Tensor]) -> StepDecision:
-    """Refuse a decision that does not fit what the rule said it would remember."""
+    """Refuse a decision that can't be carried out, before the parameters move."""
+    if not isinstance(decision.theta, Tensor):
+        raise TypeError(
+            f"The rule's theta must be a 0-dim tensor, got {type(decision.theta).__name__}. "
+            "Compute it from the tensors in stats."
+        )
     if decision.memory.keys() != memory.keys():
         raise ValueError(
             f"The rule's initial_memory names {sorted(memory)}, but its decision has memory for "

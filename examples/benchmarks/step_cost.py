@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import momo
 import torch
@@ -54,10 +55,10 @@ CASES: dict[str, Callable[[], Shapes]] = {
 def optimizers() -> dict[str, Callable[[list[Tensor]], Optimizer]]:
     """Name to what makes each optimizer under test."""
 
-    def adamw(params: list[Tensor], **how: bool) -> AdamW:
+    def adamw(params: list[Tensor], **how: Any) -> AdamW:
         return AdamW(params, lr=1e-4, weight_decay=0.0, **how)
 
-    def sgd(params: list[Tensor], **how: bool) -> SGD:
+    def sgd(params: list[Tensor], **how: Any) -> SGD:
         return SGD(params, lr=1e-4, momentum=0.9, dampening=0.9, **how)
 
     return {

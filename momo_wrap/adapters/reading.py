@@ -153,6 +153,7 @@ class _GroupStep:
 
     def _cut(self, params: list[Tensor], state: Mapping[Tensor, dict[str, Any]]) -> Iterator[Block]:
         reading = self._adapter.read(self._group, params, state)
+        _check_reading(reading, self._averaging)
         grads = [p.grad for p in params if p.grad is not None]
         columns = {"param": params, "buffer": reading.buffer or grads, "grad": grads}
         # The base negates gradients as it takes them in, so the buffers that it keeps have the
@@ -206,6 +207,20 @@ class _GroupStep:
             x.addcmul_(u, move(pull, u.device, u.dtype), value=-1.0)
             block.write_back("param", x)
         return theta * self._lr
+
+
+def _check_reading(reading: Reading, averaging: Averaging) -> None:
+    taken = {"param", "buffer", "grad"} & reading.tensors.keys()
+    if taken:
+        raise ValueError(
+            f"read() returned tensors named {sorted(taken)}, which every block has already. Choose "
+            "other names in Reading(tensors=...)."
+        )
+    if averaging.bias_corrected and "buffer_scale" not in reading.scalars:
+        raise ValueError(
+            "The averaging is bias-corrected, but read() returned no scalars named 'buffer_scale'. "
+            "Write Reading(..., scalars={'buffer_scale': 1 / (1 - beta1**steps)})."
+        )
 
 
 def _buffer_scale(averaging: Averaging, block: Block) -> Scalar:

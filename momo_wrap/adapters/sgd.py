@@ -25,10 +25,11 @@ class SGDAdapter(ReadingAdapter):
     def averaging(self, group: ParamGroup) -> Averaging:
         """Return the row of the table that the group's settings select; see `Adapter`."""
         momentum = group["momentum"]
+        if momentum == 0:
+            return Averaging(decay=0.0, weight=1.0)
         if group["nesterov"]:
             return Averaging(decay=momentum, weight=1.0, buffer_scale=momentum, grad_scale=1.0)
-        dampening = group["dampening"] if momentum != 0 else 0.0
-        return Averaging(decay=momentum, weight=1.0 - dampening, first_weight=1.0)
+        return Averaging(decay=momentum, weight=1.0 - group["dampening"], first_weight=1.0)
 
     def while_advancing(self, group: ParamGroup) -> dict[str, Any]:
         """Turn Nesterov off: the foreach form would add the buffer into `.grad` in place."""

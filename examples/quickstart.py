@@ -1,0 +1,199 @@
+"""Quickstart: the same training runs with and without MoMoWrapper, over six decades of lr.
+
+    python examples/quickstart.py
+
+trains a small convolutional network on scikit-learn's handwritten digits with SGD-M and AdamW,
+bare and wrapped, at 13 learning rates. It prints the test accuracies and over how many decades of
+lr each method stays within two points of the best one, and saves the curves. It takes two minutes
+on one CPU core and downloads nothing. Between seeds the widths differ, most for SGD-M + MoMo.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from momo_wrap import MoMoWrapper
+
+LEARNING_RATES = [10 ** (exponent / 2) for exponent in range(-8, 5)]
+EPOCHS = 20
+BATCH_SIZE = 64
+MARGIN = 0.02  # of test accuracy, below the best of all methods and learning rates
+
+
+def sgd_m(network: nn.Module, lr: float) -> Optimizer:
+    return torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, dampening=0.9)
+
+
+def adamw(network: nn.Module, lr: float) -> Optimizer:
+    # Without weight decay: lr multiplies it, and here lr is to change the size of steps only.
+    return torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.0)
+
+
+METHODS: dict[str, Callable[[nn.Module, float], Optimizer]] = {
+    "SGD-M": sgd_m,
+    "SGD-M + MoMo": lambda network, lr: MoMoWrapper(sgd_m(network, lr)),
+    "AdamW": adamw,
+    "AdamW + MoMo": lambda network, lr: MoMoWrapper(adamw(network, lr)),
+}
+PAIRS = (("SGD-M", "SGD-M + MoMo"), ("AdamW", "AdamW + MoMo"))
+
+
+class Digits(NamedTuple):
+    train_images: Tensor
+    test_images: Tensor
+    train_labels: Tensor
+    test_labels: Tensor
+
+
+class Sweep(NamedTuple):
+    """Test accuracies of each method, one per learning rate in ascending order."""
+
+    learning_rates: list[float]
+    accuracies: dict[str, list[float]]
+
+    def threshold(self) -> float:
+        return max(map(max, self.accuracies.values())) - MARGIN
+
+    def tolerated(self, method: str) -> list[float]:
+        """Return the widest contiguous run of learning rates that reach the threshold."""
+        widest: list[float] = []
+        run: list[float] = []
+        for lr, accuracy in zip(self.learning_rates, self.accuracies[method], strict=True):
+            run = [*run, lr] if accuracy >= self.threshold() else []
+            widest = max(widest, run, key=decades)
+        return widest
+
+
+def decades(learning_rates: Sequence[float]) -> float:
+    """Return the width on a log10 scale: 0 for a single one, -inf for none."""
+    return math.log10(learning_rates[-1] / learning_rates[0]) if learning_rates else -math.inf
+
+
+def describe(learning_rates: Sequence[float]) -> str:
+    if not learning_rates:
+        return "never"
+    lowest, highest = learning_rates[0], learning_rates[-1]
+    return f"{decades(learning_rates):.1f} decades, {lowest:.3g} to {highest:.3g}"
+
+
+def load_data() -> Digits:
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+    arrays = (images, torch.tensor(labels))
+    return Digits(*train_test_split(*arrays, test_size=360, stratify=labels, random_state=0))
+
+
+def build_network(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    convolutions = (nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1))
+    head = (nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * 4 * 4, 10))
+    return nn.Sequential(*convolutions, *head)
+
+
+def minibatches(data: Digits, epochs: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        order = torch.randperm(len(data.train_labels), generator=generator)
+        for batch in torch.split(order, BATCH_SIZE):
+            yield data.train_images[batch], data.train_labels[batch]
+
+
+def train(method: str, lr: float, data: Digits, epochs: int, seed: int) -> float:
+    """Return the test accuracy after training; about 0.1, that of guessing, if it diverged."""
+    network = build_network(seed)
+    optimizer = METHODS[method](network, lr)
+    for images, labels in minibatches(data, epochs, seed):
+        loss = nn.functional.cross_entropy(network(images), labels)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if isinstance(optimizer, MoMoWrapper):
+            optimizer.step(loss=loss)
+        else:
+            optimizer.step()
+    predictions = network(data.test_images).argmax(dim=1)
+    return float((predictions == data.test_labels).float().mean())
+
+
+def run_sweep(learning_rates: Sequence[float], epochs: int, seed: int) -> Sweep:
+    data = load_data()
+    sweep = Sweep(sorted(learning_rates), {method: [] for method in METHODS})
+    for lr, method in tqdm([*product(sweep.learning_rates, METHODS)], unit="run"):
+        sweep.accuracies[method].append(train(method, lr, data, epochs, seed))
+    return sweep
+
+
+def print_results(sweep: Sweep) -> None:
+    print(f"\nTest accuracy (*: within {MARGIN} of the best)\n")
+    print(f"{'lr':>8}" + "".join(f"{method:>15}" for method in METHODS))
+    for lr, *row in zip(sweep.learning_rates, *sweep.accuracies.values(), strict=True):
+        cells = (f"{value:>14.3f}{'*' if value >= sweep.threshold() else ' '}" for value in row)
+        print(f"{lr:>8.3g}" + "".join(cells))
+    print(f"\nTolerance: the learning rates within {MARGIN} of the best accuracy\n")
+    for method in METHODS:
+        print(f"  {method:<14}{describe(sweep.tolerated(method))}")
+
+
+def plot(sweep: Sweep, path: str) -> None:
+    figure = Figure(figsize=(11, 5), dpi=150, layout="constrained")
+    figure.suptitle("Learning rates that come within 2 points of the best accuracy")
+    panels = figure.subplots(ncols=2, sharey=True)
+    colours = ("#0072B2", "#D55E00")  # from Okabe and Ito's palette for the colour-blind
+    for axes, (bare, wrapped), colour in zip(panels, PAIRS, colours, strict=True):
+        band = (sweep.threshold(), sweep.threshold() + MARGIN)
+        axes.axhspan(*band, color="0.8", label="within 2 points of the best")
+        # The bare curve is thin, hollow and on top, so that both show where they coincide.
+        for method, line, size, face in ((wrapped, "o-", 9, colour), (bare, "s--", 5, "white")):
+            curve = (sweep.learning_rates, sweep.accuracies[method], line)
+            axes.plot(*curve, color=colour, markersize=size, markerfacecolor=face, label=method)
+        widths = [describe(sweep.tolerated(method)) for method in (bare, wrapped)]
+        axes.set_title(f"{bare}: {widths[0]}\nwith MoMo: {widths[1]}")
+        axes.set(xscale="log", ylim=(0, 1.02), xlabel="learning rate (with MoMo: upper bound)")
+        axes.legend()
+    panels[0].set_ylabel("test accuracy")
+    figure.savefig(path)
+
+
+def check_claim(sweep: Sweep) -> None:
+    """Assert that wrapping an optimizer does not narrow the learning rates that it tolerates."""
+    for pair in PAIRS:
+        bare, wrapped = map(sweep.tolerated, pair)
+        message = f"{pair[1]}: {describe(wrapped)}, less than bare: {describe(bare)}"
+        assert decades(wrapped) >= decades(bare), message
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    rates = "default: 1e-4 to 1e2, two per decade"
+    add("--learning-rates", type=float, nargs="+", default=LEARNING_RATES, metavar="LR", help=rates)
+    add("--epochs", type=int, default=EPOCHS, help="of each run (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of network and minibatches (default: %(default)s)")
+    add("--output", default="momo_quickstart.png", help="the picture (default: %(default)s)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(1)  # faster than several for so small a network
+    sweep = run_sweep(arguments.learning_rates, arguments.epochs, arguments.seed)
+    print_results(sweep)
+    plot(sweep, arguments.output)
+    print(f"\nThe curves are in {arguments.output}.")
+    if sweep.learning_rates == LEARNING_RATES and arguments.epochs == EPOCHS:
+        check_claim(sweep)
+
+
+if __name__ == "__main__":
+    main()

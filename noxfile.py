@@ -1,0 +1,53 @@
+"""Sessions for contributors: `nox` runs the default ones, `nox -s NAME` another."""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "venv"
+
+# Without this first, packages that depend on torch bring a build with several GB of CUDA libraries.
+TORCH = "torch==2.13.0"
+
+
+def _install(session: nox.Session, *extras: str) -> None:
+    session.install(TORCH)
+    session.install("-e", f".[{','.join(extras)}]")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the default test suite; arguments go to pytest."""
+    _install(session, "test")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types strictly."""
+    _install(session, "dev")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Lint, and check the formatting."""
+    session.install("ruff>=0.12")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(default=False)
+def slow(session: nox.Session) -> None:
+    """Run the tests that take minutes."""
+    _install(session, "test", "examples")
+    session.run("pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session(default=False)
+def examples(session: nox.Session) -> None:
+    """Run every example; each asserts its claim."""
+    _install(session, "examples")
+    session.run("python", "examples/quickstart.py", "--output", session.create_tmp() + "/lr.png")
+    session.run("python", "examples/benchmarks/step_cost.py", "--rounds", "5")

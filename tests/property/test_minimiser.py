@@ -1,0 +1,166 @@
+"""(3) and (4) minimise the truncated model plus the proximal terms, over all groups at once.
+
+The objective is built from its definition: the weights of past losses and gradients are expanded
+one by one, nothing is averaged recursively. Minimised is ρ times the model (2), which is what makes
+the base's own step the untruncated minimiser,
+
+    max{ Σ_j w_j (f_j + ⟨g_j, x - x_j⟩), ρ f* } + Σ_i ‖x_i - x_{k,i}‖²_{D_i}/(2 α_i)
+                                                + Σ_i (λ_i/2) ‖x_i‖²_{D_i}.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.optim import SGD, Adam, Optimizer
+
+from momo_wrap import MoMo, MoMoWrapper
+
+SIZE = 4  # parameters of a group
+
+Weights = Callable[[int], list[float]]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base optimizer, with w_1 ... w_k and D written out."""
+
+    make: Callable[[list[dict[str, object]]], Optimizer]
+    weights: Weights
+    preconditioner: Callable[[Optimizer, Tensor], Tensor]
+
+
+def sgd_weights(momentum: float, dampening: float, nesterov: bool) -> Weights:
+    def weights(k: int) -> list[float]:
+        fresh = [1.0] + [1.0 - dampening] * (k - 1)
+        buffer = [momentum ** (k - 1 - j) * fresh[j] for j in range(k)]
+        if nesterov:
+            return [momentum * b + (j == k - 1) for j, b in enumerate(buffer)]
+        return buffer
+
+    return weights
+
+
+def sgd(momentum: float, dampening: float = 0.0, nesterov: bool = False) -> Base:
+    return Base(
+        lambda groups: SGD(groups, momentum=momentum, dampening=dampening, nesterov=nesterov),
+        sgd_weights(momentum, dampening, nesterov),
+        lambda _, x: torch.ones_like(x),
+    )
+
+
+def adam_preconditioner(optimizer: Optimizer, x: Tensor) -> Tensor:
+    state: dict[str, Tensor] = optimizer.state[x]
+    variance = state["exp_avg_sq"] / (1 - 0.9 ** float(state["step"]))
+    return torch.add(variance.sqrt(), 1e-3)
+
+
+BASES = {
+    "plain": sgd(0.0),
+    "momentum": sgd(0.9),
+    "dampening": sgd(0.7, 0.7),
+    "nesterov": sgd(0.6, nesterov=True),
+    "Adam": Base(
+        lambda groups: Adam(groups, betas=(0.8, 0.9), eps=1e-3),
+        lambda k: [0.2 * 0.8 ** (k - 1 - j) / (1 - 0.8**k) for j in range(k)],
+        adam_preconditioner,
+    ),
+}
+
+log_rates = st.floats(-3, 2)
+group_settings = st.tuples(log_rates, st.one_of(st.just(0.0), st.floats(0.01, 2.0)))
+
+
+@dataclass
+class History:
+    """Random losses and gradients, and where they were met."""
+
+    losses: list[float]
+    gradients: list[list[Tensor]]
+    positions: list[list[Tensor]]
+
+    def objective(
+        self, optimizer: MoMoWrapper, base: Base, at: list[Tensor], bound: float
+    ) -> Tensor:
+        """The function that the last step is to have minimised."""
+        weights = base.weights(len(self.losses))
+        model = torch.zeros((), dtype=torch.float64)
+        for w, f, g, x in zip(weights, self.losses, self.gradients, self.positions, strict=True):
+            model += w * f
+            for gi, yi, xi in zip(g, at, x, strict=True):
+                model += w * (gi * (yi - xi)).sum()
+        value = model.clamp(min=sum(weights) * bound)
+        for group, y, old in zip(optimizer.param_groups, at, self.positions[-1], strict=True):
+            d = base.preconditioner(optimizer.base, group["params"][0])
+            value = value + (d * (y - old) ** 2).sum() / (2 * group["lr"])
+            value = value + group["weight_decay"] / 2 * (d * y**2).sum()
+        return value
+
+
+@pytest.mark.parametrize("base", BASES.values(), ids=BASES)
+@given(
+    settings=st.lists(group_settings, min_size=1, max_size=3),
+    steps=st.integers(1, 4),
+    bound=st.floats(-3, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_step_is_the_minimiser(
+    base: Base, settings: list[tuple[float, float]], steps: int, bound: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(scale: float = 1.0) -> Tensor:
+        return scale * torch.randn(SIZE, generator=generator, dtype=torch.float64)
+
+    params = [random().requires_grad_() for _ in settings]
+    optimizer = MoMoWrapper(
+        base.make(
+            [
+                {"params": [p], "lr": 10.0**log_lr, "weight_decay": decay}
+                for p, (log_lr, decay) in zip(params, settings, strict=True)
+            ]
+        ),
+        MoMo(bound),
+    )
+    history = History([], [], [])
+    for _ in range(steps):
+        history.losses.append(float(random().abs().sum()))
+        history.gradients.append([random() for _ in params])
+        history.positions.append([p.detach().clone() for p in params])
+        for param, gradient in zip(params, history.gradients[-1], strict=True):
+            param.grad = gradient.clone()
+        optimizer.step(loss=history.losses[-1])
+
+    reached = [p.detach() for p in params]
+    best = history.objective(optimizer, base, reached, bound)
+    slack = 1e-9 * (1 + best.abs())
+    moves = [y - x for y, x in zip(reached, history.positions[-1], strict=True)]
+    for scale in (1e-4, 1e-2, 1.0):
+        trials = [[random(scale) for _ in params] for _ in range(4)]
+        trials += [[sign * scale * move for move in moves] for sign in (-1.0, 1.0)]
+        for trial in trials:
+            other = [y + t for y, t in zip(reached, trial, strict=True)]
+            assert history.objective(optimizer, base, other, bound) >= best - slack
+
+
+def test_objective_tells_another_theta() -> None:
+    """The objective above is not minimal where θ is off by a little."""
+    base = BASES["momentum"]
+    param = torch.ones(SIZE, dtype=torch.float64, requires_grad=True)
+    param.grad = torch.full_like(param, 2.0)
+    optimizer = MoMoWrapper(base.make([{"params": [param], "lr": 1.0, "weight_decay": 0.1}]))
+    history = History([3.0], [[param.grad.clone()]], [[param.detach().clone()]])
+    optimizer.step(loss=3.0)
+    assert optimizer.last_step is not None
+    assert 0 < optimizer.last_step.theta < 1
+    reached = param.detach()
+    best = history.objective(optimizer, base, [reached], 0.0)
+    off = copy.copy(reached) - 0.01 * optimizer.last_step.theta * param.grad
+    assert history.objective(optimizer, base, [off], 0.0) > best + 1e-6

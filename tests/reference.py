@@ -1,0 +1,137 @@
+"""MoMo in NumPy float64, written from the paper's form of the model.
+
+It keeps γ_k, the average of ⟨g_j, x_j⟩, and takes ⟨d_k, x_k⟩ anew in each step, where the library
+keeps track of displacements (equation (1)). It shares no code with the library.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass
+class SGDBase:
+    """SGD with momentum: B, d and D of one parameter group, as one vector."""
+
+    momentum: float = 0.0
+    dampening: float = 0.0
+    nesterov: bool = False
+    step: int = 0
+
+    def weights(self) -> tuple[float, float, float, float]:
+        """(a, b, p, q) of the coming step."""
+        b = 1.0 if self.step == 1 or self.momentum == 0 else 1.0 - self.dampening
+        return self.momentum, b, self.momentum if self.nesterov else 1.0, float(self.nesterov)
+
+    def preconditioner(self, gradient: Array) -> Array:
+        """D of the coming step."""
+        return np.ones_like(gradient)
+
+
+@dataclass
+class AdamBase:
+    """Adam: B, d and D of one parameter group, as one vector."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    amsgrad: bool = False
+    step: int = 0
+    second_moment: Array | float = 0.0
+    largest: Array | float = 0.0
+
+    def weights(self) -> tuple[float, float, float, float]:
+        """(a, b, p, q) of the coming step."""
+        return self.beta1, 1 - self.beta1, 1 / (1 - self.beta1**self.step), 0.0
+
+    def preconditioner(self, gradient: Array) -> Array:
+        """D of the coming step."""
+        self.second_moment = self.beta2 * self.second_moment + (1 - self.beta2) * gradient**2
+        self.largest = np.maximum(self.largest, self.second_moment)
+        used = self.largest if self.amsgrad else self.second_moment
+        return np.asarray(np.sqrt(used / (1 - self.beta2**self.step)) + self.eps)
+
+
+@dataclass
+class ReferenceGroup:
+    """A parameter group as one vector."""
+
+    x: Array
+    lr: float
+    weight_decay: float
+    base: SGDBase | AdamBase
+    buffer: Array | float = 0.0
+
+
+@dataclass
+class ReferenceMoMo:
+    """MoMo over several groups, for a loss that is minimised.
+
+    Args:
+        groups: The groups; their bases average alike.
+        lower_bound: f*, or f*_0 if it is estimated.
+        estimate_bound: MoMo*, equations (6) and (7).
+        decoupled: Weight decay as AdamW has it.
+    """
+
+    groups: Sequence[ReferenceGroup]
+    lower_bound: float = 0.0
+    estimate_bound: bool = False
+    decoupled: bool = False
+    bound: float = field(init=False)
+    loss_sum: float = 0.0
+    weight_sum: float = 0.0
+    gamma_sum: float = 0.0
+    theta: float = math.nan
+
+    def __post_init__(self) -> None:
+        self.bound = self.lower_bound
+
+    def step(self, loss: float, gradients: Sequence[Array]) -> None:
+        """Take a step from the loss and the gradient of each group."""
+        for group in self.groups:
+            group.base.step += 1
+        a, b, p, q = self.groups[0].base.weights()
+        at_params = sum(float(g @ group.x) for g, group in zip(gradients, self.groups, strict=True))
+        self.loss_sum = a * self.loss_sum + b * loss
+        self.weight_sum = a * self.weight_sum + b
+        self.gamma_sum = a * self.gamma_sum + b * at_params
+        f_bar, rho = p * self.loss_sum + q * loss, p * self.weight_sum + q
+        gamma = p * self.gamma_sum + q * at_params
+
+        ds, us = [], []
+        for g, group in zip(gradients, self.groups, strict=True):
+            group.buffer = a * group.buffer + b * g
+            d = p * group.buffer + q * g
+            ds.append(d)
+            us.append(d / group.base.preconditioner(g))
+
+        cs = [1 / (1 + group.lr * group.weight_decay) for group in self.groups]
+        h = f_bar - gamma
+        decrease = slope = dot = 0.0
+        for c, d, u, group in zip(cs, ds, us, self.groups, strict=True):
+            h += c * float(d @ group.x)
+            dot += float(d @ group.x)
+            decrease += c * group.lr * float(d @ u)
+            slope += group.lr * float(d @ u)
+
+        if self.estimate_bound and h < rho * self.bound:  # (6)
+            self.bound = max(h / (2 * rho), self.lower_bound)
+        self.theta = min(max((h - rho * self.bound) / decrease, 0.0), 1.0)  # (3)
+        if self.estimate_bound:  # (7)
+            estimate = (f_bar + dot - gamma - self.theta * slope / 2) / rho
+            self.bound = max(estimate, self.lower_bound)
+
+        for c, u, group in zip(cs, us, self.groups, strict=True):
+            move = self.theta * group.lr * u
+            if self.decoupled:
+                group.x = (1 - group.lr * group.weight_decay) * group.x - move
+            else:
+                group.x = c * (group.x - move)  # (4)

@@ -1,0 +1,262 @@
+"""Saved, copied or pickled in mid-run, a run goes on bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import SGD, AdamW, Optimizer
+
+from momo_wrap import MoMo, MoMoStar, MoMoWrapper, StepRule
+from tests.cases import ALGORITHMS, FLAG_COMBINATIONS, Case
+from tests.problems import Problem, flat, last_step, take_step
+
+HALF = 12
+
+Run = tuple[Problem, MoMoWrapper]
+Transfer = Callable[[Run, Case, StepRule], Run]
+
+
+def start(case: Case, rule: StepRule) -> Run:
+    problem = Problem(sign=case.sign)
+    # At 20 times the usual rate some steps are cut and others are not.
+    lr = 20 * case.settings["lr"]
+    halves = [{"params": problem.params[:2]}, {"params": problem.params[2:], "lr": lr / 2}]
+    return problem, MoMoWrapper(case.make(halves, lr=lr, weight_decay=0.01), copy.copy(rule))
+
+
+def go_on(run: Run, steps: int = HALF) -> None:
+    problem, optimizer = run
+    for _ in range(steps):
+        take_step(optimizer, problem.gradients())
+
+
+def through_file(run: Run, case: Case, rule: StepRule) -> Run:
+    """Write a checkpoint as users do, and load it into objects made afresh."""
+    problem, optimizer = run
+    file = io.BytesIO()
+    torch.save(
+        {
+            "params": [p.detach() for p in problem.params],
+            "optimizer": optimizer.state_dict(),
+            "generator": problem.generator.get_state(),
+        },
+        file,
+    )
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    fresh, other = start(case, rule)
+    with torch.no_grad():
+        for param, value in zip(fresh.params, saved["params"], strict=True):
+            param.copy_(value)
+    other.load_state_dict(saved["optimizer"])
+    fresh.generator.set_state(saved["generator"])
+    return fresh, other
+
+
+def deep_copied(run: Run, _case: Case, _rule: StepRule) -> Run:
+    """Copy problem and optimizer together."""
+    return copy.deepcopy(run)
+
+
+def pickled(run: Run, case: Case, _rule: StepRule) -> Run:
+    """Pickle parameters and optimizer together; the random generator can't be pickled."""
+    problem, optimizer = run
+    params, other = pickle.loads(pickle.dumps((problem.params, optimizer)))
+    fresh = Problem(sign=case.sign)
+    fresh.params = params
+    fresh.generator.set_state(problem.generator.get_state())
+    return fresh, other
+
+
+@pytest.mark.parametrize("transfer", [through_file, deep_copied, pickled])
+@pytest.mark.parametrize("rule", [MoMo(0.1), MoMoStar()], ids=["MoMo", "MoMoStar"])
+@pytest.mark.parametrize("case", FLAG_COMBINATIONS, ids=str)
+def test_run_goes_on_bit_for_bit(case: Case, rule: StepRule, transfer: Transfer) -> None:
+    run = start(case, rule)
+    go_on(run)
+    moved = transfer(run, case, rule)
+    go_on(run)
+    go_on(moved)
+    assert torch.equal(flat(moved[0].params), flat(run[0].params))
+    assert last_step(moved[1]) == last_step(run[1])
+    assert str(moved[1].state_dict()) == str(run[1].state_dict())
+
+
+@pytest.mark.parametrize("case", ALGORITHMS, ids=str)
+def test_the_copy_is_independent(case: Case) -> None:
+    run = start(case, MoMo())
+    go_on(run)
+    before = copy.deepcopy(run)
+    other = copy.deepcopy(run)
+    go_on(other)
+    assert torch.equal(flat(run[0].params), flat(before[0].params))
+    assert str(run[1].state_dict()) == str(before[1].state_dict())
+    assert not torch.equal(flat(run[0].params), flat(other[0].params))
+
+
+@pytest.mark.parametrize("case", ALGORITHMS, ids=str)
+def test_copies_share_groups_and_state_with_their_base(case: Case) -> None:
+    run = start(case, MoMo())
+    go_on(run, 2)
+    for transfer in (through_file, deep_copied, pickled):
+        optimizer = transfer(run, case, MoMo())[1]
+        assert optimizer.param_groups is optimizer.base.param_groups
+        assert optimizer.state is optimizer.base.state
+        assert isinstance(optimizer.base, case.kind)
+
+
+@pytest.mark.parametrize("case", ALGORITHMS, ids=str)
+def test_state_has_only_what_the_base_put_there(case: Case) -> None:
+    """Bases test `len(state) == 0`, and distributed checkpoints take keys for parameters."""
+    problem, optimizer = start(case, MoMoStar())
+    assert len(optimizer.state) == 0
+    go_on((problem, optimizer), 1)
+    bare = case.make(Problem().params)
+    for param in bare.param_groups[0]["params"]:
+        param.grad = torch.ones_like(param)
+    bare.step()
+    names = [set(entry) for entry in bare.state.values()]
+    assert [set(entry) for entry in optimizer.state.values()] == names
+    assert all(isinstance(key, Tensor) for key in optimizer.state)
+
+
+def test_scalars_are_in_the_first_group() -> None:
+    problem, optimizer = start(ALGORITHMS[1], MoMoStar())
+    go_on((problem, optimizer), 3)
+    first, second = optimizer.state_dict()["param_groups"]
+    ours = {name for name in first if name.startswith("momo_")}
+    assert ours == {
+        "momo_loss_sum",
+        "momo_weight_sum",
+        "momo_displacement",
+        "momo_rule_lower_bound",
+    }
+    assert all(first[name].shape == () for name in ours)
+    assert not any(name.startswith("momo_") for name in second)
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize(
+    "case", [c for c in ALGORITHMS if c.name in ("Adam", "SGD-momentum")], ids=str
+)
+def test_distributed_state_dict_keeps_everything(case: Case, flatten: bool) -> None:
+    """The state dict that distributed checkpoints are made of, named by parameter."""
+    torch.manual_seed(0)
+    inputs = torch.randn(8, 4)
+
+    def make() -> tuple[torch.nn.Module, MoMoWrapper]:
+        model = torch.nn.Linear(4, 2)
+        groups: list[dict[str, Any]] = [
+            {"params": [model.weight]},
+            {"params": [model.bias], "lr": 1e-3},
+        ]
+        return model, MoMoWrapper(case.make(groups), MoMoStar())
+
+    def train(model: torch.nn.Module, optimizer: MoMoWrapper, steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = (model(inputs) ** 2).mean()
+            loss.backward()
+            optimizer.step(loss=loss)
+
+    options = StateDictOptions(flatten_optimizer_state_dict=flatten)
+    model, optimizer = make()
+    train(model, optimizer, 5)
+    saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer, options=options))
+    other_model, other = make()
+    train(other_model, other, 1)
+    other_model.load_state_dict(model.state_dict())
+    set_optimizer_state_dict(other_model, other, saved, options=options)
+    train(model, optimizer, 3)
+    train(other_model, other, 3)
+    assert torch.equal(flat(list(model.parameters())), flat(list(other_model.parameters())))
+
+
+def test_bare_checkpoint_into_wrapper_and_back() -> None:
+    """Training can be started bare and go on wrapped, and the other way round."""
+    problem = Problem()
+    bare = AdamW(problem.params, lr=0.01, weight_decay=0.0)
+    for _ in range(3):
+        take_step(bare, problem.gradients())
+    wrapped = MoMoWrapper(AdamW(problem.params, lr=0.01))
+    wrapped.load_state_dict(bare.state_dict())
+    take_step(wrapped, problem.gradients())
+    record = last_step(wrapped)
+    assert torch.allclose(record.model_value, record.loss)  # a model that starts afresh
+    assert all(float(entry["step"]) == 4 for entry in wrapped.state.values())
+    back = AdamW(problem.params, lr=0.01)
+    back.load_state_dict(wrapped.state_dict())
+    take_step(back, problem.gradients())
+    assert all(float(entry["step"]) == 5 for entry in back.state.values())
+
+
+def test_load_state_dict_of_the_base_is_seen() -> None:
+    problem = Problem()
+    optimizer = MoMoWrapper(SGD(problem.params, lr=0.1, momentum=0.9))
+    take_step(optimizer, problem.gradients())
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"][0]["lr"] = 0.7
+    optimizer.base.load_state_dict(saved)
+    assert optimizer.param_groups[0]["lr"] == 0.7
+    assert optimizer.param_groups is optimizer.base.param_groups
+    take_step(optimizer, problem.gradients())
+
+
+def test_scalars_of_another_dtype_are_converted() -> None:
+    problem = Problem()
+    optimizer = MoMoWrapper(SGD(problem.params, lr=0.1))
+    take_step(optimizer, problem.gradients())
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"][0]["momo_loss_sum"] = saved["param_groups"][0]["momo_loss_sum"].float()
+    saved["param_groups"][0]["momo_weight_sum"] = 1.0
+    optimizer.load_state_dict(saved)
+    group = optimizer.param_groups[0]
+    assert group["momo_loss_sum"].dtype is torch.float64
+    assert group["momo_weight_sum"].dtype is torch.float64
+
+
+def test_tools_may_set_groups_and_state_directly() -> None:
+    """`Optimizer.__setstate__` and plain assignment reach the base."""
+    problem = Problem()
+    optimizer = MoMoWrapper(SGD(problem.params, lr=0.1))
+    groups = [{**optimizer.param_groups[0], "lr": 0.5}]
+    optimizer.__setstate__({"param_groups": groups, "state": optimizer.state})
+    assert optimizer.base.param_groups is groups
+    other: list[dict[str, object]] = [{**groups[0], "lr": 0.25}]
+    optimizer.param_groups = other
+    assert optimizer.base.param_groups is other
+
+
+def test_state_dict_hooks_run() -> None:
+    problem = Problem()
+    optimizer: Optimizer = MoMoWrapper(SGD(problem.params, lr=0.1))
+    calls: list[str] = []
+
+    def add_note(_: Optimizer, state_dict: dict[str, object]) -> dict[str, object]:
+        calls.append("post")
+        return {**state_dict, "note": 1}
+
+    def drop_note(_: Optimizer, state_dict: dict[str, object]) -> dict[str, object]:
+        calls.append("load_pre")
+        return {name: value for name, value in state_dict.items() if name != "note"}
+
+    optimizer.register_state_dict_pre_hook(lambda _: calls.append("pre"))
+    optimizer.register_state_dict_post_hook(add_note)
+    optimizer.register_load_state_dict_pre_hook(drop_note)
+    optimizer.register_load_state_dict_post_hook(lambda _: calls.append("load_post"))
+    saved = optimizer.state_dict()
+    assert saved["note"] == 1
+    optimizer.load_state_dict(saved)
+    assert calls == ["pre", "post", "load_pre", "load_post"]

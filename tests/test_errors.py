@@ -1,0 +1,430 @@
+"""Each mistake a user can make meets a message that says what to write, and changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
+
+from momo_wrap import (
+    Adapter,
+    Averaging,
+    ModelStats,
+    MoMo,
+    MoMoWrapper,
+    ReadingAdapter,
+    StepDecision,
+    StepRule,
+    adapter_for,
+    register_adapter,
+)
+from momo_wrap.adapters import AdamAdapter, Reading
+from tests.problems import Problem, flat
+
+
+def parameter(*values: float) -> Tensor:
+    """A parameter with a gradient."""
+    param = torch.tensor(values or (1.0, 2.0), requires_grad=True)
+    param.grad = torch.ones_like(param)
+    return param
+
+
+def sparse_parameter() -> Tensor:
+    param = torch.ones(3, requires_grad=True)
+    param.grad = torch.tensor([1.0, 0.0, 0.0]).to_sparse()
+    return param
+
+
+def wrapped(**settings: Any) -> MoMoWrapper:
+    return MoMoWrapper(SGD([parameter()], **{"lr": 0.1, **settings}))
+
+
+def after(optimizer: MoMoWrapper, **settings: Any) -> MoMoWrapper:
+    """Change settings of the first group, as a scheduler or a slip would."""
+    optimizer.param_groups[0].update(settings)
+    return optimizer
+
+
+class MyAdam(Adam):
+    """A subclass that nobody registered."""
+
+
+class ForgetfulRule(StepRule):
+    """Promises to remember a count, and does not."""
+
+    def initial_memory(self, lower_bound: float) -> dict[str, float]:
+        return {"count": 0.0}
+
+    def __call__(self, stats: ModelStats, memory: Any) -> StepDecision:
+        return StepDecision(stats.loss, stats.loss, 0.0)
+
+
+class NumberRule(StepRule):
+    """Answers with a Python number."""
+
+    def __call__(self, stats: ModelStats, memory: Any) -> StepDecision:
+        return StepDecision(0.5, stats.loss, 0.0)  # type: ignore[arg-type]
+
+
+class CarelessAdapter(ReadingAdapter):
+    """Reads the momentum buffers of SGD as if they were Adam's."""
+
+    def __init__(self, tensors: dict[str, list[Tensor]]) -> None:
+        self.tensors = tensors
+
+    def averaging(self, group: Any) -> Averaging:
+        return Averaging(0.9, 0.1, bias_corrected=True)
+
+    def read(self, group: Any, params: Any, state: Any) -> Reading:
+        return Reading([state[p]["momentum_buffer"] for p in params], self.tensors)
+
+
+def two_groups(kind: type[Optimizer], first: dict[str, Any], second: dict[str, Any]) -> Optimizer:
+    groups = [{"params": [parameter()], **first}, {"params": [parameter()], **second}]
+    return kind(groups, lr=0.1)  # type: ignore[call-arg]
+
+
+Row = tuple[Callable[[], Any], type[Exception], str]
+
+AT_CONSTRUCTION: dict[str, Row] = {
+    "not an optimizer": (
+        lambda: MoMoWrapper([parameter()]),  # type: ignore[arg-type]
+        TypeError,
+        "expects a torch.optim.Optimizer, got list. Write MoMoWrapper(torch.optim.AdamW(",
+    ),
+    "a wrapper": (
+        lambda: MoMoWrapper(wrapped()),
+        TypeError,
+        "wrapped already; its steps would be cut twice. Wrap the base itself",
+    ),
+    "LBFGS": (
+        lambda: MoMoWrapper(torch.optim.LBFGS([parameter()])),
+        TypeError,
+        "can't wrap LBFGS: it evaluates its closure several times",
+    ),
+    "SparseAdam": (
+        lambda: MoMoWrapper(torch.optim.SparseAdam([parameter()])),
+        TypeError,
+        "can't wrap SparseAdam: it needs sparse gradients",
+    ),
+    "unknown optimizer": (
+        lambda: MoMoWrapper(Adagrad([parameter()])),
+        TypeError,
+        "No adapter is registered for torch.optim.adagrad.Adagrad; known are Adam, AdamW, SGD",
+    ),
+    "unknown optimizer, what to write": (
+        lambda: MoMoWrapper(Adagrad([parameter()])),
+        TypeError,
+        "MoMoWrapper(optimizer, adapter=...)",
+    ),
+    "subclass of a known optimizer": (
+        lambda: adapter_for(MyAdam([parameter()])),
+        TypeError,
+        "tests.test_errors.MyAdam; known are Adam, AdamW, SGD (by exact type, not their subclasses",
+    ),
+    "rule is a class": (
+        lambda: MoMoWrapper(SGD([parameter()], lr=0.1), MoMo),  # type: ignore[arg-type]
+        TypeError,
+        "rule must be a StepRule, got <class 'momo_wrap.rules.MoMo'>. Write MoMoWrapper(optimizer, "
+        "MoMo(lower_bound=0.0))",
+    ),
+    "adapter is a class": (
+        lambda: MoMoWrapper(SGD([parameter()], lr=0.1), adapter=AdamAdapter),  # type: ignore[arg-type]
+        TypeError,
+        "adapter must be an instance of Adapter",
+    ),
+    "form of weight decay": (
+        lambda: MoMoWrapper(SGD([parameter()], lr=0.1), weight_decay=0.1),  # type: ignore[arg-type]
+        ValueError,
+        "must be 'proximal' or 'decoupled', got 0.1. Its strength is the base's own weight_decay",
+    ),
+    "NaN lr": (
+        lambda: wrapped(lr=math.nan),
+        ValueError,
+        "Group 0 has lr=nan, expected a finite number of at least 0",
+    ),
+    "NaN tensor lr": (
+        lambda: wrapped(lr=torch.tensor(math.nan)),
+        ValueError,
+        "Group 0 has lr=nan, expected a finite number of at least 0",
+    ),
+    "infinite lr": (
+        lambda: wrapped(lr=math.inf),
+        ValueError,
+        "Group 0 has lr=inf, expected a finite number of at least 0. For no cap, choose a large",
+    ),
+    "no lr": (
+        lambda: MoMoWrapper(_without_lr(), adapter=AdamAdapter()),
+        ValueError,
+        "Group 0 has no 'lr'",
+    ),
+    "differentiable": (
+        lambda: MoMoWrapper(Adam([parameter()], differentiable=True)),
+        NotImplementedError,
+        "Group 0 has differentiable=True",
+    ),
+    "two betas": (
+        lambda: MoMoWrapper(two_groups(Adam, {}, {"betas": (0.8, 0.999)})),
+        ValueError,
+        "must be averaged with the same weights; set the same momentum (or betas[0])",
+    ),
+    "two betas, which": (
+        lambda: MoMoWrapper(two_groups(SGD, {}, {"momentum": 0.5})),
+        ValueError,
+        "Group 1 averages gradients as B = 0.5 B + 1.0 g, d = 1.0 B + 0.0 g, group 0 as B = 0",
+    ),
+    "maximize in one group": (
+        lambda: MoMoWrapper(two_groups(SGD, {}, {"maximize": True})),
+        ValueError,
+        "Groups have maximize=[False, True], but all groups share one loss",
+    ),
+    "bound is a tensor": (
+        lambda: MoMo(torch.tensor(0.0)),  # type: ignore[arg-type]
+        TypeError,
+        "lower_bound must be a Python number, got Tensor. Write MoMo(lower_bound=0.0)",
+    ),
+    "bound is NaN": (
+        lambda: MoMo(math.nan),
+        ValueError,
+        "lower_bound is NaN, expected a number below every loss. Write MoMo(lower_bound=0.0)",
+    ),
+    "no parameters": (
+        lambda: MoMoWrapper(SGD([{"params": []}], lr=0.1)),
+        ValueError,
+        "The optimizer has no parameters",
+    ),
+    "buffer without weight": (
+        lambda: Averaging(0.9, 0.1, buffer_scale=0.0),
+        ValueError,
+        "Averaging has buffer_scale=0, so the buffer would not count",
+    ),
+    "bias correction and a factor": (
+        lambda: Averaging(0.9, 0.1, buffer_scale=2.0, bias_corrected=True),
+        ValueError,
+        "but got buffer_scale=2.0 and grad_scale=0.0",
+    ),
+    "registering an instance": (
+        lambda: register_adapter(SGD([parameter()]), AdamAdapter()),  # type: ignore[arg-type]
+        TypeError,
+        "expects a class of optimizers first",
+    ),
+    "registering an adapter class": (
+        lambda: register_adapter(MyAdam, AdamAdapter),  # type: ignore[arg-type]
+        TypeError,
+        "Write register_adapter(MyAdam, MyAdapter())",
+    ),
+}
+
+# What is called with an optimizer after two good steps.
+AT_STEP: dict[str, tuple[Callable[[MoMoWrapper], Any], type[Exception], str]] = {
+    "no loss": (
+        lambda o: o.step(),
+        TypeError,
+        "step() needs the loss that the gradients belong to. After loss.backward(), write "
+        "optimizer.step(loss=loss)",
+    ),
+    "both": (
+        lambda o: o.step(lambda: 1.0, loss=1.0),
+        TypeError,
+        "got a closure and a loss, expected one of them. After loss.backward(), write "
+        "optimizer.step(loss=loss)",
+    ),
+    "loss as positional argument": (
+        lambda o: o.step(torch.tensor(1.0)),  # type: ignore[arg-type]
+        TypeError,
+        "takes a closure as its positional argument, got Tensor. To pass a loss, write "
+        "optimizer.step(loss=loss)",
+    ),
+    "loss with several elements": (
+        lambda o: o.step(loss=torch.ones(3)),
+        ValueError,
+        "got as loss a tensor of shape [3], expected one element. Reduce it as for backward(), "
+        "e.g. optimizer.step(loss=loss.mean())",
+    ),
+    "loss without elements": (
+        lambda o: o.step(loss=torch.ones(0)),
+        ValueError,
+        "a tensor of shape [0], expected one element",
+    ),
+    "wrong type": (
+        lambda o: o.step(loss="1.0"),  # type: ignore[arg-type]
+        TypeError,
+        "got as loss str, expected a one-element tensor or a number. Write optimizer.step(loss=",
+    ),
+    "complex loss": (
+        lambda o: o.step(loss=torch.ones((), dtype=torch.complex64)),
+        TypeError,
+        "complex tensor, expected a real number. Write optimizer.step(loss=loss.real)",
+    ),
+    "closure without result": (
+        lambda o: o.step(lambda: None),  # type: ignore[arg-type,return-value]
+        TypeError,
+        "the closure returned None, expected a one-element tensor or a number",
+    ),
+    "closure with several elements": (
+        lambda o: o.step(lambda: torch.ones(2)),
+        ValueError,
+        "the closure returned a tensor of shape [2]",
+    ),
+    "NaN lr": (
+        lambda o: after(o, lr=math.nan).step(loss=1.0),
+        ValueError,
+        "Group 0 has lr=nan",
+    ),
+    "negative lr": (
+        lambda o: after(o, lr=-0.1).step(loss=1.0),
+        ValueError,
+        "Group 0 has lr=-0.1, expected a finite number of at least 0",
+    ),
+    "lr is text": (
+        lambda o: after(o, lr="0.1").step(loss=1.0),
+        ValueError,
+        "Group 0 has lr='0.1', expected a finite number",
+    ),
+    "negative weight decay": (
+        lambda o: after(o, weight_decay=-0.1).step(loss=1.0),
+        ValueError,
+        "Group 0 has weight_decay=-0.1, expected a finite number of at least 0",
+    ),
+    "two betas": (
+        lambda o: after(o, momentum=0.5).step(loss=1.0),
+        ValueError,
+        "Group 1 averages gradients as B = 0.9 B",
+    ),
+    "a rule that forgets": (
+        lambda o: _with_rule(o, ForgetfulRule()).step(loss=1.0),
+        ValueError,
+        "initial_memory names ['count'], but its decision has memory for []",
+    ),
+    "a rule that answers a number": (
+        lambda o: _with_rule(o, NumberRule()).step(loss=1.0),
+        TypeError,
+        "The rule's theta must be a 0-dim tensor, got float",
+    ),
+    "an adapter that takes a name": (
+        lambda o: _with_adapter(o, CarelessAdapter(tensors={"param": []})).step(loss=1.0),
+        ValueError,
+        "read() returned tensors named ['param'], which every block has already",
+    ),
+    "an adapter without bias corrections": (
+        lambda o: _with_adapter(o, CarelessAdapter(tensors={})).step(loss=1.0),
+        ValueError,
+        "but read() returned no scalars named 'buffer_scale'",
+    ),
+    "a group with other betas": (
+        lambda o: o.add_param_group({"params": [parameter()], "momentum": 0.1}),
+        ValueError,
+        "Group 2 averages gradients as B = 0.1 B",
+    ),
+    "a group with a NaN lr": (
+        lambda o: o.add_param_group({"params": [parameter()], "lr": math.nan}),
+        ValueError,
+        "Group 2 has lr=nan",
+    ),
+}
+
+
+def _without_lr() -> Optimizer:
+    optimizer = Adam([parameter()])
+    del optimizer.param_groups[0]["lr"]
+    return optimizer
+
+
+def _with_adapter(optimizer: MoMoWrapper, adapter: Adapter) -> MoMoWrapper:
+    optimizer.adapter = adapter
+    return optimizer
+
+
+def _with_rule(optimizer: MoMoWrapper, rule: StepRule) -> MoMoWrapper:
+    optimizer.rule = rule
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"), AT_CONSTRUCTION.values(), ids=AT_CONSTRUCTION
+)
+def test_at_construction(make: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        make()
+
+
+@pytest.mark.parametrize(("call", "error", "message"), AT_STEP.values(), ids=AT_STEP)
+def test_in_a_run(call: Callable[[MoMoWrapper], Any], error: type[Exception], message: str) -> None:
+    problem = Problem()
+    halves: list[dict[str, Any]] = [{"params": problem.params[:2]}, {"params": problem.params[2:]}]
+    optimizer = MoMoWrapper(SGD(halves, lr=0.1, momentum=0.9))
+    for _ in range(2):
+        optimizer.step(loss=problem.gradients())
+    params = flat(problem.params)
+    settings = [dict(group) for group in optimizer.param_groups]
+    scalars = {
+        name: value.clone() for name, value in settings[0].items() if name.startswith("momo_")
+    }
+    record, rule, adapter = optimizer.last_step, optimizer.rule, optimizer.adapter
+
+    with pytest.raises(error, match=re.escape(message)):
+        call(optimizer)
+
+    assert torch.equal(flat(problem.params), params)
+    assert {name: optimizer.param_groups[0][name] for name in scalars} == scalars
+    assert optimizer.last_step is record
+    assert len(optimizer.param_groups) == 2
+    # Put right what was wrong, and go on.
+    optimizer.rule, optimizer.adapter = rule, adapter
+    for group, good in zip(optimizer.param_groups, settings, strict=True):
+        group.update(good)
+    optimizer.step(loss=problem.gradients())
+    assert not torch.equal(flat(problem.params), params)
+
+
+def test_sparse_gradients() -> None:
+    param = sparse_parameter()
+    optimizer = MoMoWrapper(SGD([param], lr=0.1))
+    message = "Parameter 0 of group 0, of shape [3], has a torch.sparse_coo gradient"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        optimizer.step(loss=1.0)
+    assert torch.equal(param.detach(), torch.ones(3))
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam, AdamW])
+def test_settings_are_put_back_when_the_base_fails(kind: type[Optimizer]) -> None:
+    """The very objects that were there come back, and a retry works."""
+    lr = torch.tensor(0.1)
+    param = parameter()
+    optimizer = MoMoWrapper(kind([param], lr=lr, weight_decay=0.1, foreach=False))  # type: ignore[call-arg]
+    before = dict(optimizer.param_groups[0])
+
+    def fail(*_: Any) -> None:
+        assert optimizer.param_groups[0]["lr"] == 0.0
+        raise RuntimeError("out of memory")
+
+    handle = optimizer.base.register_step_post_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step(loss=1.0)
+    group = optimizer.param_groups[0]
+    assert list(group) == list(before)
+    assert all(group[name] is before[name] for name in before)
+    assert torch.equal(param.detach(), torch.tensor([1.0, 2.0]))
+    assert optimizer.last_step is None
+    handle.remove()
+    optimizer.step(loss=1.0)
+    assert not torch.equal(param.detach(), torch.tensor([1.0, 2.0]))
+
+
+def test_failing_closure_changes_nothing() -> None:
+    optimizer = wrapped(momentum=0.9)
+    before = copy.deepcopy(optimizer.state_dict())
+
+    def closure() -> Tensor:
+        raise KeyError("batch")
+
+    with pytest.raises(KeyError, match="batch"):
+        optimizer.step(closure)
+    assert str(optimizer.state_dict()) == str(before)

@@ -1,0 +1,41 @@
+"""What a type checker must conclude; checked by mypy, never run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from typing_extensions import assert_type
+
+from momo_wrap import (
+    Adapter,
+    MoMo,
+    MoMoStar,
+    MoMoWrapper,
+    StepRecord,
+    StepRule,
+    adapter_for,
+    register_adapter,
+)
+from momo_wrap.adapters import AdamAdapter
+
+params = [torch.ones(1)]
+optimizer = MoMoWrapper(torch.optim.AdamW(params, lr=1e-2))
+
+assert_type(optimizer.step(loss=torch.ones(())), Tensor | float)
+assert_type(optimizer.step(lambda: 1.0), Tensor | float)
+assert_type(optimizer.last_step, StepRecord | None)
+assert_type(optimizer.effective_lrs(), list[Tensor])
+assert_type(optimizer.base, torch.optim.Optimizer)
+assert_type(optimizer.rule, StepRule)
+assert_type(adapter_for(optimizer.base), Adapter)
+register_adapter(torch.optim.Adam, AdamAdapter())
+
+as_optimizer: torch.optim.Optimizer = optimizer
+torch.optim.lr_scheduler.StepLR(optimizer, step_size=1)
+MoMoWrapper(optimizer.base, MoMoStar(0.1), weight_decay="decoupled")
+
+MoMoWrapper(params)  # type: ignore[arg-type]
+MoMoWrapper(optimizer.base, MoMo)  # type: ignore[arg-type]
+MoMoWrapper(optimizer.base, weight_decay="coupled")  # type: ignore[arg-type]
+optimizer.step(loss="1.0")  # type: ignore[arg-type]
+optimizer.step(torch.ones(()))  # type: ignore[arg-type]
