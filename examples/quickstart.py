@@ -11,6 +11,7 @@ on one CPU core and downloads nothing. Between seeds the widths differ, most for
 from __future__ import annotations
 
 import argparse
+import csv
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
@@ -117,7 +118,7 @@ def train(method: str, lr: float, data: Digits, epochs: int, seed: int) -> float
     for images, labels in minibatches(data, epochs, seed):
         loss = nn.functional.cross_entropy(network(images), labels)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if isinstance(optimizer, MoMoWrapper):
             optimizer.step(loss=loss)
         else:
@@ -143,6 +144,15 @@ def print_results(sweep: Sweep) -> None:
     print(f"\nTolerance: the learning rates within {MARGIN} of the best accuracy\n")
     for method in METHODS:
         print(f"  {method:<14}{describe(sweep.tolerated(method))}")
+
+
+def save(sweep: Sweep, path: str) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["method", "learning_rate", "test_accuracy"])
+        for method, accuracies in sweep.accuracies.items():
+            for lr, accuracy in zip(sweep.learning_rates, accuracies, strict=True):
+                writer.writerow([method, f"{lr:.6g}", f"{accuracy:.4f}"])
 
 
 def plot(sweep: Sweep, path: str) -> None:
@@ -180,6 +190,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--learning-rates", type=float, nargs="+", default=LEARNING_RATES, metavar="LR", help=rates)
     add("--epochs", type=int, default=EPOCHS, help="of each run (default: %(default)s)")
     add("--seed", type=int, default=0, help="of network and minibatches (default: %(default)s)")
+    add("--csv", help="also write the accuracies there")
     add("--output", default="momo_quickstart.png", help="the picture (default: %(default)s)")
     return parser.parse_args()
 
@@ -189,6 +200,8 @@ def main() -> None:
     torch.set_num_threads(1)  # faster than several for so small a network
     sweep = run_sweep(arguments.learning_rates, arguments.epochs, arguments.seed)
     print_results(sweep)
+    if arguments.csv:
+        save(sweep, arguments.csv)
     plot(sweep, arguments.output)
     print(f"\nThe curves are in {arguments.output}.")
     if sweep.learning_rates == LEARNING_RATES and arguments.epochs == EPOCHS:

@@ -3,17 +3,77 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from momo_wrap.adapters.base import Adapter, ParamGroup
+from momo_wrap.adapters.base import Adapter, ParamGroup, WeightDecayForm
 from momo_wrap.model import Averaging
+from momo_wrap.rules import StepDecision, StepRule
 
 Loss: TypeAlias = Tensor | float
+
+
+def check_arguments(optimizer: object, rule: object, adapter: object, weight_decay: object) -> None:
+    """Refuse arguments of `MoMoWrapper` of the wrong type.
+
+    Args:
+        optimizer: The base.
+        rule: The step rule or None.
+        adapter: The adapter or None.
+        weight_decay: The form of weight decay.
+
+    Raises:
+        TypeError: One of the first three is of the wrong type.
+        ValueError: There is no such form of weight decay.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"MoMoWrapper expects a torch.optim.Optimizer, got {type(optimizer).__name__}. Write "
+            "MoMoWrapper(torch.optim.AdamW(model.parameters(), lr=1e-2))."
+        )
+    if not (rule is None or isinstance(rule, StepRule)):
+        raise TypeError(
+            f"rule must be a StepRule, got {rule!r}. Write MoMoWrapper(optimizer, "
+            "MoMo(lower_bound=0.0))."
+        )
+    if not (adapter is None or isinstance(adapter, Adapter)):
+        raise TypeError(
+            f"adapter must be an instance of Adapter, got {adapter!r}. Write "
+            "MoMoWrapper(optimizer, adapter=MyAdapter())."
+        )
+    if weight_decay not in get_args(WeightDecayForm):
+        raise ValueError(
+            f"weight_decay chooses the form of the decay and must be 'proximal' or 'decoupled', "
+            f"got {weight_decay!r}. Its strength is the base's own weight_decay."
+        )
+
+
+def check_decision(decision: StepDecision, memory: Mapping[str, Tensor]) -> None:
+    """Refuse a rule's decision that can't be carried out, before the parameters move.
+
+    Args:
+        decision: What the rule answered.
+        memory: What the rule remembers.
+
+    Raises:
+        TypeError: θ is not a tensor.
+        ValueError: The decision remembers something else than the rule said it would.
+    """
+    if not isinstance(decision.theta, Tensor):
+        raise TypeError(
+            f"The rule's theta must be a 0-dim tensor, got {type(decision.theta).__name__}. "
+            "Compute it from the tensors in stats."
+        )
+    if decision.memory.keys() != memory.keys():
+        raise ValueError(
+            f"The rule's initial_memory names {sorted(memory)}, but its decision has memory for "
+            f"{sorted(decision.memory)}. Return StepDecision(..., memory={{...}}) with those names."
+        )
 
 
 def evaluate_loss(closure: Callable[[], Loss] | None, loss: Loss | None) -> Loss:

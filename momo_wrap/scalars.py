@@ -43,6 +43,18 @@ def scalar(value: Scalar) -> Scalar:
     return value.detach().reshape(()) if isinstance(value, Tensor) else value
 
 
+def as_scalar(value: Scalar, like: Tensor) -> Tensor:
+    """Return a number or one-element tensor as a 0-dim tensor.
+
+    Args:
+        value: The value.
+        like: A tensor of the wanted device and dtype.
+    """
+    if isinstance(value, Tensor):
+        return move(value.detach().reshape(()), like.device, like.dtype)
+    return torch.full((), value, device=like.device, dtype=like.dtype)
+
+
 def kept_scalars(
     group: dict[str, Any], prefix: str, initial: Mapping[str, float], like: Tensor
 ) -> dict[str, Tensor]:
@@ -61,10 +73,11 @@ def kept_scalars(
     kept = {}
     for name, start in initial.items():
         value = group.get(prefix + name, start)
-        if not isinstance(value, Tensor):
-            value = torch.full((), value, device=like.device, dtype=like.dtype)
-        value = move(value, like.device, like.dtype)
-        kept[name] = group[prefix + name] = value
+        if not (
+            isinstance(value, Tensor) and (value.device, value.dtype) == (like.device, like.dtype)
+        ):
+            value = group[prefix + name] = as_scalar(value, like)
+        kept[name] = value
     return kept
 
 

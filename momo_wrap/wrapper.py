@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.base import Adapter, Observation, StepSums, WeightDecayForm
+from momo_wrap.adapters.base import Adapter, StepSums, WeightDecayForm
 from momo_wrap.adapters.registry import adapter_for
-from momo_wrap.blocks import move
-from momo_wrap.checks import Loss, check_gradients, check_groups, evaluate_loss
+from momo_wrap.checks import (
+    Loss,
+    check_arguments,
+    check_decision,
+    check_gradients,
+    check_groups,
+    evaluate_loss,
+)
 from momo_wrap.model import MomentumModel
 from momo_wrap.rules import ModelStats, MoMo, StepDecision, StepRule
-from momo_wrap.scalars import home, keep, kept_scalars
+from momo_wrap.scalars import as_scalar, home, keep, kept_scalars
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,12 @@ class MoMoWrapper(Optimizer):
         adapter: Adapter | None = None,
         weight_decay: WeightDecayForm = "proximal",
     ) -> None:
-        _check_arguments(optimizer, rule, adapter, weight_decay)
+        if isinstance(optimizer, MoMoWrapper):
+            raise TypeError(
+                "MoMoWrapper got an optimizer that is wrapped already; its steps would be cut "
+                "twice. Wrap the base itself: MoMoWrapper(optimizer.base)."
+            )
+        check_arguments(optimizer, rule, adapter, weight_decay)
         rule = MoMo() if rule is None else rule
         adapter = adapter_for(optimizer) if adapter is None else adapter
         check_groups(optimizer.param_groups, adapter, tensors=True)
@@ -125,7 +136,7 @@ class MoMoWrapper(Optimizer):
         self.weight_decay = weight_decay
         self.last_step: StepRecord | None = None
         self._effective_lrs: list[Tensor] = []
-        self._kept_scalars()
+        self._kept_scalars(home(self.param_groups))
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -150,17 +161,19 @@ class MoMoWrapper(Optimizer):
 
         After an error above, parameters, the base's state and the model are as they were.
         """
-        loss = evaluate_loss(closure, loss)
         check_groups(self.param_groups, self.adapter)
+        loss = evaluate_loss(closure, loss)
         check_gradients(self.param_groups)
-        scalars, memory = self._kept_scalars()
+        like = home(self.param_groups)
+        scalars, memory = self._kept_scalars(like)
         observation = self.adapter.observe(self.base, self.weight_decay)
         averaging = self.adapter.averaging(self.param_groups[0])
-        minimised = self._as_scalar(loss) * self._sign
+        minimised = as_scalar(loss, like) * self._sign
         model = MomentumModel.of(scalars, averaging, minimised)  # (1), (2)
-        sums = _added(observation)
+        sums = observation.total()
         stats = _statistics(model, sums, minimised, self._sign * self.rule.lower_bound)
-        decision = _checked(self.rule(stats, memory), memory)  # (3)
+        decision = self.rule(stats, memory)  # (3)
+        check_decision(decision, memory)
         effective_lrs = observation.apply(decision.theta)  # (4)
         buffer_move = decision.theta * sums.buffer_move + sums.buffer_move_by_decay  # (5)
         keep(scalars, model.scalars_after(buffer_move))
@@ -199,7 +212,7 @@ class MoMoWrapper(Optimizer):
         """Reset all gradients; see `torch.optim.Optimizer.zero_grad`.
 
         Args:
-            set_to_none: Set them to None rather than to zeros.
+            set_to_none: To None rather than to zeros.
         """
         self.base.zero_grad(set_to_none)
 
@@ -228,7 +241,7 @@ class MoMoWrapper(Optimizer):
             changed = before(self, state_dict)
             state_dict = state_dict if changed is None else changed
         self.base.load_state_dict(state_dict)
-        self._kept_scalars()
+        self._kept_scalars(home(self.param_groups))
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
@@ -254,20 +267,14 @@ class MoMoWrapper(Optimizer):
         """-1 where the base maximises, which is minimisation of the negative."""
         return -1.0 if self.param_groups[0].get("maximize") else 1.0
 
-    def _kept_scalars(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _kept_scalars(self, like: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the scalars of the momentum model and those of the rule."""
-        group, like = self.param_groups[0], home(self.param_groups)
+        group = self.param_groups[0]
         memory = self.rule.initial_memory(self._sign * self.rule.lower_bound)
         return (
             kept_scalars(group, "momo_", MomentumModel.initial_scalars(), like),
             kept_scalars(group, "momo_rule_", memory, like),
         )
-
-    def _as_scalar(self, value: Loss | Tensor) -> Tensor:
-        like = home(self.param_groups)
-        if isinstance(value, Tensor):
-            return move(value.detach().reshape(()), like.device, like.dtype)
-        return torch.full((), value, device=like.device, dtype=like.dtype)
 
     def _record(self, stats: ModelStats, decision: StepDecision) -> StepRecord:
         return StepRecord(
@@ -275,14 +282,9 @@ class MoMoWrapper(Optimizer):
             theta_uncapped=decision.theta_uncapped,
             model_value=stats.model_value * self._sign,
             predicted_decrease=stats.predicted_decrease,
-            lower_bound=self._as_scalar(decision.lower_bound) * self._sign,
+            lower_bound=as_scalar(decision.lower_bound, stats.loss) * self._sign,
             loss=stats.loss * self._sign,
         )
-
-
-def _added(observation: Observation) -> StepSums:
-    """Add up the sums of all groups."""
-    return StepSums(*(torch.stack(parts).sum() for parts in zip(*observation.sums, strict=True)))
 
 
 def _statistics(
@@ -297,48 +299,3 @@ def _statistics(
         gradient_decrease=sums.gradient_decrease / model.normaliser,
         lower_bound=lower_bound,
     )
-
-
-def _checked(decision: StepDecision, memory: Mapping[str, Tensor]) -> StepDecision:
-    """Refuse a decision that can't be carried out, before the parameters move."""
-    if not isinstance(decision.theta, Tensor):
-        raise TypeError(
-            f"The rule's theta must be a 0-dim tensor, got {type(decision.theta).__name__}. "
-            "Compute it from the tensors in stats."
-        )
-    if decision.memory.keys() != memory.keys():
-        raise ValueError(
-            f"The rule's initial_memory names {sorted(memory)}, but its decision has memory for "
-            f"{sorted(decision.memory)}. Return StepDecision(..., memory={{...}}) with those names."
-        )
-    return decision
-
-
-def _check_arguments(
-    optimizer: object, rule: object, adapter: object, weight_decay: object
-) -> None:
-    if isinstance(optimizer, MoMoWrapper):
-        raise TypeError(
-            "MoMoWrapper got an optimizer that is wrapped already; its steps would be cut twice. "
-            "Wrap the base itself: MoMoWrapper(optimizer.base)."
-        )
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"MoMoWrapper expects a torch.optim.Optimizer, got {type(optimizer).__name__}. Write "
-            "MoMoWrapper(torch.optim.AdamW(model.parameters(), lr=1e-2))."
-        )
-    if not (rule is None or isinstance(rule, StepRule)):
-        raise TypeError(
-            f"rule must be a StepRule, got {rule!r}. Write MoMoWrapper(optimizer, "
-            "MoMo(lower_bound=0.0))."
-        )
-    if not (adapter is None or isinstance(adapter, Adapter)):
-        raise TypeError(
-            f"adapter must be an instance of Adapter, got {adapter!r}. Write "
-            "MoMoWrapper(optimizer, adapter=MyAdapter())."
-        )
-    if weight_decay not in get_args(WeightDecayForm):
-        raise ValueError(
-            f"weight_decay chooses the form of the decay and must be 'proximal' or 'decoupled', "
-            f"got {weight_decay!r}. Its strength is the base's own weight_decay."
-        )

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -44,6 +45,10 @@ class Observation(ABC):
     """
 
     sums: Sequence[StepSums]
+
+    def total(self) -> StepSums:
+        """Return the sums over all groups."""
+        return StepSums(*(torch.stack(parts).sum() for parts in zip(*self.sums, strict=True)))
 
     @abstractmethod
     def apply(self, theta: Tensor) -> list[Tensor]:

@@ -1,0 +1,54 @@
+"""The Python in README and docs runs, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from momo_wrap.adapters import registry
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def snippets(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def a_model() -> dict[str, Any]:
+    """What the short snippets take for granted: a model, and data to train it on."""
+    model = torch.nn.Linear(4, 1)
+    inputs, targets = torch.randn(32, 4), torch.randn(32, 1)
+    return {
+        "torch": torch,
+        "model": model,
+        "batches": [(inputs, targets)] * 3,
+        "loss_function": torch.nn.functional.mse_loss,
+    }
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if snippets(p)], ids=lambda page: page.name)
+def test_snippets_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The snippets of a page build on each other."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_adapters", dict(registry._adapters))
+    names = {"__name__": "snippet", **a_model()}
+    for snippet in snippets(page):
+        exec(compile(snippet, page.name, "exec"), names)
+    assert "model" in names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
+    local = [target for target in targets if not target.startswith("http")]
+    assert all((page.parent / target).exists() for target in local), local
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"docs/{page.name}" in readme for page in PAGES[1:])
