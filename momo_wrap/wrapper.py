@@ -257,10 +257,8 @@ class MoMoWrapper(Optimizer):
             self.base.__setstate__(state)
 
     def __repr__(self) -> str:
-        return (
-            f"MoMoWrapper(rule={self.rule!r}, weight_decay={self.weight_decay!r}, "
-            f"base={self.base!r})"
-        )
+        settings = f"rule={self.rule!r}, weight_decay={self.weight_decay!r}"
+        return f"MoMoWrapper({settings}, base={self.base!r})"
 
     @property
     def _sign(self) -> float:

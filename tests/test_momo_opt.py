@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import momo
 import pytest
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from momo_wrap import MoMo, MoMoStar, MoMoWrapper
+from momo_wrap import MoMo, MoMoStar, MoMoWrapper, StepRule
 from tests.problems import Problem, relative_distance, thetas, trajectory
 
 STEPS = 200
@@ -77,16 +77,20 @@ def test_adam(
 
 def test_phases_all_occur() -> None:
     """The learning rates above cover runs that are never, sometimes and always cut."""
-    counts = {}
-    for lr in SGD_RATES:
 
-        def sgd(params: list[Tensor], lr: float = lr) -> MoMoWrapper:
-            return MoMoWrapper(SGD(params, lr=lr, momentum=0.9, dampening=0.9))
+    def steps_cut(
+        make: Callable[[list[Tensor], float], Optimizer], lr: float, rule: StepRule
+    ) -> int:
+        return int((thetas(lambda params: MoMoWrapper(make(params, lr), rule), STEPS) < 1).sum())
 
-        counts[lr] = int((thetas(sgd, STEPS) < 1).sum())
-    assert counts[SGD_RATES[0]] == 0
-    assert any(0 < count < STEPS for count in counts.values())
-    assert counts[SGD_RATES[-1]] > 0.9 * STEPS
+    def sgd(params: list[Tensor], lr: float) -> SGD:
+        return SGD(params, lr=lr, momentum=0.9, dampening=0.9)
+
+    for make, rates in ((sgd, SGD_RATES), (Adam, ADAM_RATES)):
+        counts = [steps_cut(make, lr, rule) for lr in rates for rule in (MoMo(), MoMoStar())]
+        assert min(counts) == 0
+        assert any(0.1 * STEPS < count < 0.9 * STEPS for count in counts)
+        assert max(counts) > 0.9 * STEPS
 
 
 def test_divergence_is_that_of_the_dynamics() -> None:

@@ -2,7 +2,7 @@
 
 Every optimizer owns a copy of the same parameters and takes its steps in turn with the others, so
 that all of them meet the same noise; the figure is the median over the rounds. Temporary memory is
-the rise of the process's peak above its level before the step, measured in separate steps.
+the peak of what torch's allocator handed out during a step, measured in a step of its own.
 
     python examples/benchmarks/step_cost.py                        # 95 M parameters, 145 tensors
     python examples/benchmarks/step_cost.py --case small --rounds 5
@@ -25,6 +25,7 @@ import momo
 import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
+from torch.profiler import ProfilerActivity, profile
 
 from momo_wrap import MoMoWrapper
 
@@ -104,21 +105,16 @@ class Contender:
         self.step()
         return time.perf_counter() - start
 
-    def temporary_mib(self) -> float | None:
-        """Rise of the process's peak memory during a step; None where the system can't tell."""
-        status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-        try:
-            clear.write_text("5")  # resets the peak
-            before = _status_kib(status, "VmRSS")
-        except OSError:
-            return None
-        self.step()
-        return (_status_kib(status, "VmHWM") - before) / 1024
-
-
-def _status_kib(status: Path, field: str) -> int:
-    (line,) = (line for line in status.read_text().splitlines() if line.startswith(field + ":"))
-    return int(line.split()[1])
+    def temporary_mib(self) -> float:
+        """The most memory that torch had allocated at once during a step, beyond that before it."""
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            self.step()
+        events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+        level = peak = 0
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            level += event.nbytes()
+            peak = max(peak, level)
+        return peak / 2**20
 
 
 @dataclass
@@ -129,7 +125,7 @@ class Cost:
     milliseconds: float
     over_momo_opt: float | None
     over_bare: float | None
-    temporary_mib: float | None
+    temporary_mib: float
 
 
 def measure(shapes: Shapes, names: list[str], rounds: int, seed: int) -> list[Cost]:
