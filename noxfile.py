@@ -39,13 +39,6 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
-def slow(session: nox.Session) -> None:
-    """Run the tests that take minutes."""
-    _install(session, "test", "examples")
-    session.run("pytest", "-m", "slow", *session.posargs)
-
-
-@nox.session(default=False)
 def examples(session: nox.Session) -> None:
     """Run every example; each asserts its claim."""
     _install(session, "examples")

@@ -160,9 +160,8 @@ def check_groups(groups: Sequence[ParamGroup], adapter: Adapter, *, tensors: boo
         tensors: Also look into learning rates that are tensors, which visits the host.
 
     Raises:
-        ValueError: A learning rate or weight decay is not a finite number of at least 0, or groups
-            differ where they must not.
-        NotImplementedError: A group asks for `differentiable=True`.
+        ValueError: A learning rate or weight decay is not a finite number of at least 0, groups
+            differ where they must not, or one asks for `differentiable=True`.
     """
     if not any(group["params"] for group in groups):
         raise ValueError(
@@ -177,7 +176,7 @@ def check_groups(groups: Sequence[ParamGroup], adapter: Adapter, *, tensors: boo
         for name in ("lr", "weight_decay"):
             _check_number(index, name, group.get(name, 0.0), tensors=tensors)
         if group.get("differentiable"):
-            raise NotImplementedError(
+            raise ValueError(
                 f"Group {index} has differentiable=True, but MoMo's step does not record "
                 "gradients. Make the base optimizer with differentiable=False."
             )

@@ -104,7 +104,6 @@ class MoMoWrapper(Optimizer):
         TypeError: `optimizer` is not an optimizer, or one that can't be wrapped; `rule` or
             `adapter` are of the wrong type.
         ValueError: The settings of a group are out of range, or groups average differently.
-        NotImplementedError: The base has `differentiable=True`.
     """
 
     param_groups: list[dict[str, Any]] = _OfBase()  # type: ignore[assignment]

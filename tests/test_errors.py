@@ -167,7 +167,7 @@ AT_CONSTRUCTION: dict[str, Row] = {
     ),
     "differentiable": (
         lambda: MoMoWrapper(Adam([parameter()], differentiable=True)),
-        NotImplementedError,
+        ValueError,
         "Group 0 has differentiable=True",
     ),
     "two betas": (
