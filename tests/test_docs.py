@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,28 @@ def test_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
     local = [target for target in targets if not target.startswith("http")]
     assert all((page.parent / target).exists() for target in local), local
+
+
+def load_script(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import a script from the examples, which is in no package."""
+    path = ROOT / "examples" / f"{name}.py"
+    monkeypatch.syspath_prepend(str(path.parent))
+    return importlib.import_module(path.stem)
+
+
+def test_cost_table_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    step_cost = load_script("benchmarks/step_cost", monkeypatch)
+    raw = json.loads((ROOT / "docs" / "results" / "step_cost.json").read_text())
+    costs = [step_cost.Cost(**cost) for cost in raw["costs"]]
+    assert step_cost.table(costs) in (ROOT / "README.md").read_text()
+    assert f"{raw['environment']['elements'] / 1e6:.0f} M" in (ROOT / "README.md").read_text()
+
+
+def test_quickstart_table_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib", reason="the examples extra is not installed")
+    seeds = load_script("quickstart_seeds", monkeypatch)
+    results = [seeds.RESULTS / f"seed_{seed}.csv" for seed in seeds.SEEDS]
+    assert seeds.table(results) in (ROOT / "README.md").read_text()
 
 
 def test_every_page_is_linked_from_the_readme() -> None:
