@@ -176,11 +176,14 @@ def plot(sweep: Sweep, path: str) -> None:
 
 
 def check_claim(sweep: Sweep) -> None:
-    """Assert that wrapping an optimizer does not narrow the learning rates that it tolerates."""
+    """Assert that wrapping does not narrow the learning rates, and saves AdamW from the largest."""
     for pair in PAIRS:
         bare, wrapped = map(sweep.tolerated, pair)
         message = f"{pair[1]}: {describe(wrapped)}, less than bare: {describe(bare)}"
         assert decades(wrapped) >= decades(bare), message
+    at_largest = [sweep.accuracies[method][-1] for method in PAIRS[1]]
+    message = "at the largest lr: {:.3f} bare, {:.3f} wrapped".format(*at_largest)
+    assert at_largest[0] < 0.5 < 0.9 < at_largest[1], message
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -8,8 +8,9 @@ Example:
 
 from momo_wrap.adapters import Adapter, ReadingAdapter, adapter_for, register_adapter
 from momo_wrap.model import Averaging
+from momo_wrap.record import StepRecord
 from momo_wrap.rules import ModelStats, MoMo, MoMoStar, StepDecision, StepRule
-from momo_wrap.wrapper import MoMoWrapper, StepRecord
+from momo_wrap.wrapper import MoMoWrapper
 
 __version__ = "0.1.0"
 

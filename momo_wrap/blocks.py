@@ -122,7 +122,7 @@ def blocks(
         return
     device, dtype = first[0].device, accumulation_dtype(first[0].dtype)
     limit = _CPU_BLOCK_ELEMENTS if device.type == "cpu" else _ACCELERATOR_BLOCK_ELEMENTS
-    scalar_columns = [move(values, device, dtype).unbind() for values in scalars.values()]
+    scalar_columns = [to_device(values, device, dtype).unbind() for values in scalars.values()]
 
     def block(batch: list[tuple[list[Tensor], int]]) -> Block:
         return Block(
@@ -161,7 +161,7 @@ def inner_product(left: Tensor, right: Tensor) -> Tensor:
     return torch.dot(left, right)
 
 
-def move(values: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+def to_device(values: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return `values` on a device, without waiting for it where they come from the host.
 
     Args:
@@ -190,7 +190,7 @@ def total(parts: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> 
     by_device: dict[torch.device, list[Tensor]] = {}
     for part in parts:
         by_device.setdefault(part.device, []).append(part)
-    sums = [move(torch.stack(some).sum(), device, dtype) for some in by_device.values()]
+    sums = [to_device(torch.stack(some).sum(), device, dtype) for some in by_device.values()]
     if len(sums) == 1:
         return sums[0]
     return torch.stack(sums).sum() if sums else torch.zeros((), device=device, dtype=dtype)

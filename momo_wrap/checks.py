@@ -17,6 +17,9 @@ from momo_wrap.rules import StepDecision, StepRule
 
 Loss: TypeAlias = Tensor | float
 
+# Schedules that end at 0 can end this far below it.
+ROUNDING = 1e-12
+
 
 def check_arguments(optimizer: object, rule: object, adapter: object, weight_decay: object) -> None:
     """Refuse arguments of `MoMoWrapper` of the wrong type.
@@ -53,7 +56,23 @@ def check_arguments(optimizer: object, rule: object, adapter: object, weight_dec
         )
 
 
-def check_decision(decision: StepDecision, memory: Mapping[str, Tensor]) -> None:
+def check_bound(lower_bound: float) -> None:
+    """Refuse a bound that no loss is above.
+
+    Args:
+        lower_bound: The bound in the sense of minimisation.
+
+    Raises:
+        ValueError: It is infinite.
+    """
+    if lower_bound == math.inf:
+        raise ValueError(
+            "The lower bound is infinite, so that no step would ever be taken. For no bound, write "
+            "MoMo(-math.inf), or MoMo(math.inf) for a base with maximize=True."
+        )
+
+
+def check_decision(decision: object, memory: Mapping[str, Tensor]) -> None:
     """Refuse a rule's decision that can't be carried out, before the parameters move.
 
     Args:
@@ -61,14 +80,22 @@ def check_decision(decision: StepDecision, memory: Mapping[str, Tensor]) -> None
         memory: What the rule remembers.
 
     Raises:
-        TypeError: θ is not a tensor.
+        TypeError: It is no `StepDecision`, or a value in it no 0-dim tensor.
         ValueError: The decision remembers something else than the rule said it would.
     """
-    if not isinstance(decision.theta, Tensor):
+    if not isinstance(decision, StepDecision):
         raise TypeError(
-            f"The rule's theta must be a 0-dim tensor, got {type(decision.theta).__name__}. "
-            "Compute it from the tensors in stats."
+            f"The rule returned {type(decision).__name__}, expected a StepDecision. Write return "
+            "StepDecision(theta, theta_uncapped, lower_bound)."
         )
+    values: list[tuple[str, object]] = [("theta", decision.theta), *decision.memory.items()]
+    for name, value in values:
+        if not (isinstance(value, Tensor) and value.dim() == 0):
+            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(
+                f"The rule's {name} must be a 0-dim tensor, got {found}. Compute it from the "
+                "tensors in stats, which are."
+            )
     if decision.memory.keys() != memory.keys():
         raise ValueError(
             f"The rule's initial_memory names {sorted(memory)}, but its decision has memory for "
@@ -128,7 +155,8 @@ def _checked_loss(loss: object, source: str) -> Loss:
         return float(loss)
     raise TypeError(
         f"{source} {'None' if loss is None else type(loss).__name__}, expected a one-element "
-        "tensor or a number. Write optimizer.step(loss=loss), or return the loss from the closure."
+        "tensor or a number. Write optimizer.step(loss=loss) with such a loss, for example "
+        "float(loss), or return it from the closure."
     )
 
 
@@ -157,7 +185,8 @@ def check_groups(groups: Sequence[ParamGroup], adapter: Adapter, *, tensors: boo
     Args:
         groups: The base's parameter groups.
         adapter: The adapter that reads the base.
-        tensors: Also look into learning rates that are tensors, which visits the host.
+        tensors: Also look into settings that are tensors, which visits the host, and at the
+            parameters.
 
     Raises:
         ValueError: A learning rate or weight decay is not a finite number of at least 0, groups
@@ -168,6 +197,8 @@ def check_groups(groups: Sequence[ParamGroup], adapter: Adapter, *, tensors: boo
             "The optimizer has no parameters. Give it those of the model: model.parameters()."
         )
     for index, group in enumerate(groups):
+        if tensors:
+            _check_storage(index, group["params"])
         if "lr" not in group:
             raise ValueError(
                 f"Group {index} has no 'lr', which the step is measured against. Wrap an "
@@ -188,7 +219,7 @@ def check_groups(groups: Sequence[ParamGroup], adapter: Adapter, *, tensors: boo
         )
     averagings = [adapter.averaging(group) for group in groups]
     for index, averaging in enumerate(averagings[1:], start=1):
-        if averaging.differs_from(averagings[0]):
+        if averaging.differs_from(averagings[0], tensors=tensors):
             raise ValueError(
                 f"Group {index} averages gradients as {_describe(averaging)}, group 0 as "
                 f"{_describe(averagings[0])}. All groups share one model of the loss, whose "
@@ -202,11 +233,22 @@ def _check_number(index: int, name: str, value: object, *, tensors: bool) -> Non
         if not tensors:
             return
         value = float(value)
-    if not (isinstance(value, Real) and math.isfinite(value) and float(value) >= 0):
-        hint = " For no cap, choose a large one such as lr=1e2." if value == math.inf else ""
+    if not (isinstance(value, Real) and math.isfinite(value) and float(value) >= -ROUNDING):
+        instead = {"lr": "lr=1e-2", "weight_decay": "weight_decay=0.0"}[name]
+        hint = "For no cap, choose a large one: lr=1e2" if value == math.inf else f"Write {instead}"
         raise ValueError(
-            f"Group {index} has {name}={value!r}, expected a finite number of at least 0.{hint}"
+            f"Group {index} has {name}={value!r}, expected a finite number of at least 0. {hint}."
         )
+
+
+def _check_storage(index: int, params: Sequence[Tensor]) -> None:
+    for position, param in enumerate(params):
+        if param.is_conj() or param.is_neg():
+            raise ValueError(
+                f"Parameter {position} of group {index} is a view that is conjugated or negated "
+                "only when it is read, and can't be written through. Make it with "
+                "param.detach().resolve_conj().resolve_neg().requires_grad_()."
+            )
 
 
 def _describe(averaging: Averaging) -> str:

@@ -71,20 +71,21 @@ class Averaging:
         """Whether the direction has a term in the gradient itself (q is not the number 0)."""
         return isinstance(self.grad_scale, Tensor) or self.grad_scale != 0.0
 
-    def differs_from(self, other: Averaging) -> bool:
-        """Whether the two are known to differ: tensors are not compared, as that visits the host.
+    def differs_from(self, other: Averaging, *, tensors: bool = False) -> bool:
+        """Whether the two are known to differ.
 
         Args:
             other: The averaging of another parameter group.
+            tensors: Also compare values that are tensors, which visits the host.
 
         Returns:
-            True if a field that is a Python number in both has different values.
+            True if a field that could be compared has different values.
         """
         pairs = [(getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__]
         return any(
             mine != theirs
             for mine, theirs in pairs
-            if not isinstance(mine, Tensor) and not isinstance(theirs, Tensor)
+            if tensors or not (isinstance(mine, Tensor) or isinstance(theirs, Tensor))
         )
 
 
@@ -147,8 +148,11 @@ class MomentumModel:
             The values by the names of `initial_scalars`. The displacement already holds the move:
             the next step has only to multiply it by a.
         """
+        # A product that overflowed must not turn into NaN in later steps.
+        limit = torch.finfo(self.displacement.dtype).max / 1e6
+        displacement = self.displacement + buffer_move / self.buffer_scale
         return {
             "loss_sum": self.loss_sum,
             "weight_sum": self.weight_sum,
-            "displacement": self.displacement + buffer_move / self.buffer_scale,
+            "displacement": displacement.clamp(-limit, limit),
         }

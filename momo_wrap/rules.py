@@ -144,7 +144,7 @@ def truncate(stats: ModelStats, lower_bound: float | Tensor) -> tuple[Tensor, Te
     gap = stats.model_value - lower_bound
     decrease = stats.predicted_decrease
     # For a step that does not descend: 1 or 0, once it is cut at 1.
-    flat = torch.where(gap > 0, math.inf, 0.0)
+    flat = torch.where(gap > 0, torch.full_like(gap, math.inf), 0.0)
     # Without a bound the gap is infinite, and so may the decrease of a steep model be.
     descending = torch.where(gap == math.inf, math.inf, gap.clamp(min=0.0) / decrease)
     uncapped = torch.where(decrease > 0, descending, flat)
@@ -188,7 +188,8 @@ class MoMoStar(StepRule):
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Return θ of equation (3) with the bound of (6), and the next bound of (7)."""
-        floor, bound = stats.lower_bound, memory["lower_bound"]
+        floor = stats.lower_bound
+        bound = memory["lower_bound"].clamp(min=floor)  # the floor may be higher since a checkpoint
         reset = (stats.model_value / 2).clamp(min=floor)  # (6)
         bound = torch.where(stats.model_value < bound, reset, bound)
         theta, uncapped = truncate(stats, bound)

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from momo_wrap.blocks import accumulation_dtype, move
+from momo_wrap.blocks import accumulation_dtype, to_device
 from momo_wrap.model import Scalar
 
 
-def home(groups: Iterable[Mapping[str, Any]]) -> Tensor:
+def scalars_like(groups: Iterable[Mapping[str, Any]]) -> Tensor:
     """Return an empty tensor of the device and dtype that the wrapper's scalars have.
 
     Args:
@@ -51,7 +51,7 @@ def as_scalar(value: Scalar, like: Tensor) -> Tensor:
         like: A tensor of the wanted device and dtype.
     """
     if isinstance(value, Tensor):
-        return move(value.detach().reshape(()), like.device, like.dtype)
+        return to_device(value.detach().reshape(()), like.device, like.dtype)
     return torch.full((), value, device=like.device, dtype=like.dtype)
 
 
@@ -81,7 +81,7 @@ def kept_scalars(
     return kept
 
 
-def keep(kept: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+def write_scalars(kept: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     """Write new values into the kept scalars, in place.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,38 +14,16 @@ from momo_wrap.adapters.registry import adapter_for
 from momo_wrap.checks import (
     Loss,
     check_arguments,
+    check_bound,
     check_decision,
     check_gradients,
     check_groups,
     evaluate_loss,
 )
 from momo_wrap.model import MomentumModel
-from momo_wrap.rules import ModelStats, MoMo, StepDecision, StepRule
-from momo_wrap.scalars import as_scalar, home, keep, kept_scalars
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """What happened in a step, as 0-dim tensors that nobody has waited for.
-
-    Values are in the sign of the user's objective, also with `maximize=True`.
-
-    Attributes:
-        theta: The fraction of the base's step that was taken, in [0, 1].
-        theta_uncapped: The same before it was cut at 1.
-        model_value: h/ρ, the loss that the momentum model had before the step.
-        predicted_decrease: N/ρ, by how much the whole step of the base would have lowered it
-            (with `maximize=True`: raised it).
-        lower_bound: f*, the bound that was aimed at.
-        loss: The loss that was given.
-    """
-
-    theta: Tensor
-    theta_uncapped: Tensor
-    model_value: Tensor
-    predicted_decrease: Tensor
-    lower_bound: Tensor
-    loss: Tensor
+from momo_wrap.record import StepRecord
+from momo_wrap.rules import ModelStats, MoMo, StepRule
+from momo_wrap.scalars import as_scalar, kept_scalars, scalars_like, write_scalars
 
 
 class _OfBase:
@@ -55,8 +32,8 @@ class _OfBase:
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    def __get__(self, wrapper: MoMoWrapper, owner: type | None = None) -> Any:
-        return getattr(wrapper.base, self._name)
+    def __get__(self, wrapper: MoMoWrapper | None, owner: type | None = None) -> Any:
+        return self if wrapper is None else getattr(wrapper.base, self._name)
 
     def __set__(self, wrapper: MoMoWrapper, value: Any) -> None:
         # Optimizer.__init__ assigns fresh ones, before there is a base; those of the base count.
@@ -83,8 +60,10 @@ class MoMoWrapper(Optimizer):
 
     The wrapper shares `param_groups`, `state` and `defaults` with the base. A scheduler may be
     built on either; the learning rates that it sets are the upper bounds α_i. The base's coupled
-    or decoupled weight decay λ_i is taken over by the wrapper. Gradients are accumulated and
-    scalars computed in at least float32, and no step waits for the device.
+    or decoupled weight decay λ_i is taken over by the wrapper. Sums and scalars are computed in at
+    least float32, and no step waits for the device. Step hooks belong on the wrapper: those of the
+    base, and global ones a first time, run when the base has taken in the gradients, at learning
+    rate 0 and before anything moves.
 
     Args:
         optimizer: The base optimizer, kept as `base`.
@@ -131,11 +110,12 @@ class MoMoWrapper(Optimizer):
         super().__init__([{"params": []}], {})
         self.base = optimizer
         self.rule = rule
+        check_bound(self._sign * rule.lower_bound)
         self.adapter = adapter
         self.weight_decay = weight_decay
         self.last_step: StepRecord | None = None
         self._effective_lrs: list[Tensor] = []
-        self._kept_scalars(home(self.param_groups))
+        self._kept_scalars(scalars_like(self.param_groups))
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -160,25 +140,29 @@ class MoMoWrapper(Optimizer):
 
         After an error above, parameters, the base's state and the model are as they were.
         """
-        check_groups(self.param_groups, self.adapter)
         loss = evaluate_loss(closure, loss)
+        check_groups(self.param_groups, self.adapter)
         check_gradients(self.param_groups)
-        like = home(self.param_groups)
+        bound = self._sign * self.rule.lower_bound
+        check_bound(bound)
+        like = scalars_like(self.param_groups)
         scalars, memory = self._kept_scalars(like)
         observation = self.adapter.observe(self.base, self.weight_decay)
         averaging = self.adapter.averaging(self.param_groups[0])
         minimised = as_scalar(loss, like) * self._sign
         model = MomentumModel.of(scalars, averaging, minimised)  # (1), (2)
         sums = observation.total()
-        stats = _statistics(model, sums, minimised, self._sign * self.rule.lower_bound)
+        stats = _statistics(model, sums, minimised, bound)
         decision = self.rule(stats, memory)  # (3)
         check_decision(decision, memory)
         effective_lrs = observation.apply(decision.theta)  # (4)
-        buffer_move = decision.theta * sums.buffer_move + sums.buffer_move_by_decay  # (5)
-        keep(scalars, model.scalars_after(buffer_move))
-        keep(memory, decision.memory)
+        # Where nothing moves, a sum that overflowed does not count.
+        moved = torch.where(decision.theta == 0, 0.0, decision.theta * sums.buffer_move)
+        buffer_move = moved + sums.buffer_move_by_decay  # (5)
+        write_scalars(scalars, model.scalars_after(buffer_move))
+        write_scalars(memory, decision.memory)
         self._effective_lrs = effective_lrs
-        self.last_step = self._record(stats, decision)
+        self.last_step = StepRecord.of(stats, decision, self._sign)
         return loss
 
     def effective_lrs(self) -> list[Tensor]:
@@ -240,14 +224,18 @@ class MoMoWrapper(Optimizer):
             changed = before(self, state_dict)
             state_dict = state_dict if changed is None else changed
         self.base.load_state_dict(state_dict)
-        self._kept_scalars(home(self.param_groups))
+        self._kept_scalars(scalars_like(self.param_groups))
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Hooks stay behind, as they do in torch; groups and state are in the base.
-        names = ("base", "rule", "adapter", "weight_decay", "last_step", "_effective_lrs")
-        return {name: self.__dict__[name] for name in names}
+        # Hooks, and the step that a scheduler patched in, stay behind, as they do in torch; groups
+        # and state are in the base.
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name != "step" and not name.startswith("_optimizer_")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "base" in state:
@@ -271,16 +259,6 @@ class MoMoWrapper(Optimizer):
         return (
             kept_scalars(group, "momo_", MomentumModel.initial_scalars(), like),
             kept_scalars(group, "momo_rule_", memory, like),
-        )
-
-    def _record(self, stats: ModelStats, decision: StepDecision) -> StepRecord:
-        return StepRecord(
-            theta=decision.theta,
-            theta_uncapped=decision.theta_uncapped,
-            model_value=stats.model_value * self._sign,
-            predicted_decrease=stats.predicted_decrease,
-            lower_bound=as_scalar(decision.lower_bound, stats.loss) * self._sign,
-            loss=stats.loss * self._sign,
         )
 
 

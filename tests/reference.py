@@ -90,6 +90,7 @@ class ReferenceMoMo:
     weight_sum: float = 0.0
     gamma_sum: float = 0.0
     theta: float = math.nan
+    aimed_at: float = math.nan
 
     def __post_init__(self) -> None:
         self.bound = self.lower_bound
@@ -124,6 +125,7 @@ class ReferenceMoMo:
 
         if self.estimate_bound and h < rho * self.bound:  # (6)
             self.bound = max(h / (2 * rho), self.lower_bound)
+        self.aimed_at = self.bound
         self.theta = min(max((h - rho * self.bound) / decrease, 0.0), 1.0)  # (3)
         if self.estimate_bound:  # (7)
             estimate = (f_bar + dot - gamma - self.theta * slope / 2) / rho

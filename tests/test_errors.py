@@ -1,4 +1,4 @@
-"""Each mistake a user can make meets a message that says what to write, and changes nothing."""
+"""Each mistake a user can make meets a message that says what to write, and moves nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from momo_wrap import (
     adapter_for,
     register_adapter,
 )
-from momo_wrap.adapters import AdamAdapter, Reading
+from momo_wrap.adapters import AdamAdapter, Reading, SGDAdapter
 from tests.problems import Problem, flat
 
 
@@ -73,6 +73,20 @@ class NumberRule(StepRule):
         return StepDecision(0.5, stats.loss, 0.0)  # type: ignore[arg-type]
 
 
+class VectorRule(StepRule):
+    """Answers with a vector."""
+
+    def __call__(self, stats: ModelStats, memory: Any) -> StepDecision:
+        return StepDecision(stats.loss.reshape(1), stats.loss, 0.0)
+
+
+class SilentRule(StepRule):
+    """Forgets to answer."""
+
+    def __call__(self, stats: ModelStats, memory: Any) -> StepDecision:
+        return None  # type: ignore[return-value]
+
+
 class CarelessAdapter(ReadingAdapter):
     """Reads the momentum buffers of SGD as if they were Adam's."""
 
@@ -89,6 +103,11 @@ class CarelessAdapter(ReadingAdapter):
 def two_groups(kind: type[Optimizer], first: dict[str, Any], second: dict[str, Any]) -> Optimizer:
     groups = [{"params": [parameter()], **first}, {"params": [parameter()], **second}]
     return kind(groups, lr=0.1)  # type: ignore[call-arg]
+
+
+def three_groups() -> Optimizer:
+    groups = [{"params": [parameter()], "momentum": momentum} for momentum in (0.9, 0.9, 0.7)]
+    return SGD(groups, lr=0.1)
 
 
 Row = tuple[Callable[[], Any], type[Exception], str]
@@ -180,6 +199,25 @@ AT_CONSTRUCTION: dict[str, Row] = {
         ValueError,
         "Group 1 averages gradients as B = 0.5 B + 1.0 g, d = 1.0 B + 0.0 g, group 0 as B = 0",
     ),
+    "two dampenings": (
+        lambda: MoMoWrapper(
+            two_groups(SGD, {"momentum": 0.5}, {"momentum": 0.5, "dampening": 0.5})
+        ),
+        ValueError,
+        "Group 1 averages gradients as B = 0.5 B + 0.5 g, d = 1.0 B + 0.0 g, group 0 as B = 0.5 B",
+    ),
+    "Nesterov in one group": (
+        lambda: MoMoWrapper(
+            two_groups(SGD, {"momentum": 0.5}, {"momentum": 0.5, "nesterov": True})
+        ),
+        ValueError,
+        "Group 1 averages gradients as B = 0.5 B + 1.0 g, d = 0.5 B + 1.0 g, group 0",
+    ),
+    "third group": (
+        lambda: MoMoWrapper(three_groups()),
+        ValueError,
+        "Group 2 averages gradients as B = 0.7 B",
+    ),
     "maximize in one group": (
         lambda: MoMoWrapper(two_groups(SGD, {}, {"maximize": True})),
         ValueError,
@@ -189,6 +227,32 @@ AT_CONSTRUCTION: dict[str, Row] = {
         lambda: MoMo(torch.tensor(0.0)),  # type: ignore[arg-type]
         TypeError,
         "lower_bound must be a Python number, got Tensor. Write MoMo(lower_bound=0.0)",
+    ),
+    "bound above every loss": (
+        lambda: MoMoWrapper(SGD([parameter()], lr=0.1), MoMo(math.inf)),
+        ValueError,
+        "no step would ever be taken. For no bound, write MoMo(-math.inf)",
+    ),
+    "bound below every objective": (
+        lambda: MoMoWrapper(SGD([parameter()], lr=0.1, maximize=True), MoMo(-math.inf)),
+        ValueError,
+        "or MoMo(math.inf) for a base with maximize=True",
+    ),
+    "conjugated parameter": (
+        lambda: MoMoWrapper(SGD([torch.ones(2, dtype=torch.complex64).conj().requires_grad_()])),
+        ValueError,
+        "Parameter 0 of group 0 is a view that is conjugated or negated",
+    ),
+    "two tensor betas": (
+        lambda: MoMoWrapper(
+            two_groups(
+                Adam,
+                {"betas": (torch.tensor(0.9), torch.tensor(0.9)), "foreach": False},
+                {"betas": (torch.tensor(0.1), torch.tensor(0.9)), "foreach": False},
+            )
+        ),
+        ValueError,
+        "must be averaged with the same weights",
     ),
     "bound is NaN": (
         lambda: MoMo(math.nan),
@@ -210,6 +274,11 @@ AT_CONSTRUCTION: dict[str, Row] = {
         ValueError,
         "but got buffer_scale=2.0 and grad_scale=0.0",
     ),
+    "bias correction and a gradient": (
+        lambda: Averaging(0.9, 0.1, grad_scale=1.0, bias_corrected=True),
+        ValueError,
+        "but got buffer_scale=1.0 and grad_scale=1.0",
+    ),
     "registering an instance": (
         lambda: register_adapter(SGD([parameter()]), AdamAdapter()),  # type: ignore[arg-type]
         TypeError,
@@ -222,7 +291,7 @@ AT_CONSTRUCTION: dict[str, Row] = {
     ),
 }
 
-# What is called with an optimizer after two good steps.
+# What is called with an optimizer after two good steps, and leaves everything as it was.
 AT_STEP: dict[str, tuple[Callable[[MoMoWrapper], Any], type[Exception], str]] = {
     "no loss": (
         lambda o: o.step(),
@@ -291,13 +360,44 @@ AT_STEP: dict[str, tuple[Callable[[MoMoWrapper], Any], type[Exception], str]] = 
     "negative weight decay": (
         lambda o: after(o, weight_decay=-0.1).step(loss=1.0),
         ValueError,
-        "Group 0 has weight_decay=-0.1, expected a finite number of at least 0",
+        "Group 0 has weight_decay=-0.1, expected a finite number of at least 0. Write "
+        "weight_decay=0.0",
+    ),
+    "infinite bound": (
+        lambda o: _with_rule(o, _unchecked_rule(math.inf)).step(loss=1.0),
+        ValueError,
+        "no step would ever be taken",
+    ),
+    "closure that sets a NaN lr": (
+        lambda o: o.step(_closure_that_sets(o, lr=math.nan)),
+        ValueError,
+        "Group 0 has lr=nan",
     ),
     "two betas": (
         lambda o: after(o, momentum=0.5).step(loss=1.0),
         ValueError,
         "Group 1 averages gradients as B = 0.9 B",
     ),
+    "a group with other betas": (
+        lambda o: o.add_param_group({"params": [parameter()], "momentum": 0.1}),
+        ValueError,
+        "Group 2 averages gradients as B = 0.1 B",
+    ),
+    "a group with a NaN tensor lr": (
+        lambda o: o.add_param_group({"params": [parameter()], "lr": torch.tensor(math.nan)}),
+        ValueError,
+        "Group 2 has lr=nan",
+    ),
+    "a group with a NaN lr": (
+        lambda o: o.add_param_group({"params": [parameter()], "lr": math.nan}),
+        ValueError,
+        "Group 2 has lr=nan",
+    ),
+}
+
+
+# Mistakes of a rule or an adapter: the base has taken in the gradients by then, but nothing moved.
+AFTER_ADVANCING: dict[str, tuple[Callable[[MoMoWrapper], Any], type[Exception], str]] = {
     "a rule that forgets": (
         lambda o: _with_rule(o, ForgetfulRule()).step(loss=1.0),
         ValueError,
@@ -306,7 +406,17 @@ AT_STEP: dict[str, tuple[Callable[[MoMoWrapper], Any], type[Exception], str]] = 
     "a rule that answers a number": (
         lambda o: _with_rule(o, NumberRule()).step(loss=1.0),
         TypeError,
-        "The rule's theta must be a 0-dim tensor, got float",
+        "The rule's theta must be a 0-dim tensor, got float. Compute it from the tensors in stats",
+    ),
+    "a rule that answers a vector": (
+        lambda o: _with_rule(o, VectorRule()).step(loss=1.0),
+        TypeError,
+        "The rule's theta must be a 0-dim tensor, got [1]",
+    ),
+    "a rule that answers nothing": (
+        lambda o: _with_rule(o, SilentRule()).step(loss=1.0),
+        TypeError,
+        "The rule returned NoneType, expected a StepDecision",
     ),
     "an adapter that takes a name": (
         lambda o: _with_adapter(o, CarelessAdapter(tensors={"param": []})).step(loss=1.0),
@@ -318,17 +428,21 @@ AT_STEP: dict[str, tuple[Callable[[MoMoWrapper], Any], type[Exception], str]] = 
         ValueError,
         "but read() returned no scalars named 'buffer_scale'",
     ),
-    "a group with other betas": (
-        lambda o: o.add_param_group({"params": [parameter()], "momentum": 0.1}),
-        ValueError,
-        "Group 2 averages gradients as B = 0.1 B",
-    ),
-    "a group with a NaN lr": (
-        lambda o: o.add_param_group({"params": [parameter()], "lr": math.nan}),
-        ValueError,
-        "Group 2 has lr=nan",
-    ),
 }
+
+
+def _closure_that_sets(optimizer: MoMoWrapper, **settings: Any) -> Callable[[], float]:
+    def closure() -> float:
+        after(optimizer, **settings)
+        return 1.0
+
+    return closure
+
+
+def _unchecked_rule(lower_bound: float) -> StepRule:
+    rule = MoMo()
+    rule.lower_bound = lower_bound
+    return rule
 
 
 def _without_lr() -> Optimizer:
@@ -355,7 +469,11 @@ def test_at_construction(make: Callable[[], Any], error: type[Exception], messag
         make()
 
 
-@pytest.mark.parametrize(("call", "error", "message"), AT_STEP.values(), ids=AT_STEP)
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [*AT_STEP.values(), *AFTER_ADVANCING.values()],
+    ids=[*AT_STEP, *AFTER_ADVANCING],
+)
 def test_in_a_run(call: Callable[[MoMoWrapper], Any], error: type[Exception], message: str) -> None:
     problem = Problem()
     halves: list[dict[str, Any]] = [{"params": problem.params[:2]}, {"params": problem.params[2:]}]
@@ -367,6 +485,7 @@ def test_in_a_run(call: Callable[[MoMoWrapper], Any], error: type[Exception], me
     scalars = {
         name: value.clone() for name, value in settings[0].items() if name.startswith("momo_")
     }
+    buffers = [entry["momentum_buffer"].clone() for entry in optimizer.state.values()]
     record, rule, adapter = optimizer.last_step, optimizer.rule, optimizer.adapter
 
     with pytest.raises(error, match=re.escape(message)):
@@ -374,6 +493,9 @@ def test_in_a_run(call: Callable[[MoMoWrapper], Any], error: type[Exception], me
 
     assert torch.equal(flat(problem.params), params)
     assert {name: optimizer.param_groups[0][name] for name in scalars} == scalars
+    if (call, error, message) in AT_STEP.values():
+        now = [entry["momentum_buffer"] for entry in optimizer.state.values()]
+        assert all(torch.equal(new, old) for new, old in zip(now, buffers, strict=True))
     assert optimizer.last_step is record
     assert len(optimizer.param_groups) == 2
     # Put right what was wrong, and go on.
@@ -416,6 +538,32 @@ def test_settings_are_put_back_when_the_base_fails(kind: type[Optimizer]) -> Non
     handle.remove()
     optimizer.step(loss=1.0)
     assert not torch.equal(param.detach(), torch.tensor([1.0, 2.0]))
+
+
+def test_sparse_gradients_from_a_closure() -> None:
+    param = torch.ones(3, requires_grad=True)
+    optimizer = MoMoWrapper(SGD([param], lr=0.1, momentum=0.9))
+
+    def closure() -> float:
+        param.grad = sparse_parameter().grad
+        return 1.0
+
+    with pytest.raises(TypeError, match=r"has a torch\.sparse_coo gradient"):
+        optimizer.step(closure)
+    assert len(optimizer.state) == 0
+
+
+def test_settings_that_an_adapter_adds_are_taken_away() -> None:
+    class AddingAdapter(SGDAdapter):
+        def while_advancing(self, group: Any) -> dict[str, Any]:
+            return {**super().while_advancing(group), "extra": 1}
+
+    seen = []
+    base = SGD([parameter()], lr=0.1)
+    base.register_step_pre_hook(lambda o, *_: seen.append(o.param_groups[0].get("extra")))
+    MoMoWrapper(base, adapter=AddingAdapter()).step(loss=1.0)
+    assert seen == [1]
+    assert "extra" not in base.param_groups[0]
 
 
 def test_failing_closure_changes_nothing() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from momo_wrap import MoMo, MoMoStar, MoMoWrapper
+from momo_wrap import ModelStats, MoMo, MoMoStar, MoMoWrapper, StepDecision, StepRule
 from tests.cases import ALGORITHMS, Case
 from tests.problems import Problem, flat, last_step, take_step, trajectory
 
@@ -187,6 +187,8 @@ def test_gradients_that_come_and_go(case: Case) -> None:
 
 def test_no_gradients_at_all() -> None:
     x, optimizer = one_parameter()
+    optimizer.zero_grad(set_to_none=False)
+    assert [p.grad for p in optimizer.param_groups[0]["params"]] == [0.0]
     optimizer.zero_grad()
     assert x.grad is None
     optimizer.step(loss=1.0)
@@ -229,6 +231,7 @@ def test_maximize_is_minimisation_of_the_negative(case: Case, star: bool) -> Non
         assert one.model_value == -other.model_value
         assert one.lower_bound == -other.lower_bound
         assert one.loss == -other.loss
+        assert one.predicted_decrease == other.predicted_decrease
     assert torch.equal(flat(down.params), flat(up.params))
 
 
@@ -309,16 +312,124 @@ def test_nesterov_whose_momentum_becomes_zero() -> None:
     torch.testing.assert_close(flat(problem.params), flat(twin.params), rtol=1e-12, atol=1e-12)
 
 
-def test_steep_model_in_float32() -> None:
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_steep_model_in_float32(momentum: float) -> None:
     """A gradient whose square is beyond float32 stops the step instead of ending the run."""
     x = torch.ones(1, requires_grad=True)
+    optimizer = MoMoWrapper(SGD([x], lr=0.1, momentum=momentum))
     x.grad = torch.tensor([1e30])
-    optimizer = MoMoWrapper(SGD([x], lr=0.1))
     optimizer.step(loss=1.0)
     assert x.item() == 1.0
-    bare = MoMoWrapper(SGD([x], lr=0.1), MoMo(-math.inf))
-    bare.step(loss=1.0)
-    assert x.item() == pytest.approx(-1e29)
+    for _ in range(800):  # until the buffer has forgotten it
+        x.grad = torch.tensor([1.0])
+        optimizer.step(loss=1.0)
+        assert x.isfinite()
+    assert x.item() < 0.9
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_steep_model_without_a_bound_in_float32(momentum: float) -> None:
+    params = [torch.ones(1, requires_grad=True) for _ in range(2)]
+    bare = SGD([params[0]], lr=0.1, momentum=momentum)
+    optimizer = MoMoWrapper(SGD([params[1]], lr=0.1, momentum=momentum), MoMo(-math.inf))
+    for gradient in (1e30, 1.0, 1.0, 1.0):
+        for param in params:
+            param.grad = torch.tensor([gradient])
+        bare.step()
+        optimizer.step(loss=1.0)
+        torch.testing.assert_close(params[1], params[0])
+
+
+@pytest.mark.parametrize("start_factor", [1 / 3, 0.1, 0.7])
+@pytest.mark.parametrize("kind", [SGD, AdamW])
+def test_schedule_that_ends_at_zero(kind: type[Optimizer], start_factor: float) -> None:
+    """LinearLR ends at a rounding error below 0, as often as not."""
+    ends = []
+    for total in (3, 4, 7, 12, 30):
+        x = torch.ones(2, requires_grad=True)
+        optimizer = MoMoWrapper(kind([x], lr=1e-2))  # type: ignore[call-arg]
+        scheduler = torch.optim.lr_scheduler.LinearLR(
+            optimizer, start_factor=start_factor, end_factor=0.0, total_iters=total
+        )
+        for _ in range(total + 2):
+            x.grad = torch.ones(2)
+            optimizer.step(loss=1.0)
+            scheduler.step()
+        assert optimizer.effective_lrs() == [pytest.approx(0.0, abs=1e-15)]
+        assert float(optimizer.effective_lrs()[0]) >= 0.0
+        ends.append(optimizer.param_groups[0]["lr"])
+    assert any(lr < 0 for lr in ends)
+
+
+def test_hook_of_the_base_that_drops_gradients() -> None:
+    """Hooks of the base run before anything moves; the step is taken all the same."""
+    x, optimizer = one_parameter()
+    optimizer.base.register_step_post_hook(lambda base, *_: base.zero_grad())
+    optimizer.step(loss=2.0)
+    assert x.item() == 2.5
+
+
+def test_momo_star_with_a_higher_floor_than_before() -> None:
+    _, optimizer = one_parameter(lr=0.01)
+    optimizer.rule = MoMoStar(0.0)
+    optimizer.step(loss=1.0)
+    optimizer.rule = MoMoStar(0.99)
+    optimizer.step(loss=1.0)
+    assert last_step(optimizer).lower_bound >= 0.99
+
+
+def test_scalars_keep_their_dtype_whatever_the_default_is() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        x = torch.ones(2, dtype=torch.float32, requires_grad=True)
+        x.grad = torch.ones_like(x)
+        optimizer = MoMoWrapper(SGD([x], lr=1.0), MoMoStar())
+        optimizer.step(loss=1.0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {value.dtype for value in vars(last_step(optimizer)).values()} == {torch.float32}
+    assert optimizer.effective_lrs()[0].dtype is torch.float32
+
+
+def test_conjugated_gradients() -> None:
+    values = torch.tensor([1 + 2j, -0.5 + 1j], dtype=torch.complex128)
+    results = []
+    for gradient in (values.conj(), values.conj().resolve_conj()):
+        x = torch.ones(2, dtype=torch.complex128, requires_grad=True)
+        x.grad = gradient
+        MoMoWrapper(SGD([x], lr=0.1)).step(loss=1.0)
+        results.append(x.detach())
+    assert torch.equal(*results)
+    assert not torch.equal(results[0], torch.ones_like(results[0]))
+
+
+def test_rule_without_init() -> None:
+    """A rule that does not call `StepRule.__init__` has the default bound."""
+
+    class HalfStep(StepRule):
+        def __init__(self) -> None:
+            self.half = 0.5
+
+        def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
+            theta = torch.full_like(stats.loss, self.half)
+            return StepDecision(theta, theta, stats.lower_bound)
+
+    x, optimizer = one_parameter()
+    optimizer.rule = HalfStep()
+    optimizer.step(loss=1.0)
+    assert x.item() == 1.0
+
+
+def test_effective_lrs_are_the_callers() -> None:
+    _, optimizer = one_parameter()
+    optimizer.step(loss=1.0)
+    optimizer.effective_lrs().clear()
+    assert len(optimizer.effective_lrs()) == 1
+
+
+def test_class_attributes_can_be_looked_up() -> None:
+    assert MoMoWrapper.state is not None
+    assert MoMoWrapper.param_groups is not None
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -183,12 +183,22 @@ def table(costs: list[Cost]) -> str:
     return "\n".join(lines)
 
 
+def check(costs: list[Cost]) -> None:
+    """Assert what the library promises: half of momo-opt's time, and little memory."""
+    wrapped = next(cost for cost in costs if cost.optimizer == "AdamW(fused) wrapped")
+    ratio = wrapped.over_momo_opt
+    assert ratio is not None, "include MomoAdam to compare with"
+    assert ratio <= 0.5, f"a step takes {ratio:.2f} of momo-opt's time, more than half"
+    assert wrapped.temporary_mib <= 64, f"{wrapped.temporary_mib:.0f} MiB of temporary memory"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--case", choices=CASES, default="transformer")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=list(optimizers()), help="some of them")
+    parser.add_argument("--check", action="store_true", help="assert what the library promises")
     parser.add_argument("--json", type=Path, help="also write the raw result there")
     options = parser.parse_args()
     shapes = CASES[options.case]()
@@ -199,6 +209,8 @@ def main() -> None:
     )
     costs = measure(shapes, options.only or list(optimizers()), options.rounds, options.seed)
     print(table(costs))
+    if options.check:
+        check(costs)
     if options.json:
         environment = {
             "case": options.case,

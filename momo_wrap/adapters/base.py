@@ -41,13 +41,16 @@ class Observation(ABC):
     """A base optimizer that has taken in the gradients of this step but has not moved yet.
 
     Attributes:
-        sums: One record per parameter group, each scalar on the device of the first parameter.
+        sums: One record per parameter group, of scalars of the device and dtype that
+            `momo_wrap.scalars.scalars_like` tells.
     """
 
     sums: Sequence[StepSums]
 
     def total(self) -> StepSums:
         """Return the sums over all groups."""
+        if len(self.sums) == 1:
+            return self.sums[0]
         return StepSums(*(torch.stack(parts).sum() for parts in zip(*self.sums, strict=True)))
 
     @abstractmethod

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from momo_wrap.adapters.base import Adapter, Observation, ParamGroup, StepSums, WeightDecayForm
-from momo_wrap.blocks import Block, blocks, inner_product, move, total
+from momo_wrap.blocks import Block, blocks, inner_product, to_device, total
 from momo_wrap.model import Averaging, Scalar
-from momo_wrap.scalars import home, scalar
+from momo_wrap.scalars import scalar, scalars_like
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,12 @@ class ReadingAdapter(Adapter):
     def observe(self, base: Optimizer, weight_decay: WeightDecayForm) -> Observation:
         """Advance the base's state and read it; see `Adapter`."""
         groups = base.param_groups
+        steps = [_GroupStep(self, group, weight_decay) for group in groups]
         with _settings(groups, [self._at_rest(group) for group in groups]):
             base.step()
-        return _ReadingObservation(
-            [_GroupStep(self, group, base.state, weight_decay) for group in groups],
-            home(groups),
-        )
+        for step in steps:
+            step.read(base.state)
+        return _ReadingObservation(steps, scalars_like(groups))
 
     def _at_rest(self, group: ParamGroup) -> dict[str, Any]:
         return {**self.while_advancing(group), "lr": 0.0, "weight_decay": 0.0}
@@ -126,35 +126,37 @@ class _ReadingObservation(Observation):
 class _GroupStep:
     """One parameter group's share of a step: its sums first, its move afterwards.
 
-    Both forms of weight decay are x <- keep x - θ pull u: proximal with keep = c and pull = c α,
-    equation (4); decoupled with keep = 1 - α λ and pull = α.
+    Both forms of weight decay are x <- factor x - θ pull u: proximal with factor = c and pull =
+    c α, equation (4); decoupled with factor = 1 - α λ and pull = α.
     """
 
-    def __init__(
-        self,
-        adapter: ReadingAdapter,
-        group: ParamGroup,
-        state: Mapping[Tensor, dict[str, Any]],
-        form: WeightDecayForm,
-    ) -> None:
+    def __init__(self, adapter: ReadingAdapter, group: ParamGroup, form: WeightDecayForm) -> None:
         self._adapter, self._group = adapter, group
         self._averaging = adapter.averaging(group)
-        self._lr = scalar(group["lr"])
+        lr = scalar(group["lr"])
+        self._lr = lr if isinstance(lr, Tensor) else max(lr, 0.0)  # a schedule's rounding
         decay = scalar(group.get("weight_decay", 0.0))
         self._decays = isinstance(decay, Tensor) or decay != 0.0
         self._shrink = 1.0 / (1.0 + self._lr * decay)  # c_i
-        self._keep = self._shrink if form == "proximal" else 1.0 - self._lr * decay
+        self._decay_factor = self._shrink if form == "proximal" else 1.0 - self._lr * decay
         self._pull = self._shrink * self._lr if form == "proximal" else self._lr
-        self._blocks = [
-            block
-            for params in _with_gradient_by_kind(group["params"])
-            for block in self._cut(params, state)
-        ]
+        # Gradients are held on to before the base steps: a hook of the base may drop them.
+        self._kinds = _with_gradient_by_kind(group["params"])
+        self._blocks: list[Block] = []
 
-    def _cut(self, params: list[Tensor], state: Mapping[Tensor, dict[str, Any]]) -> Iterator[Block]:
+    def read(self, state: Mapping[Tensor, dict[str, Any]]) -> None:
+        """Find out what the base has stored, after it has taken in the gradients."""
+        for params, grads in self._kinds:
+            self._blocks.extend(self._cut(params, grads, state))
+
+    def _cut(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        state: Mapping[Tensor, dict[str, Any]],
+    ) -> Iterator[Block]:
         reading = self._adapter.read(self._group, params, state)
         _check_reading(reading, self._averaging)
-        grads = [p.grad for p in params if p.grad is not None]
         columns = {"param": params, "buffer": reading.buffer or grads, "grad": grads}
         # The base negates gradients as it takes them in, so the buffers that it keeps have the
         # sign of a minimisation already.
@@ -181,7 +183,7 @@ class _GroupStep:
             gradient_decrease=self._lr * slope,
             decay_shift=(self._shrink - 1.0) * level,
             buffer_move=-self._pull * buffer_slope,
-            buffer_move_by_decay=(self._keep - 1.0) * buffer_level,
+            buffer_move_by_decay=(self._decay_factor - 1.0) * buffer_level,
         )
 
     def _inner(self, block: Block, vector: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,8 +205,8 @@ class _GroupStep:
             u = self._adapter.preconditioned(self._group, block)
             x = block.flat("param")
             if self._decays:
-                x.mul_(self._keep)
-            x.addcmul_(u, move(pull, u.device, u.dtype), value=-1.0)
+                x.mul_(self._decay_factor)
+            x.addcmul_(u, to_device(pull, u.device, u.dtype), value=-1.0)
             block.write_back("param", x)
         return theta * self._lr
 
@@ -228,12 +230,14 @@ def _buffer_scale(averaging: Averaging, block: Block) -> Scalar:
     return block.scalar("buffer_scale") if averaging.bias_corrected else averaging.buffer_scale
 
 
-def _with_gradient_by_kind(params: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Return the parameters that have a gradient, those of one device and dtype together."""
-    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+def _with_gradient_by_kind(params: Sequence[Tensor]) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Return parameters and their gradients where there are any, by device and dtype."""
+    kinds: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
     for param in params:
         if param.grad is not None:
-            kinds.setdefault((param.device, param.dtype), []).append(param)
+            same_kind, grads = kinds.setdefault((param.device, param.dtype), ([], []))
+            same_kind.append(param)
+            grads.append(param.grad)
     return list(kinds.values())
 
 

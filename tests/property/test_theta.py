@@ -85,6 +85,12 @@ def test_no_step_from_a_loss_that_is_not_finite(rule: StepRule, value: float) ->
         assert rule(stats(value, decrease, rule.lower_bound), memory).theta.isnan()
 
 
+@pytest.mark.parametrize("rule", [MoMo(), MoMo(-math.inf), MoMoStar()], ids=repr)
+def test_no_step_from_a_gradient_that_is_not_a_number(rule: StepRule) -> None:
+    memory = {name: scalar(0.0) for name in rule.initial_memory(rule.lower_bound)}
+    assert rule(stats(1.0, math.nan, rule.lower_bound), memory).theta.isnan()
+
+
 @given(
     lr=st.floats(-3, 2),
     bound=st.floats(-2, 2),

@@ -1,0 +1,55 @@
+"""What is known of a step after it was taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from momo_wrap.rules import ModelStats, StepDecision
+from momo_wrap.scalars import as_scalar
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What happened in a step, as 0-dim tensors that nobody has waited for.
+
+    Values are in the sign of the user's objective, also with `maximize=True`.
+
+    Attributes:
+        theta: The fraction of the base's step that was taken, in [0, 1].
+        theta_uncapped: The same before it was cut at 1.
+        model_value: h/ρ, the loss that the momentum model had before the step.
+        predicted_decrease: N/ρ, by how much the whole step of the base would have lowered it
+            (with `maximize=True`: raised it).
+        lower_bound: f*, the bound that was aimed at.
+        loss: The loss that was given.
+    """
+
+    theta: Tensor
+    theta_uncapped: Tensor
+    model_value: Tensor
+    predicted_decrease: Tensor
+    lower_bound: Tensor
+    loss: Tensor
+
+    @classmethod
+    def of(cls, stats: ModelStats, decision: StepDecision, sign: float) -> StepRecord:
+        """Record a step.
+
+        Args:
+            stats: The momentum model, of the function that was minimised.
+            decision: What the step rule answered.
+            sign: -1 where the base maximises.
+
+        Returns:
+            The record, in the sign of the objective.
+        """
+        return cls(
+            theta=decision.theta,
+            theta_uncapped=decision.theta_uncapped,
+            model_value=stats.model_value * sign,
+            predicted_decrease=stats.predicted_decrease,
+            lower_bound=as_scalar(decision.lower_bound, stats.loss) * sign,
+            loss=stats.loss * sign,
+        )
