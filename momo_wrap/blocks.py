@@ -156,7 +156,7 @@ def inner_product(left: Tensor, right: Tensor) -> Tensor:
         right: The same shape and dtype.
 
     Returns:
-        A 0-dim tensor on their device. Nothing of their size is allocated.
+        A 0-dim tensor on their device.
     """
     return torch.dot(left, right)
 
@@ -211,9 +211,6 @@ def _pieces(tensors: list[Tensor], limit: int) -> Iterator[list[Tensor]]:
     # Memory orders differ or are not the default one: cut along the longest dimension instead.
     shape = tensors[0].shape
     longest = max(range(len(shape)), key=lambda dim: shape[dim])
-    if shape[longest] == 1:
-        yield tensors
-        return
     rows = max(1, limit * shape[longest] // tensors[0].numel())
     for views in zip(*(torch.split(t, rows, dim=longest) for t in tensors), strict=True):
         yield from _pieces(list(views), limit)

@@ -107,3 +107,11 @@ def test_temporary_memory(kind: type[Optimizer], weight_decay: float, dtype: tor
     optimizer = MoMoWrapper(kind(params, **settings))
     optimizer.step(loss=1.0)
     assert peak_mib(optimizer) < 8.0
+
+
+def test_small_tensors_fill_a_block() -> None:
+    """Small tensors share blocks that are as full as they may be."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks_module, "_CPU_BLOCK_ELEMENTS", 10)
+        found = list(blocks({"param": [torch.zeros(3) for _ in range(9)]}, {}))
+    assert [block.flat("param").numel() for block in found] == [9, 9, 9]

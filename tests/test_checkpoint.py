@@ -21,6 +21,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from momo_wrap import MoMo, MoMoStar, MoMoWrapper, StepRule
 from tests.cases import ALGORITHMS, FLAG_COMBINATIONS, Case
 from tests.problems import Problem, flat, last_step, take_step
+from tests.test_wrapper import one_parameter
 
 HALF = 12
 CAP = 100.0
@@ -300,3 +301,13 @@ def test_state_dict_hooks_run() -> None:
     optimizer.load_state_dict(saved)
     assert saved["note"] == 1  # hooks work on a copy
     assert calls == ["pre", "post", "load_pre", "load_post"]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_a_copy_knows_the_last_step(copied: Any) -> None:
+    """A copy knows the last step before it takes one of its own."""
+    _, optimizer = one_parameter()
+    assert copied(optimizer).last_step is None
+    optimizer.step(loss=2.0)
+    assert copied(optimizer).last_step == optimizer.last_step
+    assert copied(optimizer).effective_lrs() == optimizer.effective_lrs() == [0.125]

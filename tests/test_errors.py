@@ -87,6 +87,13 @@ class SilentRule(StepRule):
         return None  # type: ignore[return-value]
 
 
+class ChattyRule(StepRule):
+    """Remembers more than it said."""
+
+    def __call__(self, stats: ModelStats, memory: Any) -> StepDecision:
+        return StepDecision(stats.loss, stats.loss, 0.0, {"count": stats.loss})
+
+
 class CarelessAdapter(ReadingAdapter):
     """Reads the momentum buffers of SGD as if they were Adam's."""
 
@@ -576,3 +583,40 @@ def test_failing_closure_changes_nothing() -> None:
     with pytest.raises(KeyError, match="batch"):
         optimizer.step(closure)
     assert str(optimizer.state_dict()) == str(before)
+
+
+def test_sparse_gradient_of_a_later_parameter() -> None:
+    groups = [{"params": [parameter()]}, {"params": [parameter(), sparse_parameter()]}]
+    optimizer = MoMoWrapper(SGD(groups, lr=0.1))
+    message = "Parameter 1 of group 1, of shape [3], has a torch.sparse_coo gradient"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        optimizer.step(loss=1.0)
+
+
+def test_maximize_in_the_first_group_only() -> None:
+    with pytest.raises(ValueError, match=re.escape("Groups have maximize=[True, False]")):
+        MoMoWrapper(two_groups(SGD, {"maximize": True}, {}))
+
+
+def test_rule_that_remembers_too_much() -> None:
+    optimizer = MoMoWrapper(SGD([parameter()], lr=0.1), ChattyRule())
+    with pytest.raises(
+        ValueError, match=re.escape("names [], but its decision has memory for ['count']")
+    ):
+        optimizer.step(loss=1.0)
+
+
+def test_differentiable_in_a_later_group() -> None:
+    with pytest.raises(ValueError, match="Group 1 has differentiable=True"):
+        MoMoWrapper(two_groups(Adam, {}, {"differentiable": True}))
+
+
+@pytest.mark.parametrize("name", ["param", "buffer", "grad"])
+def test_names_that_are_taken(name: str) -> None:
+    class Taken(SGDAdapter):
+        def read(self, group: Any, params: Any, state: Any) -> Reading:
+            return Reading(None, {name: list(params)})
+
+    optimizer = MoMoWrapper(SGD([parameter()], lr=0.1), adapter=Taken())
+    with pytest.raises(ValueError, match=re.escape(f"named ['{name}']")):
+        optimizer.step(loss=1.0)

@@ -33,3 +33,18 @@ def test_first_weight_keeps_all_digits(dampening: float) -> None:
         scalars = model.scalars_after(torch.tensor(0.0, dtype=torch.float64))
     assert float(scalars["loss_sum"]) == 0.9 * 3.0 + (1.0 - dampening) * 2.0
     assert float(scalars["weight_sum"]) == 0.9 + (1.0 - dampening)
+
+
+def test_every_coefficient_counts_in_a_comparison() -> None:
+    """Each coefficient counts: groups that differ in any of them can't share a model."""
+    same = {
+        "decay": 0.9,
+        "weight": 0.1,
+        "first_weight": 1.0,
+        "buffer_scale": 0.5,
+        "grad_scale": 1.0,
+    }
+    assert not Averaging(**same).differs_from(Averaging(**same))  # type: ignore[arg-type]
+    for name in same:
+        other = Averaging(**{**same, name: 0.25})  # type: ignore[arg-type]
+        assert other.differs_from(Averaging(**same)), name  # type: ignore[arg-type]

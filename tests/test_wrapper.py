@@ -438,3 +438,13 @@ def test_a_loss_that_is_not_finite_is_never_a_full_step(value: float) -> None:
     optimizer.step(loss=value)
     assert last_step(optimizer).theta.isnan()
     assert x.isnan().all()
+
+
+def test_empty_group_beside_others() -> None:
+    """Beside others, a group may be empty, as one of frozen parameters is."""
+    param = torch.tensor([1.0, 2.0], requires_grad=True)
+    param.grad = torch.ones(2)
+    groups: list[dict[str, Any]] = [{"params": []}, {"params": [param], "lr": 0.5}]
+    optimizer = MoMoWrapper(SGD(groups, lr=0.1))
+    optimizer.step(loss=0.5)
+    assert torch.equal(param.detach(), torch.tensor([0.75, 1.75]))

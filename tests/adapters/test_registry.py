@@ -37,3 +37,10 @@ def test_adapter_argument_comes_first() -> None:
     )
     known = trajectory(lambda p: MoMoWrapper(Adam(p, lr=0.3), MoMo(0.1)), 10)
     assert relative_distance(renamed, known) == 0.0
+
+
+def test_registering_again_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_adapters", dict(registry._adapters))
+    adapter = AdamAdapter()
+    register_adapter(Adam, adapter)
+    assert adapter_for(Adam(Problem().params)) is adapter
