@@ -172,7 +172,8 @@ def plot(sweep: Sweep, path: str) -> None:
         widths = [describe(sweep.tolerated(method)) for method in (bare, wrapped)]
         axes.set_title(f"{bare}: {widths[0]}\nwith MoMo: {widths[1]}")
         axes.set(xscale="log", ylim=(0, 1.02), xlabel="learning rate (with MoMo: upper bound)")
-        axes.legend()
+        # below the axes, where it covers no curve whatever the seed
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize="small")
     panels[0].set_ylabel("test accuracy")
     figure.savefig(path)
 

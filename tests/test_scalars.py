@@ -57,6 +57,7 @@ def test_tensor_lr_is_never_read() -> None:
     optimizer = MoMoWrapper(SGD([param], lr=0.1))
     optimizer.param_groups[0]["lr"] = torch.empty((), device="meta")
     optimizer.step(loss=torch.empty((), device="meta"))
+    assert optimizer.effective_lrs()[0].is_meta
 
 
 @pytest.mark.parametrize("kind", [SGD, AdamW])

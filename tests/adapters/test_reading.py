@@ -63,6 +63,7 @@ def test_coefficients_that_are_tensors_are_never_read() -> None:
         group["weight_decay"] = torch.empty((), device="meta")
     for _ in range(2):
         optimizer.step(loss=torch.empty((), device="meta"))
+    assert last_step(optimizer).theta.is_meta
 
 
 def test_base_without_weight_decay() -> None:
