@@ -138,7 +138,9 @@ class MoMoWrapper(Optimizer):
             TypeError: Neither or both were given, or one of the wrong type; a gradient is sparse.
             ValueError: The loss has several elements, or settings have become invalid.
 
-        After an error above, parameters, the base's state and the model are as they were.
+        After an error above, parameters, the base's state and the model are as they were. What a
+        rule or an adapter returns is refused later: nothing has moved, but the base has taken in
+        the gradients.
         """
         loss = evaluate_loss(closure, loss)
         check_groups(self.param_groups, self.adapter)
