@@ -6,8 +6,15 @@ Example:
     >>> optimizer.step(loss=loss)
 """
 
-from momo_wrap.adapters import Adapter, ReadingAdapter, adapter_for, register_adapter
-from momo_wrap.model import Averaging
+from momo_wrap.adapters import (
+    Adapter,
+    ProposingAdapter,
+    ReadingAdapter,
+    adapter_for,
+    register_adapter,
+)
+from momo_wrap.averaging import Averaging
+from momo_wrap.joint import JointOptimizer
 from momo_wrap.record import StepRecord
 from momo_wrap.rules import ModelStats, MoMo, MoMoStar, StepDecision, StepRule
 from momo_wrap.wrapper import MoMoWrapper
@@ -17,10 +24,12 @@ __version__ = "0.1.0"
 __all__ = [
     "Adapter",
     "Averaging",
+    "JointOptimizer",
     "MoMo",
     "MoMoStar",
     "MoMoWrapper",
     "ModelStats",
+    "ProposingAdapter",
     "ReadingAdapter",
     "StepDecision",
     "StepRecord",

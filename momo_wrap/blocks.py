@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+Scalar: TypeAlias = float | Tensor
 
 # Elements in a block. 2^18 float32 values are 1 MiB, which fits the second-level cache of a CPU
 # core. An accelerator needs larger blocks to be busy; five temporaries of 2^21 are 40 MiB.
@@ -41,13 +44,13 @@ class Block:
         pieces: For each column the pieces of its tensors that lie in this block, each a real view
             of any shape; piece j has the same shape in every column.
         scalars: For each name one 0-dim tensor per piece: a value that is shared by all elements
-            of the parameter that the piece belongs to.
+            of the parameter that the piece belongs to; or one value for all parameters.
         negated: The columns that `flat` returns with the opposite sign.
         dtype: The dtype of computation.
     """
 
     pieces: Mapping[str, list[Tensor]]
-    scalars: Mapping[str, list[Tensor]]
+    scalars: Mapping[str, list[Tensor] | Scalar]
     negated: frozenset[str]
     dtype: torch.dtype
 
@@ -69,16 +72,19 @@ class Block:
         values = values if values.dtype is self.dtype else values.to(self.dtype)
         return -values if column in self.negated else values
 
-    def scalar(self, name: str) -> Tensor:
+    def scalar(self, name: str) -> Scalar:
         """Return a value per parameter, ready to be combined with `flat` tensors.
 
         Args:
             name: The name of the values.
 
         Returns:
-            A tensor of shape [] or [elements of the block] in the dtype of computation.
+            A tensor of shape [] or [elements of the block] in the dtype of computation, or a Python
+            number.
         """
         values = self.scalars[name]
+        if not isinstance(values, list):
+            return values
         if len(values) == 1:
             return values[0]
         sizes = [piece.numel() for piece in next(iter(self.pieces.values()))]
@@ -94,6 +100,16 @@ class Block:
         pieces = self.pieces[column]
         if len(pieces) == 1 and pieces[0].is_contiguous() and pieces[0].dtype is self.dtype:
             return  # `flat` returned a view
+        self.write(column, values)
+
+    def write(self, column: str, values: Tensor) -> None:
+        """Overwrite the column's stretch.
+
+        Args:
+            column: The column's name, none of the negated ones.
+            values: Shape [elements of the block]; rounded to the column's own dtype.
+        """
+        pieces = self.pieces[column]
         parts = torch.split(values, [piece.numel() for piece in pieces])
         torch._foreach_copy_(
             pieces, [part.view(piece.shape) for part, piece in zip(parts, pieces, strict=True)]
@@ -102,7 +118,7 @@ class Block:
 
 def blocks(
     columns: Mapping[str, Sequence[Tensor]],
-    scalars: Mapping[str, Tensor],
+    scalars: Mapping[str, Scalar],
     negated: frozenset[str] = frozenset(),
 ) -> Iterator[Block]:
     """Cut aligned columns into blocks.
@@ -110,7 +126,8 @@ def blocks(
     Args:
         columns: Name to one tensor per parameter. The tensors of one parameter have equal shapes;
             all parameters are on one device. Complex tensors are taken as pairs of reals.
-        scalars: Name to a tensor of shape [parameters], on any device.
+        scalars: Name to a tensor of shape [parameters], on any device, or to one value for all, a
+            Python number or a 0-dim tensor.
         negated: The columns to be read with the opposite sign.
 
     Yields:
@@ -122,14 +139,22 @@ def blocks(
         return
     device, dtype = first[0].device, accumulation_dtype(first[0].dtype)
     limit = _CPU_BLOCK_ELEMENTS if device.type == "cpu" else _ACCELERATOR_BLOCK_ELEMENTS
-    scalar_columns = [to_device(values, device, dtype).unbind() for values in scalars.values()]
+    shared: dict[str, Scalar] = {}
+    per_parameter: dict[str, tuple[Tensor, ...]] = {}
+    for name, values in scalars.items():
+        if not isinstance(values, Tensor):
+            shared[name] = values
+        elif values.dim() == 0:
+            shared[name] = to_device(values, device, dtype)
+        else:
+            per_parameter[name] = to_device(values, device, dtype).unbind()
 
     def block(batch: list[tuple[list[Tensor], int]]) -> Block:
         return Block(
             pieces={name: [views[i] for views, _ in batch] for i, name in enumerate(names)},
             scalars={
-                name: [values[owner] for _, owner in batch]
-                for name, values in zip(scalars, scalar_columns, strict=True)
+                **shared,
+                **{name: [of[i] for _, i in batch] for name, of in per_parameter.items()},
             },
             negated=negated,
             dtype=dtype,

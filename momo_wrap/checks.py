@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.base import Adapter, ParamGroup, WeightDecayForm
-from momo_wrap.model import Averaging
+from momo_wrap.adapters.base import Adapter, ParamGroup, WeightDecayForm, maximizes
 from momo_wrap.rules import StepDecision, StepRule
 
 Loss: TypeAlias = Tensor | float
@@ -27,7 +26,7 @@ def check_arguments(optimizer: object, rule: object, adapter: object, weight_dec
     Args:
         optimizer: The base.
         rule: The step rule or None.
-        adapter: The adapter or None.
+        adapter: The adapter, a list of them, or None.
         weight_decay: The form of weight decay.
 
     Raises:
@@ -44,11 +43,12 @@ def check_arguments(optimizer: object, rule: object, adapter: object, weight_dec
             f"rule must be a StepRule, got {rule!r}. Write MoMoWrapper(optimizer, "
             "MoMo(lower_bound=0.0))."
         )
-    if not (adapter is None or isinstance(adapter, Adapter)):
-        raise TypeError(
-            f"adapter must be an instance of Adapter, got {adapter!r}. Write "
-            "MoMoWrapper(optimizer, adapter=MyAdapter())."
-        )
+    for entry in adapter if isinstance(adapter, (list, tuple)) else [adapter]:
+        if not (entry is None or isinstance(entry, Adapter)):
+            raise TypeError(
+                f"adapter must be an instance of Adapter, got {entry!r}. Write "
+                "MoMoWrapper(optimizer, adapter=MyAdapter())."
+            )
     if weight_decay not in get_args(WeightDecayForm):
         raise ValueError(
             f"weight_decay chooses the form of the decay and must be 'proximal' or 'decoupled', "
@@ -179,53 +179,59 @@ def check_gradients(groups: Sequence[ParamGroup]) -> None:
                 )
 
 
-def check_groups(groups: Sequence[ParamGroup], adapter: Adapter, *, tensors: bool = False) -> None:
+def check_groups(base: Optimizer, adapter: Adapter, *, tensors: bool = False) -> None:
     """Refuse settings that the model can't be built with.
 
     Args:
-        groups: The base's parameter groups.
-        adapter: The adapter that reads the base.
+        base: The optimizer that is wrapped.
+        adapter: The adapter that reads it.
         tensors: Also look into settings that are tensors, which visits the host, and at the
             parameters.
 
     Raises:
         ValueError: A learning rate or weight decay is not a finite number of at least 0, groups
-            differ where they must not, or one asks for `differentiable=True`.
+            differ where they must not, one asks for `differentiable=True`, or the adapter can't
+            read the base with these settings.
     """
-    if not any(group["params"] for group in groups):
+    if not any(group["params"] for group in base.param_groups):
         raise ValueError(
             "The optimizer has no parameters. Give it those of the model: model.parameters()."
         )
-    for index, group in enumerate(groups):
-        if tensors:
-            _check_storage(index, group["params"])
-        if "lr" not in group:
+    index, maximize = 0, []
+    for optimizer, its_adapter in adapter.parts(base):
+        for group in optimizer.param_groups:
+            _check_group(index, group, its_adapter, tensors=tensors)
+            maximize.append(maximizes(optimizer, group))
+            index += 1
+        reason = its_adapter.obstacle(optimizer)
+        if reason is not None:
             raise ValueError(
-                f"Group {index} has no 'lr', which the step is measured against. Wrap an "
-                "optimizer that has a learning rate."
+                f"{its_adapter!r} can't read {type(optimizer).__name__}: {reason}. Write "
+                "MoMoWrapper(optimizer, adapter=ProposingAdapter())."
             )
-        for name in ("lr", "weight_decay"):
-            _check_number(index, name, group.get(name, 0.0), tensors=tensors)
-        if group.get("differentiable"):
-            raise ValueError(
-                f"Group {index} has differentiable=True, but MoMo's step does not record "
-                "gradients. Make the base optimizer with differentiable=False."
-            )
-    maximize = [bool(group.get("maximize")) for group in groups]
     if any(maximize) and not all(maximize):
         raise ValueError(
             f"Groups have maximize={maximize}, but all groups share one loss. Set the same "
             "maximize for all, or wrap two optimizers."
         )
-    averagings = [adapter.averaging(group) for group in groups]
-    for index, averaging in enumerate(averagings[1:], start=1):
-        if averaging.differs_from(averagings[0], tensors=tensors):
-            raise ValueError(
-                f"Group {index} averages gradients as {_describe(averaging)}, group 0 as "
-                f"{_describe(averagings[0])}. All groups share one model of the loss, whose "
-                "losses and gradients must be averaged with the same weights; set the same "
-                "momentum (or betas[0]) for all groups."
-            )
+
+
+def _check_group(index: int, group: ParamGroup, adapter: Adapter, *, tensors: bool) -> None:
+    if tensors:
+        _check_storage(index, group["params"])
+    if group.get("lr") is None and adapter.needs_lr:
+        raise ValueError(
+            f"Group {index} has no 'lr', which the step is measured against. Wrap an "
+            "optimizer that has a learning rate."
+        )
+    for name in ("lr", "weight_decay"):
+        if group.get(name) is not None:
+            _check_number(index, name, group[name], tensors=tensors)
+    if group.get("differentiable"):
+        raise ValueError(
+            f"Group {index} has differentiable=True, but MoMo's step does not record "
+            "gradients. Make the base optimizer with differentiable=False."
+        )
 
 
 def _check_number(index: int, name: str, value: object, *, tensors: bool) -> None:
@@ -249,10 +255,3 @@ def _check_storage(index: int, params: Sequence[Tensor]) -> None:
                 "only when it is read, and can't be written through. Make it with "
                 "param.detach().resolve_conj().resolve_neg().requires_grad_()."
             )
-
-
-def _describe(averaging: Averaging) -> str:
-    scale = "1/R" if averaging.bias_corrected else averaging.buffer_scale
-    return (
-        f"B = {averaging.decay} B + {averaging.weight} g, d = {scale} B + {averaging.grad_scale} g"
-    )

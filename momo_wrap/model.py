@@ -8,98 +8,48 @@ Adaptive Learning Rates", ICML 2024, arXiv 2305.07583, section 2):
     F_k = a F_{k-1} + b f_k            R_k = a R_{k-1} + b
     E_k = a (E_{k-1} + ⟨B_{k-1}, x_k - x_{k-1}⟩)                                          (1)
 
-    m(x) = (p F_k + q f_k + p E_k + ⟨d_k, x - x_k⟩) / ρ,    ρ = p R_k + q                 (2)
+    m(x) = (f̄ + e + ⟨d_k, x - x_k⟩) / ρ
+    f̄ = p F_k + q f_k ,    e = p E_k ,    ρ = p R_k + q                                   (2)
 
 The paper stores ⟨g_j, x_j⟩ where (1) stores how far the parameters have moved since, which needs
 no pass over the parameters and no difference of two large numbers.
+
+Each parameter group i has an averaging of its own, and so its own F, R, E and ρ. The groups are
+linearised separately and added up,
+
+    m(x) = Σ_i ω_i f̄_i/ρ_i + Σ_i ( e_i + ⟨d_i, x_i - x_{k,i}⟩ )/ρ_i                       (2')
+
+where ω_i is the group's share of the decrease that is predicted for the step. Where all groups
+average alike, this is (2).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Scalar: TypeAlias = float | Tensor
-
-
-@dataclass(frozen=True)
-class Averaging:
-    """How a base optimizer averages gradients: B_k = a B_{k-1} + b g_k, d_k = p B_k + q g_k.
-
-    Each value is a Python number or a 0-dim tensor.
-
-    Attributes:
-        decay: a, the weight of the old buffer.
-        weight: b, the weight of the new gradient.
-        first_weight: b at the very first step, where it differs (SGD starts its buffer with the
-            whole gradient); None: the same as `weight`.
-        buffer_scale: p, the buffer's factor in the direction.
-        grad_scale: q, the gradient's factor in the direction (Nesterov momentum).
-        bias_corrected: p is 1 / R_k, so that the direction is a weighted mean of gradients, as in
-            Adam. `buffer_scale` and `grad_scale` then keep their defaults.
-
-    Raises:
-        ValueError: `buffer_scale` is 0, or `bias_corrected` comes with a factor of its own.
-    """
-
-    decay: Scalar
-    weight: Scalar
-    first_weight: Scalar | None = None
-    buffer_scale: Scalar = 1.0
-    grad_scale: Scalar = 0.0
-    bias_corrected: bool = False
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.buffer_scale, Tensor) and self.buffer_scale == 0:
-            raise ValueError(
-                "Averaging has buffer_scale=0, so the buffer would not count. For a direction that "
-                "is the gradient itself, write Averaging(decay=0.0, weight=1.0)."
-            )
-        if self.bias_corrected and not (self.buffer_scale == 1.0 and self.grad_scale == 0.0):
-            raise ValueError(
-                "Averaging(bias_corrected=True) sets buffer_scale to 1/R_k and has no gradient "
-                f"term, but got buffer_scale={self.buffer_scale} and grad_scale={self.grad_scale}. "
-                "Leave both out, or give buffer_scale explicitly with bias_corrected=False."
-            )
-
-    @property
-    def uses_gradient(self) -> bool:
-        """Whether the direction has a term in the gradient itself (q is not the number 0)."""
-        return isinstance(self.grad_scale, Tensor) or self.grad_scale != 0.0
-
-    def differs_from(self, other: Averaging, *, tensors: bool = False) -> bool:
-        """Whether the two are known to differ.
-
-        Args:
-            other: The averaging of another parameter group.
-            tensors: Also compare values that are tensors, which visits the host.
-
-        Returns:
-            True if a field that could be compared has different values.
-        """
-        pairs = [(getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__]
-        return any(
-            mine != theirs
-            for mine, theirs in pairs
-            if tensors or not (isinstance(mine, Tensor) or isinstance(theirs, Tensor))
-        )
+from momo_wrap.adapters.base import StepSums
+from momo_wrap.averaging import Averaging
+from momo_wrap.blocks import Scalar
+from momo_wrap.scalars import as_scalar
 
 
 @dataclass(frozen=True)
 class MomentumModel:
-    """The model (2) at the current parameters, and what (1) keeps for the next step.
+    """The model (2') at the current parameters, and what (1) keeps for the next step.
 
     Attributes:
-        loss_sum: F_k, 0-dim, as all the others.
+        loss_sum: F_k of each group, shape [groups], as all that follow.
         weight_sum: R_k.
         displacement: E_k.
-        buffer_scale: p at this step.
+        buffer_scale: p at this step; a number where it is the same for all groups.
         normaliser: ρ.
-        value: m(x_k), the loss that the model has at the current parameters.
+        mean_loss: f̄/ρ.
+        mean_displacement: e/ρ.
     """
 
     loss_sum: Tensor
@@ -107,42 +57,79 @@ class MomentumModel:
     displacement: Tensor
     buffer_scale: Scalar
     normaliser: Tensor
-    value: Tensor
+    mean_loss: Tensor
+    mean_displacement: Tensor
 
     @classmethod
     def initial_scalars(cls) -> dict[str, float]:
-        """Return the scalars that are kept between steps, as they are before the first."""
+        """Return what each group keeps between steps, as it is before the first."""
         return {"loss_sum": 0.0, "weight_sum": 0.0, "displacement": 0.0}
 
     @classmethod
-    def of(cls, scalars: Mapping[str, Tensor], averaging: Averaging, loss: Tensor) -> MomentumModel:
+    def of(
+        cls, scalars: Mapping[str, Tensor], averagings: Sequence[Averaging], loss: Tensor
+    ) -> MomentumModel:
         """Take in the loss of this step, equations (1) and (2).
 
         Args:
-            scalars: The values kept since the last step, by the names of `initial_scalars`.
-            averaging: The base optimizer's averaging at this step.
+            scalars: The values kept since the last step, by the names of `initial_scalars`, each
+                of shape [groups].
+            averagings: How each group averages at this step.
             loss: The loss at the current parameters, 0-dim.
 
         Returns:
             The model. Nothing is changed.
         """
-        a, b, q = averaging.decay, averaging.weight, averaging.grad_scale
-        if averaging.first_weight is not None:
+
+        def column(values: Sequence[Scalar]) -> Scalar:
+            return _column(values, loss)
+
+        a = column([averaging.decay for averaging in averagings])
+        b = column([averaging.weight for averaging in averagings])
+        p = column([averaging.buffer_scale for averaging in averagings])
+        q = column([averaging.grad_scale for averaging in averagings])
+        if any(averaging.first_weight is not None for averaging in averagings):
+            first = column([_first_weight(averaging) for averaging in averagings])
             one = torch.ones_like(loss)  # two Python numbers would meet in float32
-            b = torch.where(scalars["weight_sum"] == 0, averaging.first_weight * one, b * one)
+            b = torch.where(scalars["weight_sum"] == 0, first * one, b * one)
         loss_sum = a * scalars["loss_sum"] + b * loss  # F_k
         weight_sum = a * scalars["weight_sum"] + b  # R_k
         displacement = a * scalars["displacement"]  # E_k
-        p = weight_sum.reciprocal() if averaging.bias_corrected else averaging.buffer_scale
+        corrected = [averaging.bias_corrected for averaging in averagings]
+        if all(corrected):
+            p = p / weight_sum
+        elif any(corrected):
+            mask = torch.stack([as_scalar(float(is_corrected), loss) for is_corrected in corrected])
+            p = p / torch.where(mask > 0, weight_sum, 1.0)
         normaliser = p * weight_sum + q
-        value = (p * (loss_sum + displacement) + q * loss) / normaliser
-        return cls(loss_sum, weight_sum, displacement, p, normaliser, value)
+        mean_loss = (p * loss_sum + q * loss) / normaliser
+        mean_displacement = p * displacement / normaliser
+        return cls(loss_sum, weight_sum, displacement, p, normaliser, mean_loss, mean_displacement)
+
+    def total(self, sums: StepSums) -> ModelSums:
+        """Add up the groups, equation (2').
+
+        Args:
+            sums: What each group contributes to the step, each of shape [groups].
+
+        Returns:
+            The model's values.
+        """
+        decreases = sums.predicted_decrease / self.normaliser
+        decrease = decreases.sum()
+        value = (_shares(decreases) * self.mean_loss + self.mean_displacement).sum()
+        return ModelSums(
+            value=value,
+            value_after_decay=value + (sums.decay_shift / self.normaliser).sum(),
+            predicted_decrease=decrease,
+            gradient_decrease=(sums.gradient_decrease / self.normaliser).sum(),
+        )
 
     def scalars_after(self, buffer_move: Tensor) -> dict[str, Tensor]:
         """Return what is kept for the next step, once the parameters have moved.
 
         Args:
-            buffer_move: ⟨p B_k, x_{k+1} - x_k⟩, 0-dim, equation (5) times p.
+            buffer_move: ⟨p B_k, x_{k+1} - x_k⟩ of each group, equation (5) times p, shape [groups].
 
         Returns:
             The values by the names of `initial_scalars`. The displacement already holds the move:
@@ -156,3 +143,48 @@ class MomentumModel:
             "weight_sum": self.weight_sum,
             "displacement": displacement.clamp(-limit, limit),
         }
+
+
+class ModelSums(NamedTuple):
+    """The model over all groups, as 0-dim tensors.
+
+    Attributes:
+        value: m(x_k), the loss that the model has at the current parameters.
+        value_after_decay: The same where weight decay has taken its part of the step, h/ρ.
+        predicted_decrease: Σ_i N_i/ρ_i.
+        gradient_decrease: Σ_i α_i ⟨d_i, u_i⟩/ρ_i.
+    """
+
+    value: Tensor
+    value_after_decay: Tensor
+    predicted_decrease: Tensor
+    gradient_decrease: Tensor
+
+
+def _column(values: Sequence[Scalar], like: Tensor) -> Scalar:
+    """Return one value per group, or a number that all groups share."""
+    first = values[0]
+    if not isinstance(first, Tensor) and all(
+        not isinstance(value, Tensor) and value == first for value in values
+    ):
+        return first
+    return torch.stack([as_scalar(value, like) for value in values])
+
+
+def _first_weight(averaging: Averaging) -> Scalar:
+    return averaging.weight if averaging.first_weight is None else averaging.first_weight
+
+
+def _shares(decreases: Tensor) -> Tensor | float:
+    """Return ω, the groups' shares of the predicted decrease: positive, with the sum 1.
+
+    Groups that do not descend have no share. Where none descends, all have the same.
+    """
+    if len(decreases) == 1:
+        return 1.0
+    descending = decreases.clamp(min=0.0)
+    total = descending.sum()
+    known = (total > 0) & torch.isfinite(total)
+    uniform = torch.full_like(total, 1.0 / len(decreases))
+    shares: Tensor = torch.where(known, descending / total, uniform)
+    return shares

@@ -1,20 +1,19 @@
 """The wrapper's own 0-dim tensors: where they live and how they survive checkpoints.
 
-They are entries of the first parameter group, each under its own key. Param groups are what every
-tool that saves an optimizer keeps; entries in `state` are not an option, because base optimizers
+They are entries of the parameter groups, each under its own key. Param groups are what every tool
+that saves an optimizer keeps; entries in `state` are not an option, because base optimizers
 test `len(state) == 0` and distributed checkpointing takes every key for a parameter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from momo_wrap.blocks import accumulation_dtype, to_device
-from momo_wrap.model import Scalar
+from momo_wrap.blocks import Scalar, accumulation_dtype, to_device
 
 
 def scalars_like(groups: Iterable[Mapping[str, Any]]) -> Tensor:
@@ -61,7 +60,7 @@ def kept_scalars(
     """Return the scalars that are kept in a parameter group, making those that are missing.
 
     Args:
-        group: The first parameter group of the base.
+        group: A parameter group of the base.
         prefix: What the keys in the group start with.
         initial: The names, with the values that scalars start from.
         like: A tensor of the wanted device and dtype; entries that a checkpoint brought from
@@ -81,12 +80,27 @@ def kept_scalars(
     return kept
 
 
-def write_scalars(kept: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+def stacked(kept: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the scalars of all groups by name.
+
+    Args:
+        kept: What `kept_scalars` returned for each group.
+
+    Returns:
+        Name to a tensor of shape [groups].
+    """
+    return {name: torch.stack([scalars[name] for scalars in kept]) for name in kept[0]}
+
+
+def write_scalars(kept: Sequence[Mapping[str, Tensor]], values: Mapping[str, Tensor]) -> None:
     """Write new values into the kept scalars, in place.
 
     Args:
-        kept: What `kept_scalars` returned.
-        values: A new value for each name.
+        kept: What `kept_scalars` returned for each group.
+        values: For each name one value per group, of shape [groups].
     """
-    if kept:
-        torch._foreach_copy_(list(kept.values()), [values[name] for name in kept])
+    columns = {name: value.reshape(-1).unbind() for name, value in values.items()}
+    targets = [scalars[name] for scalars in kept for name in scalars]
+    if targets:
+        sources = [columns[name][i] for i, scalars in enumerate(kept) for name in scalars]
+        torch._foreach_copy_(targets, sources)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.base import Adapter, StepSums, WeightDecayForm
-from momo_wrap.adapters.registry import adapter_for
+from momo_wrap.adapters.base import Adapter, StepSums, WeightDecayForm, maximizes
+from momo_wrap.adapters.registry import chosen_adapter
 from momo_wrap.checks import (
     Loss,
     check_arguments,
@@ -20,10 +20,11 @@ from momo_wrap.checks import (
     check_groups,
     evaluate_loss,
 )
-from momo_wrap.model import MomentumModel
+from momo_wrap.joint import joined, members
+from momo_wrap.model import ModelSums, MomentumModel
 from momo_wrap.record import StepRecord
 from momo_wrap.rules import ModelStats, MoMo, StepRule
-from momo_wrap.scalars import as_scalar, kept_scalars, scalars_like, write_scalars
+from momo_wrap.scalars import as_scalar, kept_scalars, scalars_like, stacked, write_scalars
 
 
 class _OfBase:
@@ -66,14 +67,16 @@ class MoMoWrapper(Optimizer):
     rate 0 and before anything moves.
 
     Args:
-        optimizer: The base optimizer, kept as `base`.
+        optimizer: The base optimizer, kept as `base`; or a list of them, which share one model of
+            the loss and one θ, kept as a `JointOptimizer`.
         rule: The step rule; None: `MoMo(lower_bound=0.0)`.
-        adapter: How to read the base; None: the one that is registered for its type.
+        adapter: How to read the base; None: the one of `adapter_for`. With several optimizers, a
+            list with an entry for each.
         weight_decay: "proximal", equation (4), or "decoupled", AdamW's
             x_i <- (1 - α_i λ_i) x_i - θ α_i u_i with the same θ.
 
     Attributes:
-        base: The optimizer that was wrapped.
+        base: The optimizer that was wrapped, a `JointOptimizer` for several.
         rule: The step rule.
         adapter: The adapter.
         weight_decay: The form of weight decay.
@@ -82,7 +85,7 @@ class MoMoWrapper(Optimizer):
     Raises:
         TypeError: `optimizer` is not an optimizer, or one that can't be wrapped; `rule` or
             `adapter` are of the wrong type.
-        ValueError: The settings of a group are out of range, or groups average differently.
+        ValueError: The settings of a group are out of range, or do not go together.
     """
 
     param_groups: list[dict[str, Any]] = _OfBase()  # type: ignore[assignment]
@@ -91,24 +94,25 @@ class MoMoWrapper(Optimizer):
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer],
         rule: StepRule | None = None,
         *,
-        adapter: Adapter | None = None,
+        adapter: Adapter | Sequence[Adapter | None] | None = None,
         weight_decay: WeightDecayForm = "proximal",
     ) -> None:
-        if isinstance(optimizer, MoMoWrapper):
+        base = joined(optimizer)
+        if any(isinstance(member, MoMoWrapper) for member in members(base)):
             raise TypeError(
                 "MoMoWrapper got an optimizer that is wrapped already; its steps would be cut "
                 "twice. Wrap the base itself: MoMoWrapper(optimizer.base)."
             )
-        check_arguments(optimizer, rule, adapter, weight_decay)
+        check_arguments(base, rule, adapter, weight_decay)
         rule = MoMo() if rule is None else rule
-        adapter = adapter_for(optimizer) if adapter is None else adapter
-        check_groups(optimizer.param_groups, adapter, tensors=True)
+        adapter = chosen_adapter(base, adapter)
+        check_groups(base, adapter, tensors=True)
         # Sets up the hooks. The group is never used, see `_OfBase` and `add_param_group`.
         super().__init__([{"params": []}], {})
-        self.base = optimizer
+        self.base = base
         self.rule = rule
         check_bound(self._sign * rule.lower_bound)
         self.adapter = adapter
@@ -143,18 +147,17 @@ class MoMoWrapper(Optimizer):
         the gradients.
         """
         loss = evaluate_loss(closure, loss)
-        check_groups(self.param_groups, self.adapter)
+        check_groups(self.base, self.adapter)
         check_gradients(self.param_groups)
         bound = self._sign * self.rule.lower_bound
         check_bound(bound)
         like = scalars_like(self.param_groups)
         scalars, memory = self._kept_scalars(like)
         observation = self.adapter.observe(self.base, self.weight_decay)
-        averaging = self.adapter.averaging(self.param_groups[0])
         minimised = as_scalar(loss, like) * self._sign
-        model = MomentumModel.of(scalars, averaging, minimised)  # (1), (2)
-        sums = observation.total()
-        stats = _statistics(model, sums, minimised, bound)
+        model = MomentumModel.of(stacked(scalars), observation.averagings, minimised)  # (1), (2)
+        sums = StepSums(*(torch.stack(parts) for parts in zip(*observation.sums, strict=True)))
+        stats = _statistics(model.total(sums), minimised, bound)
         decision = self.rule(stats, memory)  # (3)
         check_decision(decision, memory)
         effective_lrs = observation.apply(decision.theta)  # (4)
@@ -162,7 +165,7 @@ class MoMoWrapper(Optimizer):
         moved = torch.where(decision.theta == 0, 0.0, decision.theta * sums.buffer_move)
         buffer_move = moved + sums.buffer_move_by_decay  # (5)
         write_scalars(scalars, model.scalars_after(buffer_move))
-        write_scalars(memory, decision.memory)
+        write_scalars([memory], decision.memory)
         self._effective_lrs = effective_lrs
         self.last_step = StepRecord.of(stats, decision, self._sign)
         return loss
@@ -188,7 +191,7 @@ class MoMoWrapper(Optimizer):
             return  # Optimizer.__init__ adds its own; those of the base count
         self.base.add_param_group(param_group)
         try:
-            check_groups(self.param_groups, self.adapter, tensors=True)
+            check_groups(self.base, self.adapter, tensors=True)
         except Exception:
             self.param_groups.pop()
             raise
@@ -202,7 +205,7 @@ class MoMoWrapper(Optimizer):
         self.base.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the base's state dict; the wrapper's scalars are in its first parameter group.
+        """Return the base's state dict; the wrapper's scalars are in its parameter groups.
 
         Returns:
             What `load_state_dict` takes. A bare optimizer of the base's type takes it too.
@@ -230,6 +233,14 @@ class MoMoWrapper(Optimizer):
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
+    def __getattr__(self, name: str) -> Any:
+        # Optimizers that evaluate at other parameters than they train at switch between the two.
+        if name in ("train", "eval") and "base" in self.__dict__:
+            switches = [getattr(m, name) for m in members(self.base) if hasattr(m, name)]
+            if switches:
+                return lambda: [switch() for switch in switches] and None
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
     def __getstate__(self) -> dict[str, Any]:
         # Hooks, and the step that a scheduler patched in, stay behind, as they do in torch; groups
         # and state are in the base.
@@ -252,27 +263,26 @@ class MoMoWrapper(Optimizer):
     @property
     def _sign(self) -> float:
         """-1 where the base maximises, which is minimisation of the negative."""
-        return -1.0 if self.param_groups[0].get("maximize") else 1.0
+        first = members(self.base)[0]
+        return -1.0 if maximizes(first, first.param_groups[0]) else 1.0
 
-    def _kept_scalars(self, like: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the scalars of the momentum model and those of the rule."""
-        group = self.param_groups[0]
+    def _kept_scalars(self, like: Tensor) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Return the scalars of the momentum model of each group, and those of the rule."""
+        groups, initial = self.param_groups, MomentumModel.initial_scalars()
         memory = self.rule.initial_memory(self._sign * self.rule.lower_bound)
         return (
-            kept_scalars(group, "momo_", MomentumModel.initial_scalars(), like),
-            kept_scalars(group, "momo_rule_", memory, like),
+            [kept_scalars(group, "momo_", initial, like) for group in groups],
+            kept_scalars(groups[0], "momo_rule_", memory, like),
         )
 
 
-def _statistics(
-    model: MomentumModel, sums: StepSums, loss: Tensor, lower_bound: float
-) -> ModelStats:
+def _statistics(model: ModelSums, loss: Tensor, lower_bound: float) -> ModelStats:
     """Return h/ρ, N/ρ and what else a rule may ask for."""
     return ModelStats(
         loss=loss,
         value_at_params=model.value,
-        model_value=model.value + sums.decay_shift / model.normaliser,
-        predicted_decrease=sums.predicted_decrease / model.normaliser,
-        gradient_decrease=sums.gradient_decrease / model.normaliser,
+        model_value=model.value_after_decay,
+        predicted_decrease=model.predicted_decrease,
+        gradient_decrease=model.gradient_decrease,
         lower_bound=lower_bound,
     )

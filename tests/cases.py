@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import inspect
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from lion_pytorch import Lion
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import (
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+)
 
 
 @dataclass(frozen=True)
@@ -21,6 +35,9 @@ class Case:
         settings: Its arguments; the learning rate is one at which it trains `Problem` well.
         takes_complex: Whether the bare optimizer can train complex parameters so.
         takes_float16: Whether the bare optimizer stays finite on float16 parameters.
+        takes_maximize: Whether the bare optimizer has the setting.
+        can_be_copied: Whether a deep or pickled copy of the bare optimizer can step.
+        resumes: Whether the bare optimizer goes on bit for bit from a state dict, in float64.
     """
 
     name: str
@@ -28,6 +45,9 @@ class Case:
     settings: Mapping[str, Any] = field(default_factory=dict)
     takes_complex: bool = True
     takes_float16: bool = True
+    takes_maximize: bool = True
+    can_be_copied: bool = True
+    resumes: bool = True
 
     def __str__(self) -> str:
         return self.name
@@ -55,6 +75,18 @@ _ALGORITHMS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
     "Adam-amsgrad": (Adam, {"lr": 0.01, "amsgrad": True, "betas": (0.8, 0.95)}),
     "AdamW": (AdamW, {"lr": 0.01, "weight_decay": 0.0}),
     "AdamW-amsgrad": (AdamW, {"lr": 0.01, "weight_decay": 0.0, "amsgrad": True, "eps": 1e-3}),
+    "NAdam": (NAdam, {"lr": 0.01}),
+    "NAdam-fast": (NAdam, {"lr": 0.01, "momentum_decay": 0.5, "betas": (0.8, 0.95)}),
+    # the rectification sets in within the first steps, and never
+    "RAdam": (RAdam, {"lr": 0.02, "betas": (0.9, 0.95)}),
+    "RAdam-unrectified": (RAdam, {"lr": 0.02, "betas": (0.9, 0.6)}),
+    "Adamax": (Adamax, {"lr": 0.01}),
+    "Adagrad": (Adagrad, {"lr": 0.1}),
+    "Adagrad-lr_decay": (Adagrad, {"lr": 0.2, "lr_decay": 0.05}),
+    "Adadelta": (Adadelta, {"lr": 1.0}),
+    "RMSprop": (RMSprop, {"lr": 0.01}),
+    "RMSprop-centered": (RMSprop, {"lr": 0.01, "centered": True, "alpha": 0.9, "eps": 1e-3}),
+    "Lion": (Lion, {"lr": 0.003, "betas": (0.9, 0.95)}),
 }
 _MODES = {
     "single": {"foreach": False},
@@ -62,32 +94,63 @@ _MODES = {
     "fused": {"fused": True},
 }
 
+# Adam's usual eps is 0 in float16, where second moments underflow as well.
+_TAKE_FLOAT16 = {SGD, Lion}
+# Takes the sign of a complex number to be the number over its absolute value; has no maximize, and
+# attributes that copies lose.
+_PLAIN = {Lion}
+# Its mu_product is float32, but torch loads it with the dtype of the parameters.
+_DO_NOT_RESUME = {NAdam}
+
 # One case per algorithm, in torch's default mode.
 ALGORITHMS = [
-    # Adam's usual eps is 0 in float16, where second moments underflow as well
-    Case(name, kind, settings, takes_float16=kind is SGD or settings.get("eps", 0.0) > 1e-4)
+    Case(
+        name,
+        kind,
+        settings,
+        takes_complex=kind not in _PLAIN,
+        takes_float16=kind in _TAKE_FLOAT16 or settings.get("eps", 0.0) > 1e-4,
+        takes_maximize=kind not in _PLAIN,
+        can_be_copied=kind not in _PLAIN,
+        resumes=kind not in _DO_NOT_RESUME,
+    )
     for name, (kind, settings) in _ALGORITHMS.items()
 ]
 
-# Every combination of algorithm, mode, direction and kind of learning rate that torch has.
-FLAG_COMBINATIONS = [
-    Case(
-        f"{name}-{mode}" + "-maximize" * maximize + "-tensor_lr" * tensor_lr,
-        kind,
-        {
-            **settings,
-            **_MODES[mode],
-            "maximize": maximize,
-            "lr": torch.tensor(settings["lr"], dtype=torch.float64)
-            if tensor_lr
-            else settings["lr"],
-        },
-        takes_complex=mode != "fused",
-    )
-    for name, (kind, settings) in _ALGORITHMS.items()
-    for mode in _MODES
-    for maximize in (False, True)
-    for tensor_lr in (False, True)
-    # torch refuses a tensor lr for foreach Adam that is not capturable
-    if not (tensor_lr and mode == "foreach" and issubclass(kind, Adam))
-]
+
+def _is_accepted(kind: type[Optimizer], settings: dict[str, Any]) -> bool:
+    """Whether the optimizer itself has these settings, and takes them together."""
+    if not settings.keys() <= inspect.signature(kind).parameters.keys():
+        return False
+    try:
+        kind([torch.ones(1, requires_grad=True)], **settings)
+    except (ValueError, RuntimeError):
+        return False
+    return True
+
+
+def _flag_combinations() -> Iterator[Case]:
+    for (name, (kind, settings)), mode in itertools.product(_ALGORITHMS.items(), _MODES):
+        for maximize, tensor_lr in itertools.product((False, True), repeat=2):
+            if kind not in (SGD, Adam, AdamW) and maximize != tensor_lr:
+                continue  # the four of them where they are most used, two elsewhere
+            lr = settings["lr"]
+            flags = {
+                **settings,
+                **_MODES[mode],
+                "maximize": maximize,
+                "lr": torch.tensor(lr, dtype=torch.float64) if tensor_lr else lr,
+            }
+            if _is_accepted(kind, flags):
+                suffix = "-maximize" * maximize + "-tensor_lr" * tensor_lr
+                yield Case(
+                    f"{name}-{mode}{suffix}",
+                    kind,
+                    flags,
+                    takes_complex=mode != "fused",
+                    resumes=kind not in _DO_NOT_RESUME,
+                )
+
+
+# The combinations of algorithm, mode, direction and kind of learning rate that torch has.
+FLAG_COMBINATIONS = list(_flag_combinations())

@@ -137,3 +137,65 @@ class ReferenceMoMo:
                 group.x = (1 - group.lr * group.weight_decay) * group.x - move
             else:
                 group.x = c * (group.x - move)  # (4)
+
+
+@dataclass
+class ReferenceBlock(ReferenceGroup):
+    """A parameter group with an average of its own."""
+
+    loss_sum: float = 0.0
+    weight_sum: float = 0.0
+    gamma_sum: float = 0.0
+
+    def linearise(self, loss: float, g: Array) -> tuple[float, float, Array]:
+        """Take in a loss and a gradient.
+
+        Returns:
+            The mean of the losses, the mean of the linear terms at the present x, and the mean of
+            the gradients, all with the block's weights divided by their sum.
+        """
+        self.base.step += 1
+        a, b, p, q = self.base.weights()
+        dot = float(g @ self.x)
+        self.loss_sum = a * self.loss_sum + b * loss
+        self.weight_sum = a * self.weight_sum + b
+        self.gamma_sum = a * self.gamma_sum + b * dot
+        self.buffer = a * self.buffer + b * g
+        rho = p * self.weight_sum + q
+        d = p * self.buffer + q * g
+        linear = float(d @ self.x) - p * self.gamma_sum - q * dot
+        self.scale = rho
+        return (p * self.loss_sum + q * loss) / rho, linear / rho, d / rho
+
+
+@dataclass
+class ReferenceJointMoMo:
+    """MoMo over blocks that average differently, with proximal weight decay.
+
+    The model is Σ_i ω_i f̄_i/ρ_i + Σ_i (e_i + ⟨d_i, x_i - x_{k,i}⟩)/ρ_i, where ω_i is the block's
+    share of the decrease that its own step predicts.
+    """
+
+    blocks: Sequence[ReferenceBlock]
+    lower_bound: float = 0.0
+    theta: float = math.nan
+    value: float = math.nan
+
+    def step(self, loss: float, gradients: Sequence[Array]) -> None:
+        """Take a step from the loss and the gradient of each block."""
+        losses, linears, decreases, shifts, moves = [], [], [], [], []
+        for g, block in zip(gradients, self.blocks, strict=True):
+            mean_loss, linear, slope = block.linearise(loss, g)
+            c = 1 / (1 + block.lr * block.weight_decay)
+            u = slope * block.scale / block.base.preconditioner(g)
+            losses.append(mean_loss)
+            linears.append(linear)
+            decreases.append(c * block.lr * float(slope @ u))
+            shifts.append((c - 1) * float(slope @ block.x))
+            moves.append((c, block.lr * u))
+        shares = [decrease / sum(decreases) for decrease in decreases]
+        mean_loss = sum(w * f for w, f in zip(shares, losses, strict=True))
+        self.value = mean_loss + sum(linears) + sum(shifts)
+        self.theta = min(max((self.value - self.lower_bound) / sum(decreases), 0.0), 1.0)
+        for block, (c, move) in zip(self.blocks, moves, strict=True):
+            block.x = c * (block.x - self.theta * move)

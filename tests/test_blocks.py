@@ -41,7 +41,7 @@ def test_blocks_cover_every_element_once_and_aligned(
     for block in found:
         assert block.flat("left").numel() <= max(limit, 1)
         assert torch.equal(block.flat("right"), 2 * block.flat("left"))
-        owner = block.scalar("owner").expand(block.flat("left").shape)
+        owner = block.flat("left") * 0.0 + block.scalar("owner")
         assert torch.equal(owner.float(), expected_owner[block.flat("left").long()])
 
 
@@ -115,3 +115,29 @@ def test_small_tensors_fill_a_block() -> None:
         patch.setattr(blocks_module, "_CPU_BLOCK_ELEMENTS", 10)
         found = list(blocks({"param": [torch.zeros(3) for _ in range(9)]}, {}))
     assert [block.flat("param").numel() for block in found] == [9, 9, 9]
+
+
+def test_one_value_for_all_parameters() -> None:
+    """Numbers stay numbers; tensors come in the dtype of computation."""
+    columns = {"param": [torch.zeros(3), torch.zeros(2)]}
+    shared: dict[str, float | torch.Tensor] = {
+        "number": 0.5,
+        "tensor": torch.tensor(2.0, dtype=torch.float64),
+    }
+    (block,) = blocks(columns, shared)
+    assert block.scalar("number") == 0.5
+    value = block.scalar("tensor")
+    assert isinstance(value, torch.Tensor)
+    assert (value.dtype, value.shape, float(value)) == (torch.float32, (), 2.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_overwriting_a_column(dtype: torch.dtype) -> None:
+    """Also where `flat` would have been a view."""
+    for shapes in ([(4,)], [(2, 3), (1,)]):
+        tensors = [torch.zeros(shape, dtype=dtype) for shape in shapes]
+        (block,) = blocks({"param": tensors}, {})
+        block.write("param", torch.arange(block.flat("param").numel()).float())
+        assert torch.cat([t.reshape(-1) for t in tensors]).tolist() == list(
+            range(sum(t.numel() for t in tensors))
+        )

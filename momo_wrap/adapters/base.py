@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.model import Averaging
+from momo_wrap.averaging import Averaging
 
 ParamGroup: TypeAlias = dict[str, Any]
+State: TypeAlias = Mapping[Tensor, dict[str, Any]]
 WeightDecayForm: TypeAlias = Literal["proximal", "decoupled"]
 
 
@@ -42,16 +42,12 @@ class Observation(ABC):
 
     Attributes:
         sums: One record per parameter group, of scalars of the device and dtype that
-            `momo_wrap.scalars.scalars_like` tells.
+            `momo_wrap.scalars.scalars_like` tells for the base.
+        averagings: How each parameter group averages at this step.
     """
 
     sums: Sequence[StepSums]
-
-    def total(self) -> StepSums:
-        """Return the sums over all groups."""
-        if len(self.sums) == 1:
-            return self.sums[0]
-        return StepSums(*(torch.stack(parts).sum() for parts in zip(*self.sums, strict=True)))
+    averagings: Sequence[Averaging]
 
     @abstractmethod
     def apply(self, theta: Tensor) -> list[Tensor]:
@@ -72,15 +68,37 @@ class Adapter(ABC):
 
     An adapter holds no state of a run; one instance serves any number of optimizers. To support an
     optimizer with a momentum buffer and a diagonal preconditioner, subclass `ReadingAdapter`.
+
+    Attributes:
+        needs_lr: Whether each parameter group must have a learning rate `lr`.
     """
 
-    @abstractmethod
-    def averaging(self, group: ParamGroup) -> Averaging:
-        """Return the averaging coefficients of a parameter group at this step.
+    needs_lr: bool = True
+
+    def obstacle(self, base: Optimizer) -> str | None:
+        """Return why the adapter can't serve an optimizer with its present settings.
+
+        Asked before anything is changed, at construction and at every step.
 
         Args:
-            group: An entry of the base's `param_groups`.
+            base: The optimizer, of a type that the adapter is for.
+
+        Returns:
+            The reason, as the end of the sentence "the adapter can't read the optimizer: ..."; None
+            where there is none.
         """
+        return None
+
+    def parts(self, base: Optimizer) -> list[tuple[Optimizer, Adapter]]:
+        """Return the optimizers that a base is made of, each with its adapter.
+
+        Args:
+            base: The optimizer that is wrapped.
+
+        Returns:
+            The base itself with this adapter, unless the adapter is for several optimizers.
+        """
+        return [(base, self)]
 
     @abstractmethod
     def observe(self, base: Optimizer, weight_decay: WeightDecayForm) -> Observation:
@@ -97,3 +115,13 @@ class Adapter(ABC):
         Returns:
             The observation.
         """
+
+
+def maximizes(base: Optimizer, group: ParamGroup) -> bool:
+    """Return whether an optimizer maximises its objective in a parameter group.
+
+    Args:
+        base: The optimizer; some keep the setting as an attribute.
+        group: An entry of its `param_groups`.
+    """
+    return bool(group.get("maximize", getattr(base, "maximize", False)))

@@ -12,9 +12,18 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.base import Adapter, Observation, ParamGroup, StepSums, WeightDecayForm
-from momo_wrap.blocks import Block, blocks, inner_product, to_device, total
-from momo_wrap.model import Averaging, Scalar
+from momo_wrap.adapters.base import (
+    Adapter,
+    Observation,
+    ParamGroup,
+    State,
+    StepSums,
+    WeightDecayForm,
+    maximizes,
+)
+from momo_wrap.adapters.sums import added, along_average, with_gradient_by_kind
+from momo_wrap.averaging import Averaging
+from momo_wrap.blocks import Block, blocks, to_device
 from momo_wrap.scalars import scalar, scalars_like
 
 
@@ -45,9 +54,17 @@ class ReadingAdapter(Adapter):
     """
 
     @abstractmethod
-    def read(
-        self, group: ParamGroup, params: Sequence[Tensor], state: Mapping[Tensor, dict[str, Any]]
-    ) -> Reading:
+    def averaging(self, group: ParamGroup, state: State) -> Averaging:
+        """Return how a parameter group averages gradients at this step.
+
+        Args:
+            group: An entry of the base's `param_groups`.
+            state: The base's state, by parameter, after it has taken in the gradients. Only an
+                optimizer whose momentum changes by a schedule of its own needs it.
+        """
+
+    @abstractmethod
+    def read(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> Reading:
         """Gather the base's state after it has taken in the gradients.
 
         Args:
@@ -62,8 +79,8 @@ class ReadingAdapter(Adapter):
         Args:
             group: The parameter group.
             block: Its `flat` columns are "buffer" (B_k), "grad" (g_k, of the function that is
-                minimised) and the names of `Reading.tensors`; its `scalar`s those of
-                `Reading.scalars`. Must not be changed.
+                minimised) and the names of `Reading.tensors`; its `scalar`s are "buffer_scale" (p),
+                "grad_scale" (q) and the names of `Reading.scalars`. Must not be changed.
 
         Returns:
             A tensor of the block's flat shape, which may be a column itself. Here d_k: D_k = I.
@@ -80,13 +97,12 @@ class ReadingAdapter(Adapter):
         Returns:
             A tensor of the block's flat shape, which may be a column itself.
         """
-        averaging = self.averaging(group)
-        scale = _buffer_scale(averaging, block)
+        scale, grad_scale = block.scalar("buffer_scale"), block.scalar("grad_scale")
         buffer = block.flat("buffer")
         if isinstance(scale, Tensor) or scale != 1.0:
             buffer = buffer * scale
-        if averaging.uses_gradient:
-            return buffer + averaging.grad_scale * block.flat("grad")
+        if isinstance(grad_scale, Tensor) or grad_scale != 0.0:
+            return buffer + grad_scale * block.flat("grad")
         return buffer
 
     def while_advancing(self, group: ParamGroup) -> dict[str, Any]:
@@ -103,7 +119,7 @@ class ReadingAdapter(Adapter):
     def observe(self, base: Optimizer, weight_decay: WeightDecayForm) -> Observation:
         """Advance the base's state and read it; see `Adapter`."""
         groups = base.param_groups
-        steps = [_GroupStep(self, group, weight_decay) for group in groups]
+        steps = [_GroupStep(self, base, group, weight_decay) for group in groups]
         with _settings(groups, [self._at_rest(group) for group in groups]):
             base.step()
         for step in steps:
@@ -118,6 +134,7 @@ class _ReadingObservation(Observation):
     def __init__(self, steps: list[_GroupStep], scalars: Tensor) -> None:
         self._steps = steps
         self.sums = [step.sums(scalars.device, scalars.dtype) for step in steps]
+        self.averagings = [step.averaging for step in steps]
 
     def apply(self, theta: Tensor) -> list[Tensor]:
         return [step.apply(theta) for step in self._steps]
@@ -130,9 +147,13 @@ class _GroupStep:
     c α, equation (4); decoupled with factor = 1 - α λ and pull = α.
     """
 
-    def __init__(self, adapter: ReadingAdapter, group: ParamGroup, form: WeightDecayForm) -> None:
+    averaging: Averaging
+
+    def __init__(
+        self, adapter: ReadingAdapter, base: Optimizer, group: ParamGroup, form: WeightDecayForm
+    ) -> None:
         self._adapter, self._group = adapter, group
-        self._averaging = adapter.averaging(group)
+        self._maximizes = maximizes(base, group)
         lr = scalar(group["lr"])
         self._lr = lr if isinstance(lr, Tensor) else max(lr, 0.0)  # a schedule's rounding
         decay = scalar(group.get("weight_decay", 0.0))
@@ -141,43 +162,39 @@ class _GroupStep:
         self._decay_factor = self._shrink if form == "proximal" else 1.0 - self._lr * decay
         self._pull = self._shrink * self._lr if form == "proximal" else self._lr
         # Gradients are held on to before the base steps: a hook of the base may drop them.
-        self._kinds = _with_gradient_by_kind(group["params"])
+        self._kinds = with_gradient_by_kind(group["params"])
         self._blocks: list[Block] = []
 
-    def read(self, state: Mapping[Tensor, dict[str, Any]]) -> None:
+    def read(self, state: State) -> None:
         """Find out what the base has stored, after it has taken in the gradients."""
+        self.averaging = self._adapter.averaging(self._group, state)
         for params, grads in self._kinds:
             self._blocks.extend(self._cut(params, grads, state))
 
-    def _cut(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        state: Mapping[Tensor, dict[str, Any]],
-    ) -> Iterator[Block]:
+    def _cut(self, params: list[Tensor], grads: list[Tensor], state: State) -> Iterator[Block]:
         reading = self._adapter.read(self._group, params, state)
-        _check_reading(reading, self._averaging)
+        _check_reading(reading, self.averaging)
         columns = {"param": params, "buffer": reading.buffer or grads, "grad": grads}
+        scales = {
+            "buffer_scale": self.averaging.buffer_scale,
+            "grad_scale": self.averaging.grad_scale,
+        }
         # The base negates gradients as it takes them in, so the buffers that it keeps have the
         # sign of a minimisation already.
         raw = {"grad"} if reading.buffer else {"grad", "buffer"}
-        negated = frozenset(raw) if self._group.get("maximize") else frozenset()
-        return blocks({**columns, **reading.tensors}, reading.scalars, negated)
+        negated = frozenset(raw) if self._maximizes else frozenset()
+        return blocks({**columns, **reading.tensors}, {**scales, **reading.scalars}, negated)
 
     def sums(self, device: torch.device, dtype: torch.dtype) -> StepSums:
         """Return the group's sums as scalars of `dtype` on `device`."""
         slopes, levels = [], []
         for block in self._blocks:
-            slopes.append(self._inner(block, self._adapter.preconditioned(self._group, block)))
+            slopes.append(along_average(block, self._adapter.preconditioned(self._group, block)))
             if self._decays:
-                levels.append(self._inner(block, block.flat("param")))
+                levels.append(along_average(block, block.flat("param")))
 
-        def added(pairs: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-            return [total(parts, device, dtype) for parts in zip(*pairs, strict=True)] or [
-                torch.zeros((), device=device, dtype=dtype)
-            ] * 2
-
-        (buffer_slope, slope), (buffer_level, level) = added(slopes), added(levels)
+        (buffer_slope, slope) = added(slopes, device, dtype)
+        (buffer_level, level) = added(levels, device, dtype)
         return StepSums(
             predicted_decrease=self._shrink * self._lr * slope,
             gradient_decrease=self._lr * slope,
@@ -185,18 +202,6 @@ class _GroupStep:
             buffer_move=-self._pull * buffer_slope,
             buffer_move_by_decay=(self._decay_factor - 1.0) * buffer_level,
         )
-
-    def _inner(self, block: Block, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ⟨p B, v⟩ and ⟨d, v⟩ over a block."""
-        scale, buffer = _buffer_scale(self._averaging, block), block.flat("buffer")
-        if isinstance(scale, Tensor) and scale.dim():
-            along_buffer = inner_product(buffer * scale, vector)
-        else:
-            along_buffer = inner_product(buffer, vector) * scale
-        if not self._averaging.uses_gradient:
-            return along_buffer, along_buffer
-        along_grad = inner_product(block.flat("grad"), vector) * self._averaging.grad_scale
-        return along_buffer, along_buffer + along_grad
 
     def apply(self, theta: Tensor) -> Tensor:
         """Move the group's parameters and return θα."""
@@ -223,22 +228,6 @@ def _check_reading(reading: Reading, averaging: Averaging) -> None:
             "The averaging is bias-corrected, but read() returned no scalars named 'buffer_scale'. "
             "Write Reading(..., scalars={'buffer_scale': 1 / (1 - beta1**steps)})."
         )
-
-
-def _buffer_scale(averaging: Averaging, block: Block) -> Scalar:
-    """Return p, of each parameter where they differ."""
-    return block.scalar("buffer_scale") if averaging.bias_corrected else averaging.buffer_scale
-
-
-def _with_gradient_by_kind(params: Sequence[Tensor]) -> list[tuple[list[Tensor], list[Tensor]]]:
-    """Return parameters and their gradients where there are any, by device and dtype."""
-    kinds: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
-    for param in params:
-        if param.grad is not None:
-            same_kind, grads = kinds.setdefault((param.device, param.dtype), ([], []))
-            same_kind.append(param)
-            grads.append(param.grad)
-    return list(kinds.values())
 
 
 @contextmanager

@@ -2,17 +2,67 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
+from collections.abc import Sequence
+
 import torch
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.adam import AdamAdapter
-from momo_wrap.adapters.base import Adapter
+from momo_wrap.adapters.adagrad import AdadeltaAdapter, AdagradAdapter, RMSpropAdapter
+from momo_wrap.adapters.adam import AdamAdapter, AdamaxAdapter, NAdamAdapter, RAdamAdapter
+from momo_wrap.adapters.base import Adapter, ParamGroup, State
+from momo_wrap.adapters.joint import JointAdapter
+from momo_wrap.adapters.lion import LionAdapter
+from momo_wrap.adapters.proposing import ProposingAdapter
 from momo_wrap.adapters.sgd import SGDAdapter
+from momo_wrap.averaging import Averaging
+from momo_wrap.joint import JointOptimizer, members
 
 _adapters: dict[type[Optimizer], Adapter] = {
     torch.optim.SGD: SGDAdapter(),
     torch.optim.Adam: AdamAdapter(),
     torch.optim.AdamW: AdamAdapter(),
+    torch.optim.NAdam: NAdamAdapter(),
+    torch.optim.RAdam: RAdamAdapter(),
+    torch.optim.Adamax: AdamaxAdapter(),
+    torch.optim.Adagrad: AdagradAdapter(),
+    torch.optim.Adadelta: AdadeltaAdapter(),
+    torch.optim.RMSprop: RMSpropAdapter(),
+}
+
+# Optimizers of other packages, which are not imported.
+_adapters_by_name: dict[str, Adapter] = {
+    "lion_pytorch.lion_pytorch.Lion": LionAdapter(),
+    "pytorch_optimizer.optimizer.lion.Lion": LionAdapter(),
+    "timm.optim.lion.Lion": LionAdapter(),
+}
+
+
+def _muon_averaging(group: ParamGroup, _: State) -> Averaging:
+    """Return that of `torch.optim.Muon`: B <- μ B + (1 - μ) g, and μ B + (1 - μ) g of it again."""
+    momentum = group["momentum"]
+    if group["nesterov"] and momentum != 0.0:
+        return Averaging(momentum, 1.0 - momentum, buffer_scale=momentum, grad_scale=1.0 - momentum)
+    return Averaging(momentum, 1.0 - momentum)
+
+
+# What the proposing adapter should know of an optimizer, where it is not the usual.
+_SCHEDULE_FREE = ProposingAdapter(iterates=("z",))
+_proposing_by_name: dict[str, ProposingAdapter] = {
+    "torch.optim.Muon": ProposingAdapter("momentum_buffer", averaging=_muon_averaging),
+    **{
+        f"schedulefree.{name}": _SCHEDULE_FREE
+        for name in (
+            "adamw_schedulefree.AdamWScheduleFree",
+            "radam_schedulefree.RAdamScheduleFree",
+            "sgd_schedulefree.SGDScheduleFree",
+        )
+    },
+    **{
+        f"pytorch_optimizer.optimizer.schedulefree.ScheduleFree{name}": _SCHEDULE_FREE
+        for name in ("AdamW", "RAdam", "SGD")
+    },
 }
 
 # Optimizers that no adapter can help, with the reason.
@@ -29,7 +79,7 @@ _impossible: dict[type[Optimizer], str] = {
 
 
 def register_adapter(optimizer_type: type[Optimizer], adapter: Adapter) -> None:
-    """Make the one-line wrap work for a further optimizer class.
+    """Make the one-line wrap use an adapter for an optimizer class.
 
     Args:
         optimizer_type: The class. Subclasses of it are not included, since a subclass may update
@@ -57,22 +107,71 @@ def _check_registration(optimizer_type: object, adapter: object) -> None:
 
 
 def adapter_for(optimizer: Optimizer) -> Adapter:
-    """Return the adapter that is registered for the exact type of an optimizer.
+    """Return the adapter that the one-line wrap uses for an optimizer.
+
+    That is the one that is registered for its exact type. Where there is none, or it can't read the
+    optimizer with its settings, it is the `ProposingAdapter`, with a warning that tells the memory.
 
     Args:
         optimizer: The base optimizer.
 
     Raises:
-        TypeError: There is none, or none is possible.
+        TypeError: No adapter is possible.
     """
+    if isinstance(optimizer, JointOptimizer):
+        return JointAdapter([adapter_for(member) for member in optimizer.optimizers])
     found = type(optimizer)
     if found in _impossible:
         raise TypeError(f"MoMoWrapper can't wrap {found.__name__}: {_impossible[found]}.")
-    if found not in _adapters:
-        known = ", ".join(sorted(known.__name__ for known in _adapters))
-        raise TypeError(
-            f"No adapter is registered for {found.__module__}.{found.__qualname__}; known are "
-            f"{known} (by exact type, not their subclasses). Pass one with MoMoWrapper(optimizer, "
-            "adapter=...), or register it once with momo_wrap.register_adapter."
+    name = f"{found.__module__}.{found.__qualname__}"
+    adapter = _adapters.get(found) or _adapters_by_name.get(name)
+    reason = "there is no adapter that reads it" if adapter is None else adapter.obstacle(optimizer)
+    if adapter is not None and reason is None:
+        return adapter
+    proposing = _proposing_by_name.get(name, ProposingAdapter())
+    warnings.warn(
+        f"MoMoWrapper uses {proposing!r} for {name}: {reason}. While a step is taken, that needs "
+        f"{proposing.memory(optimizer) / 2**20:.3g} MiB more than the bare optimizer. To "
+        "choose it yourself, and hear no warning, write MoMoWrapper(optimizer, "
+        "adapter=ProposingAdapter()).",
+        stacklevel=_users_level(),
+    )
+    return proposing
+
+
+def _users_level() -> int:
+    """Return the `stacklevel` of the caller's first frame outside of this package."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("momo_wrap."):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def chosen_adapter(base: Optimizer, adapter: Adapter | Sequence[Adapter | None] | None) -> Adapter:
+    """Return the adapter for a base from what the user chose.
+
+    Args:
+        base: The base optimizer.
+        adapter: An adapter, a list with one for each member of a `JointOptimizer`, or None, alone
+            or in the list: the one of `adapter_for`.
+
+    Raises:
+        TypeError: No adapter is possible.
+        ValueError: There is another number of adapters than of optimizers.
+    """
+    if isinstance(adapter, Adapter):
+        return adapter
+    if adapter is None:
+        return adapter_for(base)
+    optimizers = members(base)
+    if len(adapter) != len(optimizers):
+        raise ValueError(
+            f"MoMoWrapper got {len(optimizers)} optimizers and {len(adapter)} adapters. Give one "
+            "for each, None for the one that is registered: adapter=[None, MyAdapter()]."
         )
-    return _adapters[found]
+    return JointAdapter(
+        [
+            adapter_for(optimizer) if its is None else its
+            for optimizer, its in zip(optimizers, adapter, strict=True)
+        ]
+    )

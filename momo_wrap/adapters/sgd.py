@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from momo_wrap.adapters.base import ParamGroup
+from momo_wrap.adapters.base import ParamGroup, State
 from momo_wrap.adapters.reading import Reading, ReadingAdapter
-from momo_wrap.model import Averaging
+from momo_wrap.averaging import Averaging
 
 
 class SGDAdapter(ReadingAdapter):
@@ -22,8 +22,8 @@ class SGDAdapter(ReadingAdapter):
     | without momentum | 0 | 1 | 1 | 0 |
     """
 
-    def averaging(self, group: ParamGroup) -> Averaging:
-        """Return the row of the table that the group's settings select; see `Adapter`."""
+    def averaging(self, group: ParamGroup, state: State) -> Averaging:
+        """Return the row of the table that the group's settings select; see `ReadingAdapter`."""
         momentum = group["momentum"]
         if momentum == 0:
             return Averaging(decay=0.0, weight=1.0)
@@ -35,9 +35,7 @@ class SGDAdapter(ReadingAdapter):
         """Turn Nesterov off: the foreach form would add the buffer into `.grad` in place."""
         return {"nesterov": False}
 
-    def read(
-        self, group: ParamGroup, params: Sequence[Tensor], state: Mapping[Tensor, dict[str, Any]]
-    ) -> Reading:
+    def read(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> Reading:
         """Return the momentum buffers, if there are any; see `ReadingAdapter`."""
         has_buffer = group["momentum"] != 0
         return Reading(buffer=[state[p]["momentum_buffer"] for p in params] if has_buffer else None)

@@ -23,7 +23,7 @@ class Mixture(ReadingAdapter):
     def __init__(self, *factors: Any) -> None:
         self.factors = factors
 
-    def averaging(self, group: Any) -> Averaging:
+    def averaging(self, group: Any, state: Any) -> Averaging:
         a, p, q = self.factors
         return Averaging(decay=a, weight=1.0, buffer_scale=p, grad_scale=q)
 

@@ -1,34 +1,174 @@
-"""Looking adapters up, and registering one's own."""
+"""Looking adapters up, registering one's own, and what happens where there is none."""
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from torch.optim import SGD, Adam, AdamW
+from lion_pytorch import Lion
+from torch import Tensor
+from torch.optim import (
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Muon,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+)
 
-from momo_wrap import MoMo, MoMoWrapper, adapter_for, register_adapter
-from momo_wrap.adapters import AdamAdapter, SGDAdapter, registry
+from momo_wrap import (
+    MoMo,
+    MoMoWrapper,
+    ProposingAdapter,
+    ReadingAdapter,
+    adapter_for,
+    register_adapter,
+)
+from momo_wrap.adapters import (
+    AdadeltaAdapter,
+    AdagradAdapter,
+    AdamAdapter,
+    AdamaxAdapter,
+    JointAdapter,
+    LionAdapter,
+    NAdamAdapter,
+    RAdamAdapter,
+    RMSpropAdapter,
+    SGDAdapter,
+    registry,
+)
 from tests.problems import Problem, relative_distance, trajectory
+
+READ: dict[type[Optimizer], type[ReadingAdapter]] = {
+    SGD: SGDAdapter,
+    Adam: AdamAdapter,
+    AdamW: AdamAdapter,
+    NAdam: NAdamAdapter,
+    RAdam: RAdamAdapter,
+    Adamax: AdamaxAdapter,
+    Adagrad: AdagradAdapter,
+    Adadelta: AdadeltaAdapter,
+    RMSprop: RMSpropAdapter,
+    Lion: LionAdapter,
+}
 
 
 class RenamedAdam(Adam):
     """Adam under another name."""
 
 
-def test_known_optimizers() -> None:
-    params = [torch.ones(1, requires_grad=True)]
-    assert isinstance(adapter_for(SGD(params)), SGDAdapter)
-    assert isinstance(adapter_for(Adam(params)), AdamAdapter)
-    assert isinstance(adapter_for(AdamW(params)), AdamAdapter)
+def some_params() -> list[Tensor]:
+    return [torch.ones(1024, 256, requires_grad=True)]  # 1 MiB
+
+
+@pytest.mark.parametrize(("kind", "adapter"), READ.items())
+def test_read_without_a_warning(kind: type[Optimizer], adapter: type[ReadingAdapter]) -> None:
+    assert type(adapter_for(kind(some_params(), lr=0.1))) is adapter  # type: ignore[call-arg]
 
 
 def test_registered_adapter_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_adapters", dict(registry._adapters))
     adapter = AdamAdapter()
-    with pytest.raises(TypeError, match="No adapter is registered"):
-        MoMoWrapper(RenamedAdam(Problem().params))
+    with pytest.warns(UserWarning, match="there is no adapter that reads it"):
+        assert isinstance(adapter_for(RenamedAdam(some_params())), ProposingAdapter)
     register_adapter(RenamedAdam, adapter)
     assert MoMoWrapper(RenamedAdam(Problem().params)).adapter is adapter
+
+
+# What the proposing adapter serves by itself, why, and the MiB that it needs for 1 MiB.
+PROPOSED: dict[str, tuple[Callable[[list[Tensor]], Optimizer], str, str]] = {
+    "a subclass": (RenamedAdam, "there is no adapter that reads it", "2 MiB"),
+    "Adafactor": (torch.optim.Adafactor, "there is no adapter that reads it", "2 MiB"),
+    "RMSprop with momentum": (
+        lambda p: RMSprop(p, momentum=0.9),
+        "with momentum its buffer averages preconditioned gradients, not gradients",
+        "2 MiB",
+    ),
+    "Muon, whose own average is read": (
+        lambda p: Muon(p, nesterov=False),
+        "there is no adapter that reads it",
+        "1 MiB",
+    ),
+    "Muon with Nesterov, which looks at the gradients": (
+        Muon,
+        "there is no adapter that reads it",
+        "2 MiB",
+    ),
+    "Adadelta without a memory": (
+        lambda p: Adadelta(p, rho=0.0),
+        "with rho=0 its state does not tell by how much it would move",
+        "2 MiB",
+    ),
+    "Lion without a memory": (
+        lambda p: Lion(p, betas=(0.9, 0.0)),
+        "with betas[1]=0 its state does not tell its direction",
+        "2 MiB",
+    ),
+    "Lion with another decay": (
+        lambda p: Lion(p, weight_decay=0.1, decoupled_weight_decay=True),
+        "with decoupled_wd=True its step is not plain Lion's",
+        "2 MiB",
+    ),
+    "Lion with complex parameters": (
+        lambda p: Lion([p[0].detach()[:, :128].to(torch.complex64).requires_grad_()]),
+        "the sign of complex numbers is not the same in all packages",
+        "2 MiB",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "reason", "memory"), PROPOSED.values(), ids=PROPOSED)
+def test_proposed_with_one_warning(
+    make: Callable[[list[Tensor]], Optimizer], reason: str, memory: str
+) -> None:
+    optimizer = make(some_params())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        wrapper = MoMoWrapper(optimizer)
+    assert isinstance(wrapper.adapter, ProposingAdapter)
+    (warning,) = caught
+    kind = type(optimizer)
+    assert f"for {kind.__module__}.{kind.__qualname__}: {reason}. While" in str(warning.message)
+    assert f"that needs {memory} more" in str(warning.message)
+    assert "write MoMoWrapper(optimizer, adapter=ProposingAdapter())" in str(warning.message)
+    assert warning.filename == __file__  # the user's line
+
+
+def test_no_warning_for_what_was_chosen() -> None:
+    adapter = ProposingAdapter()
+    assert MoMoWrapper(Muon(some_params()), adapter=adapter).adapter is adapter
+
+
+def test_settings_that_become_unreadable_in_mid_run() -> None:
+    """A scheduler may set the momentum of RMSprop; its adapter can't follow."""
+    param = torch.ones(2, requires_grad=True)
+    optimizer = MoMoWrapper(RMSprop([param]))
+    optimizer.param_groups[0]["momentum"] = 0.9
+    param.grad = torch.ones(2)
+    with pytest.raises(ValueError, match=re.escape("can't read RMSprop: with momentum")):
+        optimizer.step(loss=1.0)
+    assert len(optimizer.state) == 0
+    assert torch.equal(param.detach(), torch.ones(2))
+
+
+def test_several_optimizers_have_an_adapter_each() -> None:
+    optimizers = [SGD(some_params()), Adam(some_params())]
+    wrapper = MoMoWrapper(optimizers)
+    assert isinstance(wrapper.adapter, JointAdapter)
+    assert [type(adapter) for adapter in wrapper.adapter.adapters] == [SGDAdapter, AdamAdapter]
+    own = AdamAdapter()
+    chosen: Any = MoMoWrapper(optimizers, adapter=[None, own]).adapter
+    assert isinstance(chosen.adapters[0], SGDAdapter)
+    assert chosen.adapters[1] is own
 
 
 def test_adapter_argument_comes_first() -> None:

@@ -1,0 +1,168 @@
+"""`check_adapter` on every adapter, and on adapters that are wrong in one thing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.optim import ASGD, SGD, Adafactor, Adam, AdamW, Muon, Optimizer, RMSprop, Rprop
+
+from momo_wrap import Averaging, ProposingAdapter, ReadingAdapter
+from momo_wrap.adapters import AdamAdapter, Reading, SGDAdapter
+from momo_wrap.testing import LAWS, check_adapter
+from tests.cases import ALGORITHMS, Case
+
+
+@pytest.mark.parametrize("case", ALGORITHMS, ids=str)
+def test_every_reading_adapter(case: Case) -> None:
+    """Among the laws: equal to the proposing adapter within 1e-9 over 100 steps in float64."""
+    check_adapter(case.make)
+
+
+PROPOSED: dict[str, Callable[[Any], Optimizer]] = {
+    "Muon": lambda p: Muon(p, lr=0.02),
+    "Muon without Nesterov": lambda p: Muon(p, lr=0.02, nesterov=False),
+    "Adafactor": lambda p: Adafactor(p, lr=0.05),
+    "ASGD": lambda p: ASGD(p, lr=0.05),
+    "Rprop": lambda p: Rprop(p, lr=0.01),
+    "RMSprop with momentum": lambda p: RMSprop(p, lr=0.001, momentum=0.9),
+}
+
+
+@pytest.mark.filterwarnings("ignore:MoMoWrapper uses ProposingAdapter")
+@pytest.mark.parametrize("make", PROPOSED.values(), ids=PROPOSED)
+def test_every_proposing_adapter(make: Callable[[Any], Optimizer]) -> None:
+    check_adapter(make)
+
+
+class WrongDecay(AdamAdapter):
+    def averaging(self, group: Any, state: Any) -> Averaging:
+        return Averaging(0.8, 0.2, bias_corrected=True)
+
+
+class WrongScale(SGDAdapter):
+    def averaging(self, group: Any, state: Any) -> Averaging:
+        return Averaging(0.9, 1.0, first_weight=1.0, buffer_scale=1.1)
+
+
+class WithoutEps(AdamAdapter):
+    def denominator(self, group: Any, corrections: Any) -> tuple[Tensor, Tensor]:
+        root_scale, offset = super().denominator(group, corrections)
+        return root_scale, torch.zeros_like(offset)
+
+
+class SharedSteps(AdamAdapter):
+    """Takes all parameters to have made as many steps as the first."""
+
+    def read(self, group: Any, params: Any, state: Any) -> Reading:
+        reading = super().read(group, params, state)
+        scalars = {name: value[:1].expand_as(value) for name, value in reading.scalars.items()}
+        return Reading(reading.buffer, reading.tensors, scalars)
+
+
+class FirstGroupOnly(SGDAdapter):
+    """Takes the buffers of the first parameters for those of any group."""
+
+    def read(self, group: Any, params: Any, state: Any) -> Reading:
+        return Reading([list(state.values())[i]["momentum_buffer"] for i, _ in enumerate(params)])
+
+
+class Spoiling(SGDAdapter):
+    """Changes the base's buffer in place."""
+
+    def preconditioned(self, group: Any, block: Any) -> Tensor:
+        changed: Tensor = block.flat("buffer").mul_(1.001)
+        return changed
+
+
+class Remembering(SGDAdapter):
+    """Keeps what belongs into the base's state."""
+
+    steps = 0
+
+    def preconditioned(self, group: Any, block: Any) -> Tensor:
+        self.steps += 1
+        return self.grad_avg(group, block) + 1e-6 * self.steps
+
+
+class Unfinished(ReadingAdapter):
+    def averaging(self, group: Any, state: Any) -> Averaging:
+        return Averaging(0.9, 1.0)
+
+    def read(self, group: Any, params: Any, state: Any) -> Reading:
+        return Reading([state[p]["exp_avg"] for p in params])
+
+
+class Flat(SGDAdapter):
+    """Loses the sign of the direction."""
+
+    def preconditioned(self, group: Any, block: Any) -> Tensor:
+        return -self.grad_avg(group, block)
+
+
+def adam(params: Any) -> Optimizer:
+    return Adam(params, lr=0.01, eps=1e-3)
+
+
+def sgd(params: Any) -> Optimizer:
+    return SGD(params, lr=0.005, momentum=0.9)
+
+
+# The adapter, the optimizer, and the laws that must be among those that fail, and must not be.
+WRONG: dict[str, tuple[Any, Callable[[Any], Optimizer], set[str], set[str]]] = {
+    "decay": (WrongDecay(), adam, {"proposing", "groups", "late group"}, {"bare", "resume"}),
+    "scale": (WrongScale(), sgd, {"bare", "proposing"}, {"stop", "resume"}),
+    "preconditioner": (WithoutEps(), adam, {"bare", "proposing", "groups"}, {"stop", "resume"}),
+    "step counts": (SharedSteps(), adam, {"missing gradients"}, {"bare", "proposing", "groups"}),
+    "parameters": (FirstGroupOnly(), sgd, {"groups", "late group"}, {"bare", "proposing"}),
+    "in place": (Spoiling(), sgd, {"bare", "proposing"}, {"settings"}),
+    "memory": (Remembering(), sgd, {"bare", "resume"}, {"settings"}),
+    "crash": (Unfinished(), sgd, set(LAWS), set()),
+    "direction": (Flat(), sgd, {"bare", "proposing", "bfloat16"}, {"settings", "stop"}),
+}
+
+
+@pytest.mark.parametrize(("adapter", "make", "failing", "holding"), WRONG.values(), ids=WRONG)
+def test_a_wrong_adapter_fails_the_laws_that_it_breaks(
+    adapter: Any, make: Callable[[Any], Optimizer], failing: set[str], holding: set[str]
+) -> None:
+    with pytest.raises(AssertionError) as caught:
+        check_adapter(make, adapter)
+    message = str(caught.value)
+    found = {law for law in LAWS if re.search(rf"^  {law}: ", message, re.MULTILINE)}
+    assert failing <= found
+    assert not holding & found
+    assert message.startswith(f"{type(adapter).__name__} fails {len(found)} of its laws:")
+    assert re.search(r": .*(\d|KeyError: 'exp_avg')", message)
+
+
+def test_message_of_a_failing_law() -> None:
+    with pytest.raises(AssertionError, match="fails 1 of its laws") as caught:
+        check_adapter(adam, SharedSteps())
+    assert re.search(
+        r"missing gradients: without a bound, wrapped and bare optimizer differ by \S+ relative to "
+        r"the parameters \(allowed: 1e-09\), from step \d+ on\.",
+        str(caught.value),
+    )
+
+
+def test_laws_can_be_left_out() -> None:
+    check_adapter(adam, SharedSteps(), skip=["missing gradients"])
+    with pytest.raises(ValueError, match=r"skip names \['speed'\], expected some of \['bare'"):
+        check_adapter(adam, skip=["speed"])
+
+
+def test_optimizer_that_does_not_train_checks_nothing() -> None:
+    message = r"brought the loss from (\S+) to \1 in 100 steps\. Choose a learning rate"
+    with pytest.raises(AssertionError, match=message):
+        check_adapter(lambda p: SGD(p, lr=1e-9))
+
+
+def test_bare_settings_that_are_no_part_of_the_laws() -> None:
+    """Weight decay, which reading adapters apply in their own form, and maximize."""
+    check_adapter(lambda p: AdamW(p, lr=0.01, weight_decay=0.3))
+    check_adapter(lambda p: AdamW(p, lr=0.01, weight_decay=0.3), ProposingAdapter())
