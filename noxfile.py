@@ -20,6 +20,8 @@ def _install(session: nox.Session, *extras: str) -> None:
 def tests(session: nox.Session) -> None:
     """Run the default test suite; arguments go to pytest."""
     _install(session, "test")
+    # Its optimizers alone: torchvision, which the rest of it needs, would bring another torch.
+    session.install("--no-deps", "timm")
     session.run("pytest", *session.posargs)
 
 
@@ -44,4 +46,5 @@ def examples(session: nox.Session) -> None:
     _install(session, "examples")
     session.run("python", "examples/quickstart.py", "--output", session.create_tmp() + "/lr.png")
     session.run("python", "examples/quickstart_seeds.py")  # the results are there already
+    session.run("python", "examples/custom_adapter.py")
     session.run("python", "examples/benchmarks/step_cost.py", "--check")

@@ -206,8 +206,8 @@ def check_groups(base: Optimizer, adapter: Adapter, *, tensors: bool = False) ->
         reason = its_adapter.obstacle(optimizer)
         if reason is not None:
             raise ValueError(
-                f"{its_adapter!r} can't read {type(optimizer).__name__}: {reason}. Write "
-                "MoMoWrapper(optimizer, adapter=ProposingAdapter())."
+                f"{its_adapter!r} can't read {type(optimizer).__name__}: {reason}. Change that, or "
+                "write MoMoWrapper(optimizer, adapter=ProposingAdapter())."
             )
     if any(maximize) and not all(maximize):
         raise ValueError(

@@ -72,7 +72,7 @@ class MoMoWrapper(Optimizer):
         rule: The step rule; None: `MoMo(lower_bound=0.0)`.
         adapter: How to read the base; None: the one of `adapter_for`. With several optimizers, a
             list with an entry for each.
-        weight_decay: "proximal", equation (4), or "decoupled", AdamW's
+        weight_decay: "proximal", equation (4), or "decoupled",
             x_i <- (1 - α_i λ_i) x_i - θ α_i u_i with the same θ.
 
     Attributes:
@@ -204,6 +204,18 @@ class MoMoWrapper(Optimizer):
         """
         self.base.zero_grad(set_to_none)
 
+    def train(self) -> None:
+        """Tell bases that evaluate at other parameters than they train at that training goes on."""
+        self._switch("train")
+
+    def eval(self) -> None:
+        """Tell such bases, the schedule-free ones, that the model is evaluated or saved next."""
+        self._switch("eval")
+
+    def _switch(self, mode: str) -> None:
+        for member in members(self.base):
+            getattr(member, mode, lambda: None)()
+
     def state_dict(self) -> dict[str, Any]:
         """Return the base's state dict; the wrapper's scalars are in its parameter groups.
 
@@ -232,14 +244,6 @@ class MoMoWrapper(Optimizer):
         self._kept_scalars(scalars_like(self.param_groups))
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
-
-    def __getattr__(self, name: str) -> Any:
-        # Optimizers that evaluate at other parameters than they train at switch between the two.
-        if name in ("train", "eval") and "base" in self.__dict__:
-            switches = [getattr(m, name) for m in members(self.base) if hasattr(m, name)]
-            if switches:
-                return lambda: [switch() for switch in switches] and None
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __getstate__(self) -> dict[str, Any]:
         # Hooks, and the step that a scheduler patched in, stay behind, as they do in torch; groups

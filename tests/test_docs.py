@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from momo_wrap.adapters import registry
+from tests import optimizer_table
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -76,3 +77,24 @@ def test_quickstart_table_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) -
 def test_every_page_is_linked_from_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     assert all(f"docs/{page.name}" in readme for page in PAGES[1:])
+
+
+def test_tables_of_optimizers_are_those_of_the_code() -> None:
+    """`python -m tests.optimizer_table` prints them anew."""
+    page = (ROOT / "docs" / "optimizers.md").read_text()
+    assert optimizer_table.table() in page
+    assert optimizer_table.wrapped_of_pytorch_optimizer() in page
+    readme = (ROOT / "README.md").read_text()
+    assert optimizer_table.summary() in readme
+    count = optimizer_table.wrapped_of_pytorch_optimizer().split()[0]
+    assert f"with {count} of\npytorch-optimizer tested one by one" in readme
+
+
+def test_adapter_of_the_page_is_that_of_the_example() -> None:
+    (adapter,) = re.findall(
+        r"^class AdaBeliefAdapter.*?(?=\n\n\n)",
+        (ROOT / "examples" / "custom_adapter.py").read_text(),
+        flags=re.DOTALL | re.MULTILINE,
+    )
+    assert len(adapter.splitlines()) < 40
+    assert f"{adapter}\n```" in (ROOT / "docs" / "write_an_adapter.md").read_text()

@@ -186,8 +186,9 @@ AT_CONSTRUCTION: dict[str, Row] = {
     "an adapter that can't read": (
         lambda: MoMoWrapper(RMSprop([parameter()], momentum=0.9), adapter=RMSpropAdapter()),
         ValueError,
-        "can't read RMSprop: with momentum its buffer averages preconditioned gradients, not "
-        "gradients. Write MoMoWrapper(optimizer, adapter=ProposingAdapter())",
+        "RMSpropAdapter() can't read RMSprop: with momentum its buffer averages preconditioned "
+        "gradients, not gradients. Change that, or write MoMoWrapper(optimizer, "
+        "adapter=ProposingAdapter())",
     ),
     "beta out of range": (
         lambda: ProposingAdapter(beta=1.0),

@@ -7,7 +7,7 @@ from momo_wrap.adapters.adagrad import (
     RMSpropAdapter,
 )
 from momo_wrap.adapters.adam import AdamAdapter, AdamaxAdapter, NAdamAdapter, RAdamAdapter
-from momo_wrap.adapters.base import Adapter, Observation, StepSums
+from momo_wrap.adapters.base import Adapter, Observation, ParamGroup, State, StepSums
 from momo_wrap.adapters.joint import JointAdapter
 from momo_wrap.adapters.lion import LionAdapter
 from momo_wrap.adapters.proposing import ProposingAdapter
@@ -28,12 +28,14 @@ __all__ = [
     "LionAdapter",
     "NAdamAdapter",
     "Observation",
+    "ParamGroup",
     "ProposingAdapter",
     "RAdamAdapter",
     "RMSpropAdapter",
     "Reading",
     "ReadingAdapter",
     "SGDAdapter",
+    "State",
     "StepSums",
     "adapter_for",
     "register_adapter",

@@ -75,6 +75,9 @@ class Adapter(ABC):
 
     needs_lr: bool = True
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def obstacle(self, base: Optimizer) -> str | None:
         """Return why the adapter can't serve an optimizer with its present settings.
 

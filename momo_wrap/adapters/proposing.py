@@ -214,7 +214,8 @@ class _Proposal:
         """
         kept = [self._base.state.get(p, {}).pop(GRAD_AVG_KEY, None) for p in self._params]
         averages = [
-            torch.zeros_like(param) if average is None else average
+            # Some bases load their whole state in another dtype.
+            torch.zeros_like(param) if average is None else average.to(param.dtype)
             for param, average in zip(self._params, kept, strict=True)
         ]
         first = averaging.weight if averaging.first_weight is None else averaging.first_weight

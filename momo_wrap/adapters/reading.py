@@ -23,7 +23,7 @@ from momo_wrap.adapters.base import (
 )
 from momo_wrap.adapters.sums import added, along_average, with_gradient_by_kind
 from momo_wrap.averaging import Averaging
-from momo_wrap.blocks import Block, blocks, to_device
+from momo_wrap.blocks import Block, Scalar, blocks, to_device
 from momo_wrap.scalars import scalar, scalars_like
 
 
@@ -34,14 +34,15 @@ class Reading:
     Attributes:
         buffer: The momentum buffers B_k; None where the base has no momentum, so that B_k = g_k.
         tensors: Further columns, each with one tensor per parameter, of the parameter's shape.
-        scalars: Values per parameter, each a tensor of shape [parameters]. One of them must be
-            "buffer_scale", the factor p of each parameter, where the averaging is bias-corrected:
-            parameters may have taken different numbers of steps.
+        scalars: Values per parameter, each a tensor of shape [parameters], or one value for all, a
+            Python number or a 0-dim tensor. One of them must be "buffer_scale", the factor p of
+            each parameter, where the averaging is bias-corrected: parameters may have taken
+            different numbers of steps.
     """
 
     buffer: list[Tensor] | None
     tensors: Mapping[str, list[Tensor]] = field(default_factory=dict)
-    scalars: Mapping[str, Tensor] = field(default_factory=dict)
+    scalars: Mapping[str, Scalar] = field(default_factory=dict)
 
 
 class ReadingAdapter(Adapter):
@@ -60,7 +61,9 @@ class ReadingAdapter(Adapter):
         Args:
             group: An entry of the base's `param_groups`.
             state: The base's state, by parameter, after it has taken in the gradients. Only an
-                optimizer whose momentum changes by a schedule of its own needs it.
+                optimizer whose momentum changes by a schedule of its own needs it. A
+                `ProposingAdapter` that is given this method also calls it before, with a state
+                that is empty at the first step.
         """
 
     @abstractmethod

@@ -77,6 +77,18 @@ _impossible: dict[type[Optimizer], str] = {
     ),
 }
 
+_OWN_ESTIMATE = (
+    "it estimates its learning rate from steps that it takes to have been made in full, so the "
+    "estimate grows without limit where they are cut. Use it bare; or wrap an optimizer with a "
+    "learning rate of its own, or Prodigy, which looks at how far the parameters have come"
+)
+# The same for optimizers of other packages, by the beginning of their qualified name.
+_impossible_by_prefix = {
+    "dadaptation.": _OWN_ESTIMATE,
+    "mechanic_pytorch.": _OWN_ESTIMATE,
+    "pytorch_optimizer.optimizer.dadapt.": _OWN_ESTIMATE,
+}
+
 
 def register_adapter(optimizer_type: type[Optimizer], adapter: Adapter) -> None:
     """Make the one-line wrap use an adapter for an optimizer class.
@@ -121,9 +133,11 @@ def adapter_for(optimizer: Optimizer) -> Adapter:
     if isinstance(optimizer, JointOptimizer):
         return JointAdapter([adapter_for(member) for member in optimizer.optimizers])
     found = type(optimizer)
-    if found in _impossible:
-        raise TypeError(f"MoMoWrapper can't wrap {found.__name__}: {_impossible[found]}.")
     name = f"{found.__module__}.{found.__qualname__}"
+    prefixes = [prefix for prefix in _impossible_by_prefix if name.startswith(prefix)]
+    why_not = _impossible_by_prefix[prefixes[0]] if prefixes else _impossible.get(found)
+    if why_not is not None:
+        raise TypeError(f"MoMoWrapper can't wrap {found.__name__}: {why_not}.")
     adapter = _adapters.get(found) or _adapters_by_name.get(name)
     reason = "there is no adapter that reads it" if adapter is None else adapter.obstacle(optimizer)
     if adapter is not None and reason is None:
@@ -131,9 +145,8 @@ def adapter_for(optimizer: Optimizer) -> Adapter:
     proposing = _proposing_by_name.get(name, ProposingAdapter())
     warnings.warn(
         f"MoMoWrapper uses {proposing!r} for {name}: {reason}. While a step is taken, that needs "
-        f"{proposing.memory(optimizer) / 2**20:.3g} MiB more than the bare optimizer. To "
-        "choose it yourself, and hear no warning, write MoMoWrapper(optimizer, "
-        "adapter=ProposingAdapter()).",
+        f"{proposing.memory(optimizer) / 2**20:.3g} MiB more than the bare optimizer. To hear this "
+        "no more, write warnings.filterwarnings('ignore', 'MoMoWrapper uses ProposingAdapter').",
         stacklevel=_users_level(),
     )
     return proposing

@@ -68,6 +68,9 @@ class Setting:
 
         run = Run(make_optimizer)
         adapter = adapter_for(run.optimizer) if adapter is None else adapter
+        reason = adapter.obstacle(run.optimizer)
+        if reason is not None:
+            raise AssertionError(f"{adapter!r} says that it can't read this optimizer: {reason}.")
         run = Run(bare)
         start = run.whole_loss()
         run.train()
@@ -134,9 +137,11 @@ def _stop(setting: Setting) -> None:
 
 
 def _resume(setting: Setting) -> None:
-    make, file = setting.wrapped(), io.BytesIO()
-    # In float32, because torch loads a base's own scalars with the dtype of the parameters.
-    run, resumed = (Run(make, dtype=torch.float32) for _ in range(2))
+    # In float32, because torch loads a base's own scalars with the dtype of the parameters. With
+    # two adapters, so that what one of them remembers by itself is lost.
+    run = Run(setting.wrapped(), dtype=torch.float32)
+    fresh = copy.deepcopy(setting.adapter)
+    resumed, file = Run(setting.wrapped(adapter=fresh), dtype=torch.float32), io.BytesIO()
     run.train(steps=_STEPS_BEFORE_FILE)
     torch.save((run.optimizer.state_dict(), [p.detach() for p in run.params], run.late), file)
     file.seek(0)
@@ -205,17 +210,24 @@ def _bfloat16(setting: Setting) -> None:
         raise AssertionError(f"parameters became {[param.dtype for param in run.params]}.")
 
 
+def _can_maximize(optimizer: Optimizer) -> bool:
+    groups = optimizer.param_groups
+    return all("maximize" in group for group in groups) or hasattr(optimizer, "maximize")
+
+
 def _maximize(setting: Setting) -> None:
     def maximising(params: Any) -> MoMoWrapper:
         optimizer = setting.bare(params)
+        if hasattr(optimizer, "maximize"):
+            optimizer.maximize = True
         for group in optimizer.param_groups:
-            group["maximize"] = True
+            if "maximize" in group:
+                group["maximize"] = True
         return MoMoWrapper(optimizer, _Soft(), adapter=setting.adapter)
 
-    if all("maximize" in group for group in Run(setting.bare).optimizer.param_groups):
-        minimised = Run(setting.wrapped()).train()
-        maximised = Run(maximising, sign=-1.0).train()
-        _require_close(maximised, minimised, "maximising -f and minimising f")
+    minimised = Run(setting.wrapped()).train()
+    maximised = Run(maximising, sign=-1.0).train()
+    _require_close(maximised, minimised, "maximising -f and minimising f")
 
 
 def _settings(setting: Setting) -> None:
@@ -228,6 +240,14 @@ def _settings(setting: Setting) -> None:
                 f"lr and weight_decay were {lr} and {decay}, are {group.get('lr')} and "
                 f"{group.get('weight_decay')} after a step."
             )
+
+
+def applicable(setting: Setting) -> dict[str, Callable[[Setting], None]]:
+    """Return the laws that speak of something that the optimizer has."""
+    laws = dict(LAWS)
+    if not _can_maximize(Run(setting.bare).optimizer):
+        del laws["maximize"]
+    return laws
 
 
 LAWS: dict[str, Callable[[Setting], None]] = {

@@ -27,7 +27,8 @@ class Run:
         dtype: The dtype of parameters and data.
         sign: -1 to maximise the negative of the loss.
         permuted: Whether parameters come in reverse order and in transposed memory.
-        groups: 2 for a second group with 0.8 of the learning rate.
+        groups: 2 for a first group of one parameter, whose state is not packed with that of others,
+            and a second one with 0.8 of the learning rate.
         losses: The loss before each step so far.
         thetas: θ of each step so far, of a wrapped optimizer.
     """
@@ -55,7 +56,7 @@ class Run:
         torch.manual_seed(0)  # some optimizers draw random numbers
         given = self.params[::-1] if self.permuted else self.params
         if self.groups == 2:
-            given = [{"params": given[:2]}, {"params": given[2:]}]  # type: ignore[list-item]
+            given = [{"params": given[:1]}, {"params": given[1:]}]  # type: ignore[list-item]
         self.optimizer = self.make(given)
         if self.groups == 2:
             self.optimizer.param_groups[1]["lr"] *= 0.8

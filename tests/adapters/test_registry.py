@@ -139,7 +139,11 @@ def test_proposed_with_one_warning(
     kind = type(optimizer)
     assert f"for {kind.__module__}.{kind.__qualname__}: {reason}. While" in str(warning.message)
     assert f"that needs {memory} more" in str(warning.message)
-    assert "write MoMoWrapper(optimizer, adapter=ProposingAdapter())" in str(warning.message)
+    assert warning.category is UserWarning
+    with warnings.catch_warnings():
+        (advice,) = re.findall(r"write (warnings.*)\.$", str(warning.message))
+        exec(advice)  # the line that silences it
+        MoMoWrapper(optimizer)
     assert warning.filename == __file__  # the user's line
 
 

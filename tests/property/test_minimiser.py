@@ -1,17 +1,21 @@
 """(3) and (4) minimise the truncated model plus the proximal terms, over all groups at once.
 
 The objective is built from its definition: the weights of past losses and gradients are expanded
-one by one, nothing is averaged recursively. Minimised is ρ times the model (2), which is what makes
-the base's own step the untruncated minimiser,
+one by one, nothing is averaged recursively. Each group i has weights w_ij with the sum ρ_i and a
+share ω_i of the predicted decrease; its proximal terms are divided by ρ_i, which is what makes the
+base's own step the untruncated minimiser,
 
-    max{ Σ_j w_j (f_j + ⟨g_j, x - x_j⟩), ρ f* } + Σ_i ‖x_i - x_{k,i}‖²_{D_i}/(2 α_i)
-                                                + Σ_i (λ_i/2) ‖x_i‖²_{D_i}.
+    max{ Σ_i Σ_j w_ij/ρ_i (ω_i f_j + ⟨g_ij, x_i - x_ij⟩), f* }
+        + Σ_i 1/ρ_i [ ‖x_i - x_{k,i}‖²_{D_i}/(2 α_i) + (λ_i/2) ‖x_i‖²_{D_i} ].
+
+With equal weights the shares do not matter, and this is ρ times the model (2) in the form of the
+paper, divided by ρ.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -87,21 +91,76 @@ class History:
     positions: list[list[Tensor]]
 
     def objective(
-        self, optimizer: MoMoWrapper, base: Base, at: list[Tensor], bound: float
+        self, optimizer: MoMoWrapper, bases: Sequence[Base], at: list[Tensor], bound: float
     ) -> Tensor:
         """The function that the last step is to have minimised."""
-        weights = base.weights(len(self.losses))
         model = torch.zeros((), dtype=torch.float64)
-        for w, f, g, x in zip(weights, self.losses, self.gradients, self.positions, strict=True):
-            model += w * f
-            for gi, yi, xi in zip(g, at, x, strict=True):
-                model += w * (gi * (yi - xi)).sum()
-        value = model.clamp(min=sum(weights) * bound)
-        for group, y, old in zip(optimizer.param_groups, at, self.positions[-1], strict=True):
-            d = base.preconditioner(optimizer.base, group["params"][0])
-            value = value + (d * (y - old) ** 2).sum() / (2 * group["lr"])
-            value = value + group["weight_decay"] / 2 * (d * y**2).sum()
-        return value
+        proximal = torch.zeros((), dtype=torch.float64)
+        shares = self.shares(optimizer, bases)
+        for i, (base, group, y) in enumerate(zip(bases, optimizer.param_groups, at, strict=True)):
+            weights = base.weights(len(self.losses))
+            rho = sum(weights)
+            for w, f, g, x in zip(
+                weights, self.losses, self.gradients, self.positions, strict=True
+            ):
+                model += w / rho * (shares[i] * f + (g[i] * (y - x[i])).sum())
+            d = base.preconditioner(optimizer, group["params"][0])
+            old = self.positions[-1][i]
+            proximal += (d * (y - old) ** 2).sum() / (2 * group["lr"] * rho)
+            proximal += group["weight_decay"] / 2 * (d * y**2).sum() / rho
+        return model.clamp(min=bound) + proximal
+
+    def shares(self, optimizer: MoMoWrapper, bases: Sequence[Base]) -> list[float]:
+        """ω, from the decrease that the whole step of each group predicts."""
+        decreases = []
+        for i, (base, group) in enumerate(zip(bases, optimizer.param_groups, strict=True)):
+            weights = base.weights(len(self.losses))
+            pairs = zip(weights, self.gradients, strict=True)
+            average = torch.stack([w * g[i] for w, g in pairs]).sum(dim=0)
+            u = average / base.preconditioner(optimizer, group["params"][0])
+            c = 1 / (1 + group["lr"] * group["weight_decay"])
+            decreases.append(float(c * group["lr"] * (average * u).sum() / sum(weights)))
+        return [decrease / sum(decreases) for decrease in decreases]
+
+
+def check_minimality(
+    bases: list[Base], settings: list[tuple[float, float]], steps: int, bound: float, seed: int
+) -> None:
+    """Take random steps with an optimizer for each group, and perturb the last one."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(scale: float = 1.0) -> Tensor:
+        return scale * torch.randn(SIZE, generator=generator, dtype=torch.float64)
+
+    params = [random().requires_grad_() for _ in settings]
+    groups: list[dict[str, object]] = [
+        {"params": [p], "lr": 10.0**log_lr, "weight_decay": decay}
+        for p, (log_lr, decay) in zip(params, settings, strict=True)
+    ]
+    if all(base is bases[0] for base in bases):
+        optimizer = MoMoWrapper(bases[0].make(groups), MoMo(bound))
+    else:
+        members = [base.make([group]) for base, group in zip(bases, groups, strict=True)]
+        optimizer = MoMoWrapper(members, MoMo(bound))
+    history = History([], [], [])
+    for _ in range(steps):
+        history.losses.append(float(random().abs().sum()))
+        history.gradients.append([random() for _ in params])
+        history.positions.append([p.detach().clone() for p in params])
+        for param, gradient in zip(params, history.gradients[-1], strict=True):
+            param.grad = gradient.clone()
+        optimizer.step(loss=history.losses[-1])
+
+    reached = [p.detach() for p in params]
+    best = history.objective(optimizer, bases, reached, bound)
+    slack = 1e-9 * (1 + best.abs())
+    moves = [y - x for y, x in zip(reached, history.positions[-1], strict=True)]
+    for scale in (1e-4, 1e-2, 1.0):
+        trials = [[random(scale) for _ in params] for _ in range(4)]
+        trials += [[sign * scale * move for move in moves] for sign in (-1.0, 1.0)]
+        for trial in trials:
+            other = [y + t for y, t in zip(reached, trial, strict=True)]
+            assert history.objective(optimizer, bases, other, bound) >= best - slack
 
 
 @pytest.mark.parametrize("base", BASES.values(), ids=BASES)
@@ -114,40 +173,22 @@ class History:
 def test_step_is_the_minimiser(
     base: Base, settings: list[tuple[float, float]], steps: int, bound: float, seed: int
 ) -> None:
-    generator = torch.Generator().manual_seed(seed)
+    check_minimality([base] * len(settings), settings, steps, bound, seed)
 
-    def random(scale: float = 1.0) -> Tensor:
-        return scale * torch.randn(SIZE, generator=generator, dtype=torch.float64)
 
-    params = [random().requires_grad_() for _ in settings]
-    optimizer = MoMoWrapper(
-        base.make(
-            [
-                {"params": [p], "lr": 10.0**log_lr, "weight_decay": decay}
-                for p, (log_lr, decay) in zip(params, settings, strict=True)
-            ]
-        ),
-        MoMo(bound),
-    )
-    history = History([], [], [])
-    for _ in range(steps):
-        history.losses.append(float(random().abs().sum()))
-        history.gradients.append([random() for _ in params])
-        history.positions.append([p.detach().clone() for p in params])
-        for param, gradient in zip(params, history.gradients[-1], strict=True):
-            param.grad = gradient.clone()
-        optimizer.step(loss=history.losses[-1])
-
-    reached = [p.detach() for p in params]
-    best = history.objective(optimizer, base, reached, bound)
-    slack = 1e-9 * (1 + best.abs())
-    moves = [y - x for y, x in zip(reached, history.positions[-1], strict=True)]
-    for scale in (1e-4, 1e-2, 1.0):
-        trials = [[random(scale) for _ in params] for _ in range(4)]
-        trials += [[sign * scale * move for move in moves] for sign in (-1.0, 1.0)]
-        for trial in trials:
-            other = [y + t for y, t in zip(reached, trial, strict=True)]
-            assert history.objective(optimizer, base, other, bound) >= best - slack
+@given(
+    choices=st.lists(
+        st.tuples(st.sampled_from(list(BASES)), group_settings), min_size=2, max_size=4
+    ),
+    steps=st.integers(1, 4),
+    bound=st.floats(-3, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_step_of_several_optimizers_is_the_minimiser(
+    choices: list[tuple[str, tuple[float, float]]], steps: int, bound: float, seed: int
+) -> None:
+    bases = [BASES[name] for name, _ in choices]
+    check_minimality(bases, [settings for _, settings in choices], steps, bound, seed)
 
 
 def test_objective_tells_another_theta() -> None:
@@ -161,6 +202,6 @@ def test_objective_tells_another_theta() -> None:
     assert optimizer.last_step is not None
     assert 0 < optimizer.last_step.theta < 1
     reached = param.detach()
-    best = history.objective(optimizer, base, [reached], 0.0)
+    best = history.objective(optimizer, [base], [reached], 0.0)
     off = copy.copy(reached) - 0.01 * optimizer.last_step.theta * param.grad
-    assert history.objective(optimizer, base, [off], 0.0) > best + 1e-6
+    assert history.objective(optimizer, [base], [off], 0.0) > best + 1e-6
