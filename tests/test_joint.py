@@ -188,6 +188,7 @@ def test_run_goes_on_bit_for_bit(how: str) -> None:
     for _ in range(20):
         take_step(optimizer, problem.gradients())
     other, its = copied((problem, optimizer), how)
+    assert [isinstance(key, Tensor) for key in its.state] == [True] * 4
     its.rule = optimizer.rule
     for _ in range(20):
         take_step(optimizer, problem.gradients())
