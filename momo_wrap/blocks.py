@@ -10,11 +10,14 @@ on an accelerator, and rounds once however low the precision of the parameters.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+from momo_wrap.distributed import local
 
 Scalar: TypeAlias = float | Tensor
 
@@ -36,6 +39,21 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32).to_real()
 
 
+@contextmanager
+def cpu_block_elements(elements: int) -> Iterator[None]:
+    """Cut into blocks of another size on the CPU, for tests.
+
+    Args:
+        elements: The most elements of a block.
+    """
+    global _CPU_BLOCK_ELEMENTS
+    before, _CPU_BLOCK_ELEMENTS = _CPU_BLOCK_ELEMENTS, elements
+    try:
+        yield
+    finally:
+        _CPU_BLOCK_ELEMENTS = before
+
+
 @dataclass(frozen=True)
 class Block:
     """The same stretch of every column, as flat tensors.
@@ -47,12 +65,14 @@ class Block:
             of the parameter that the piece belongs to; or one value for all parameters.
         negated: The columns that `flat` returns with the opposite sign.
         dtype: The dtype of computation.
+        shards: The factor of sums over the block, see `momo_wrap.distributed.shards`.
     """
 
     pieces: Mapping[str, list[Tensor]]
     scalars: Mapping[str, list[Tensor] | Scalar]
     negated: frozenset[str]
     dtype: torch.dtype
+    shards: int = 1
 
     def flat(self, column: str) -> Tensor:
         """Return a column's stretch.
@@ -120,15 +140,18 @@ def blocks(
     columns: Mapping[str, Sequence[Tensor]],
     scalars: Mapping[str, Scalar],
     negated: frozenset[str] = frozenset(),
+    shards: int = 1,
 ) -> Iterator[Block]:
     """Cut aligned columns into blocks.
 
     Args:
         columns: Name to one tensor per parameter. The tensors of one parameter have equal shapes;
-            all parameters are on one device. Complex tensors are taken as pairs of reals.
+            all parameters are on one device. Complex tensors are taken as pairs of reals, and of
+            tensors that are cut over ranks the part on this rank.
         scalars: Name to a tensor of shape [parameters], on any device, or to one value for all, a
             Python number or a 0-dim tensor.
         negated: The columns to be read with the opposite sign.
+        shards: The factor of sums over the blocks.
 
     Yields:
         Blocks that together hold each element of the columns once, in their order.
@@ -158,6 +181,7 @@ def blocks(
             },
             negated=negated,
             dtype=dtype,
+            shards=shards,
         )
 
     batch: list[tuple[list[Tensor], int]] = []
@@ -222,6 +246,7 @@ def total(parts: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> 
 
 
 def _real(tensor: Tensor) -> Tensor:
+    tensor = local(tensor)
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 

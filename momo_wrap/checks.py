@@ -5,22 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from momo_wrap.adapters.base import Adapter, ParamGroup, WeightDecayForm, maximizes
+from momo_wrap.distributed import local
 from momo_wrap.rules import StepDecision, StepRule
 
 Loss: TypeAlias = Tensor | float
+NonFinite: TypeAlias = Literal["propagate", "skip", "raise"]
 
 # Schedules that end at 0 can end this far below it.
 ROUNDING = 1e-12
 
 
-def check_arguments(optimizer: object, rule: object, adapter: object, weight_decay: object) -> None:
+def check_arguments(
+    optimizer: object, rule: object, adapter: object, weight_decay: object, nonfinite: object
+) -> None:
     """Refuse arguments of `MoMoWrapper` of the wrong type.
 
     Args:
@@ -28,10 +32,11 @@ def check_arguments(optimizer: object, rule: object, adapter: object, weight_dec
         rule: The step rule or None.
         adapter: The adapter, a list of them, or None.
         weight_decay: The form of weight decay.
+        nonfinite: What to do where numbers are not finite.
 
     Raises:
         TypeError: One of the first three is of the wrong type.
-        ValueError: There is no such form of weight decay.
+        ValueError: There is no such form of weight decay, or no such choice.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
@@ -53,6 +58,11 @@ def check_arguments(optimizer: object, rule: object, adapter: object, weight_dec
         raise ValueError(
             f"weight_decay chooses the form of the decay and must be 'proximal' or 'decoupled', "
             f"got {weight_decay!r}. Its strength is the base's own weight_decay."
+        )
+    if nonfinite not in get_args(NonFinite):
+        raise ValueError(
+            f"nonfinite must be 'propagate', 'skip' or 'raise', got {nonfinite!r}. Write "
+            "MoMoWrapper(optimizer, nonfinite='skip')."
         )
 
 
@@ -120,7 +130,8 @@ def evaluate_loss(closure: Callable[[], Loss] | None, loss: Loss | None) -> Loss
     if closure is None and loss is None:
         raise TypeError(
             "step() needs the loss that the gradients belong to. After loss.backward(), write "
-            "optimizer.step(loss=loss); or pass a closure that returns the loss."
+            "optimizer.step(loss=loss), or pass a closure that returns the loss. Where a trainer "
+            "calls step(), write optimizer.record_loss(loss) before, after the last zero_grad()."
         )
     if closure is not None and loss is not None:
         raise TypeError(
@@ -135,10 +146,23 @@ def evaluate_loss(closure: Callable[[], Loss] | None, loss: Loss | None) -> Loss
             )
         with torch.enable_grad():
             loss = closure()
-    return _checked_loss(loss, "step() got as loss" if closure is None else "the closure returned")
+    return check_loss(loss, "step() got as loss" if closure is None else "the closure returned")
 
 
-def _checked_loss(loss: object, source: str) -> Loss:
+def check_loss(loss: object, source: str) -> Loss:
+    """Refuse what is no loss.
+
+    Args:
+        loss: A one-element tensor or a number.
+        source: The beginning of the error's sentence.
+
+    Returns:
+        The tensor itself, or the number as a float.
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: The tensor has several elements.
+    """
     if isinstance(loss, Tensor):
         if loss.numel() != 1:
             raise ValueError(
@@ -197,6 +221,8 @@ def check_groups(base: Optimizer, adapter: Adapter, *, tensors: bool = False) ->
         raise ValueError(
             "The optimizer has no parameters. Give it those of the model: model.parameters()."
         )
+    if tensors:
+        _check_overlap(base)
     index, maximize = 0, []
     for optimizer, its_adapter in adapter.parts(base):
         for group in optimizer.param_groups:
@@ -255,3 +281,20 @@ def _check_storage(index: int, params: Sequence[Tensor]) -> None:
                 "only when it is read, and can't be written through. Make it with "
                 "param.detach().resolve_conj().resolve_neg().requires_grad_()."
             )
+
+
+def _check_overlap(base: Optimizer) -> None:
+    """Refuse two parameters that begin at the same place in memory."""
+    seen: dict[tuple[torch.device, int], str] = {}
+    for index, group in enumerate(base.param_groups):
+        for position, param in enumerate(group["params"]):
+            if param.device.type == "meta" or local(param).numel() == 0:
+                continue
+            where, name = (param.device, local(param).data_ptr()), f"{position} of group {index}"
+            if where in seen:
+                raise ValueError(
+                    f"Parameters {seen[where]} and {name}, of shape {list(param.shape)}, share "
+                    "their memory but are two parameters, so that each would move the other. Make "
+                    "them one: second.weight = first.weight, not second.weight.data = ..."
+                )
+            seen[where] = name

@@ -26,8 +26,9 @@ class JointOptimizer(Optimizer):
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         _check_optimizers(optimizers)
+        optimizers = [member for optimizer in optimizers for member in members(optimizer)]
         super().__init__([{"params": []}], {})  # sets up the hooks; the group is never used
-        self.optimizers = list(optimizers)
+        self.optimizers = optimizers
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -36,6 +37,11 @@ class JointOptimizer(Optimizer):
 
     @param_groups.setter
     def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        if self._members and len(groups) != len(self.param_groups):
+            raise ValueError(
+                f"Expected {len(self.param_groups)} groups, as many as the optimizers have "
+                f"together, got {len(groups)}. Set those of one: optimizers[0].param_groups = ..."
+            )
         for optimizer, own in zip(self._members, self._split(groups), strict=True):
             optimizer.param_groups = own
 
@@ -46,9 +52,10 @@ class JointOptimizer(Optimizer):
 
     @state.setter
     def state(self, state: MutableMapping[Tensor, Any]) -> None:
+        entries = dict(state)  # which may be the very view that is cleared next
         for optimizer in self._members:
             optimizer.state.clear()
-        self.state.update(state)
+        self.state.update(entries)
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -98,20 +105,24 @@ class JointOptimizer(Optimizer):
         if "optimizers" in self.__dict__:
             raise TypeError(
                 "add_param_group on several optimizers can't know which of them is meant. Add the "
-                "group to one, e.g. optimizers[0].add_param_group(group)."
+                "group to one, e.g. optimizer.base.optimizers[0].add_param_group(group)."
             )
 
     def state_dict(self) -> dict[str, Any]:
         """Return one state dict, with parameters numbered through."""
         state: dict[Any, Any] = {}
         groups: list[dict[str, Any]] = []
+        more: list[dict[str, Any]] = []
         offset = 0
-        for optimizer in self._members:
+        for index, optimizer in enumerate(self._members):
             own = optimizer.state_dict()
-            state |= {_shifted(key, offset): value for key, value in own["state"].items()}
-            groups += [_renumbered(group, offset) for group in own["param_groups"]]
-            offset += _count(optimizer.param_groups)
-        return {"state": state, "param_groups": groups}
+            for key, value in own.pop("state").items():
+                state[key + offset if isinstance(key, int) else (index, key)] = value
+            groups += [_renumbered(group, offset) for group in own.pop("param_groups")]
+            more.append(own)
+            offset += sum(len(group["params"]) for group in optimizer.param_groups)
+        state_dict = {"state": state, "param_groups": groups}
+        return {**state_dict, "members": more} if any(more) else state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned.
@@ -129,21 +140,26 @@ class JointOptimizer(Optimizer):
                 f"The state dict has groups of {found} parameters, the optimizers have groups of "
                 f"{sizes}. Give the optimizers in the order in which they were saved."
             )
-        offset = 0
         parts = self._split(state_dict["param_groups"])
-        for optimizer, groups in zip(self._members, parts, strict=True):
-            count = _count(groups)
+        more = state_dict.get("members", [{}] * len(parts))
+        for index, (optimizer, groups) in enumerate(zip(self._members, parts, strict=True)):
+            # Parameters keep the names that the state dict gives them; torch goes by position.
+            names = {name for group in groups for name in group["params"]}
             state = {
-                _shifted(key, -offset): value
+                key[1] if isinstance(key, tuple) else key: value
                 for key, value in state_dict["state"].items()
-                if not isinstance(key, int) or offset <= key < offset + count
+                if (key[0] == index if isinstance(key, tuple) else key in names)
             }
-            own = [_renumbered(group, -offset) for group in groups]
-            optimizer.load_state_dict({"state": state, "param_groups": own})
-            offset += count
+            optimizer.load_state_dict({"state": state, "param_groups": groups, **more[index]})
 
     def __getstate__(self) -> dict[str, Any]:
         return {"optimizers": self.optimizers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        shared = {name: state[name] for name in ("param_groups", "state") if name in state}
+        super().__setstate__({k: value for k, value in state.items() if k not in shared})
+        for name, value in shared.items():
+            setattr(self, name, value)
 
     def __repr__(self) -> str:
         return f"JointOptimizer({self._members!r})"
@@ -165,6 +181,9 @@ class _JointState(MutableMapping[Tensor, Any]):
 
     def _owner(self, param: Tensor) -> MutableMapping[Tensor, Any]:
         for optimizer in self._optimizers:
+            if param in optimizer.state:
+                return optimizer.state
+        for optimizer in self._optimizers:
             if any(param is own for group in optimizer.param_groups for own in group["params"]):
                 return optimizer.state
         raise KeyError(param)
@@ -179,10 +198,15 @@ class _JointState(MutableMapping[Tensor, Any]):
         del self._owner(param)[param]
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (param for optimizer in self._optimizers for param in optimizer.state)
+        keys = (key for optimizer in self._optimizers for key in optimizer.state)
+        return iter(dict.fromkeys(keys))  # keys that are no parameters may be in several
 
     def __len__(self) -> int:
-        return sum(len(optimizer.state) for optimizer in self._optimizers)
+        return len(list(iter(self)))
+
+    def get(self, param: Any, default: Any = None) -> Any:
+        # The inherited one would ask a defaultdict for the entry, and so make it.
+        return self[param] if param in self else default  # noqa: SIM401
 
     def __contains__(self, param: object) -> bool:
         return any(param in optimizer.state for optimizer in self._optimizers)
@@ -230,13 +254,5 @@ def _check_optimizers(optimizers: Sequence[Optimizer]) -> None:
             seen[id(param)] = index
 
 
-def _shifted(key: Any, offset: int) -> Any:
-    return key + offset if isinstance(key, int) else key
-
-
 def _renumbered(group: dict[str, Any], offset: int) -> dict[str, Any]:
     return {**group, "params": [index + offset for index in group["params"]]}
-
-
-def _count(groups: Sequence[dict[str, Any]]) -> int:
-    return sum(len(group["params"]) for group in groups)

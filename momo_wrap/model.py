@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from momo_wrap.adapters.base import StepSums
-from momo_wrap.averaging import Averaging
+from momo_wrap.averaging import HAS_HISTORY, Averaging, last_weight_sum
 from momo_wrap.blocks import Scalar
 from momo_wrap.scalars import as_scalar
 
@@ -61,9 +61,15 @@ class MomentumModel:
     mean_displacement: Tensor
 
     @classmethod
-    def initial_scalars(cls) -> dict[str, float]:
-        """Return what each group keeps between steps, as it is before the first."""
-        return {"loss_sum": 0.0, "weight_sum": 0.0, "displacement": 0.0}
+    def initial_scalars(cls, *, history: bool = False) -> dict[str, float]:
+        """Return what each group keeps between steps, as it is before the first.
+
+        Args:
+            history: Whether the base's buffers have taken in gradients already. The model then
+                starts as if all losses so far had been equal to the first one that it sees.
+        """
+        weight_sum = HAS_HISTORY if history else 0.0
+        return {"loss_sum": 0.0, "weight_sum": weight_sum, "displacement": 0.0}
 
     @classmethod
     def of(
@@ -92,8 +98,10 @@ class MomentumModel:
             first = column([_first_weight(averaging) for averaging in averagings])
             one = torch.ones_like(loss)  # two Python numbers would meet in float32
             b = torch.where(scalars["weight_sum"] == 0, first * one, b * one)
-        loss_sum = a * scalars["loss_sum"] + b * loss  # F_k
-        weight_sum = a * scalars["weight_sum"] + b  # R_k
+        last_sum = last_weight_sum(scalars["weight_sum"], a, b)
+        has_history = scalars["weight_sum"] < 0
+        loss_sum = a * torch.where(has_history, last_sum * loss, scalars["loss_sum"]) + b * loss
+        weight_sum = a * last_sum + b  # R_k; above F_k
         displacement = a * scalars["displacement"]  # E_k
         corrected = [averaging.bias_corrected for averaging in averagings]
         if all(corrected):

@@ -14,6 +14,10 @@ import torch
 from torch import Tensor
 
 from momo_wrap.blocks import Scalar, accumulation_dtype, to_device
+from momo_wrap.distributed import whole
+
+# What the names of entries in the groups start with.
+PREFIX = "momo_"
 
 
 def scalars_like(groups: Iterable[Mapping[str, Any]]) -> Tensor:
@@ -28,7 +32,8 @@ def scalars_like(groups: Iterable[Mapping[str, Any]]) -> Tensor:
     """
     params = [p for group in groups for p in group["params"]]
     devices = [p.device for p in params]
-    device = next((d for d in devices if d.type != "cpu"), devices[0])
+    cpu = torch.device("cpu")
+    device = next((d for d in devices if d.type != "cpu"), cpu)
     wide = any(accumulation_dtype(dtype) is torch.float64 for dtype in {p.dtype for p in params})
     return torch.empty(0, device=device, dtype=torch.float64 if wide else torch.float32)
 
@@ -50,7 +55,7 @@ def as_scalar(value: Scalar, like: Tensor) -> Tensor:
         like: A tensor of the wanted device and dtype.
     """
     if isinstance(value, Tensor):
-        return to_device(value.detach().reshape(()), like.device, like.dtype)
+        return to_device(whole(value.detach()).reshape(()), like.device, like.dtype)
     return torch.full((), value, device=like.device, dtype=like.dtype)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -13,36 +13,32 @@ from momo_wrap.adapters.base import Adapter, StepSums, WeightDecayForm, maximize
 from momo_wrap.adapters.registry import chosen_adapter
 from momo_wrap.checks import (
     Loss,
+    NonFinite,
     check_arguments,
     check_bound,
     check_decision,
     check_gradients,
     check_groups,
-    evaluate_loss,
 )
+from momo_wrap.distributed import (
+    ProcessGroup,
+    any_rank,
+    check_process_group,
+    reduced,
+    reduction_group,
+)
+from momo_wrap.facade import OptimizerFacade
 from momo_wrap.joint import joined, members
+from momo_wrap.loading import check_loaded
+from momo_wrap.losses import RecordedLosses
 from momo_wrap.model import ModelSums, MomentumModel
+from momo_wrap.numerics import count_nonfinite, is_at_rest
 from momo_wrap.record import StepRecord
 from momo_wrap.rules import ModelStats, MoMo, StepRule
-from momo_wrap.scalars import as_scalar, kept_scalars, scalars_like, stacked, write_scalars
+from momo_wrap.scalars import PREFIX, as_scalar, kept_scalars, scalars_like, stacked, write_scalars
 
 
-class _OfBase:
-    """An attribute that the wrapper shares with its base, whichever of the two it is set on."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, wrapper: MoMoWrapper | None, owner: type | None = None) -> Any:
-        return self if wrapper is None else getattr(wrapper.base, self._name)
-
-    def __set__(self, wrapper: MoMoWrapper, value: Any) -> None:
-        # Optimizer.__init__ assigns fresh ones, before there is a base; those of the base count.
-        if "base" in wrapper.__dict__:
-            setattr(wrapper.base, self._name, value)
-
-
-class MoMoWrapper(Optimizer):
+class MoMoWrapper(OptimizerFacade):
     r"""Cuts the steps of an optimizer where its momentum model of the loss would fall too low.
 
     At each step the base optimizer averages gradients and preconditions them, as always, to a
@@ -74,12 +70,21 @@ class MoMoWrapper(Optimizer):
             list with an entry for each.
         weight_decay: "proximal", equation (4), or "decoupled",
             x_i <- (1 - α_i λ_i) x_i - θ α_i u_i with the same θ.
+        nonfinite: What to do where the loss or a gradient is not finite: "propagate", the step
+            writes NaN, as the base's would; "skip", the step changes nothing and is counted;
+            "raise", it changes nothing and raises. The last two wait for the device at every step.
+        process_group: The ranks whose losses are averaged, and over which parameters are cut:
+            "auto", all ranks if `torch.distributed` is initialised; a group of them; None, this
+            process is on its own.
 
     Attributes:
         base: The optimizer that was wrapped, a `JointOptimizer` for several.
         rule: The step rule.
         adapter: The adapter.
         weight_decay: The form of weight decay.
+        nonfinite: What is done where the loss or a gradient is not finite.
+        process_group: The ranks that share the model.
+        skipped_steps: The number of steps that were skipped since the wrapper was made.
         last_step: The `StepRecord` of the last step; None before the first.
 
     Raises:
@@ -88,10 +93,6 @@ class MoMoWrapper(Optimizer):
         ValueError: The settings of a group are out of range, or do not go together.
     """
 
-    param_groups: list[dict[str, Any]] = _OfBase()  # type: ignore[assignment]
-    state: Any = _OfBase()
-    defaults: dict[str, Any] = _OfBase()  # type: ignore[assignment]
-
     def __init__(
         self,
         optimizer: Optimizer | Sequence[Optimizer],
@@ -99,6 +100,8 @@ class MoMoWrapper(Optimizer):
         *,
         adapter: Adapter | Sequence[Adapter | None] | None = None,
         weight_decay: WeightDecayForm = "proximal",
+        nonfinite: NonFinite = "propagate",
+        process_group: ProcessGroup = "auto",
     ) -> None:
         base = joined(optimizer)
         if any(isinstance(member, MoMoWrapper) for member in members(base)):
@@ -106,29 +109,50 @@ class MoMoWrapper(Optimizer):
                 "MoMoWrapper got an optimizer that is wrapped already; its steps would be cut "
                 "twice. Wrap the base itself: MoMoWrapper(optimizer.base)."
             )
-        check_arguments(base, rule, adapter, weight_decay)
+        check_arguments(base, rule, adapter, weight_decay, nonfinite)
         rule = MoMo() if rule is None else rule
         adapter = chosen_adapter(base, adapter)
         check_groups(base, adapter, tensors=True)
-        # Sets up the hooks. The group is never used, see `_OfBase` and `add_param_group`.
-        super().__init__([{"params": []}], {})
-        self.base = base
+        check_process_group(process_group, base.param_groups)
+        super().__init__(base)
         self.rule = rule
         check_bound(self._sign * rule.lower_bound)
         self.adapter = adapter
         self.weight_decay = weight_decay
+        self.nonfinite = nonfinite
+        self.process_group = process_group
         self.last_step: StepRecord | None = None
+        self.skipped_steps = 0
         self._effective_lrs: list[Tensor] = []
-        self._kept_scalars(scalars_like(self.param_groups))
+        self._recorded = RecordedLosses()
+        self._prepare()
+
+    def record_loss(self, loss: Loss, weight: Loss = 1.0) -> None:
+        """Record a loss for the next `step()`, which then takes none.
+
+        The mean of what was recorded is the loss of the step: that of several batches whose
+        gradients add up, or that of one where a trainer calls `step()` by itself. `zero_grad`
+        forgets what was recorded, with the gradients that belong to it.
+
+        Args:
+            loss: The loss of a batch, before it is divided by the number of batches: a one-element
+                tensor on any device, or a number. Nobody waits for it.
+            weight: Its weight in the mean, such as the number of tokens.
+
+        Raises:
+            TypeError: One is neither a tensor nor a number.
+            ValueError: A tensor has several elements, or the weight is not positive.
+        """
+        self._recorded.add(loss, weight)
 
     @torch.no_grad()
     def step(  # type: ignore[override]
         self, closure: Callable[[], Loss] | None = None, *, loss: Loss | None = None
-    ) -> Loss:
+    ) -> Loss | None:
         """Take one step: the base's own, cut by θ.
 
-        Pass either the loss, after `loss.backward()`, or a closure that computes loss and
-        gradients. A parameter without a gradient does not move.
+        Pass the loss, after `loss.backward()`, or a closure that computes loss and gradients, or
+        nothing where losses were recorded. A parameter without a gradient does not move.
 
         Args:
             closure: Reevaluates the model and returns the loss; runs with gradients enabled.
@@ -136,27 +160,39 @@ class MoMoWrapper(Optimizer):
                 Python number.
 
         Returns:
-            The loss, as it was given.
+            The loss, as it was given, or the mean of those that were recorded. None where there is
+            no loss because all learning rates are 0, as when tools initialise the base's state.
 
         Raises:
-            TypeError: Neither or both were given, or one of the wrong type; a gradient is sparse.
+            TypeError: There is no loss or two, or one of the wrong type; a gradient is sparse.
             ValueError: The loss has several elements, or settings have become invalid.
+            FloatingPointError: Loss or gradients are not finite, with `nonfinite="raise"`.
 
         After an error above, parameters, the base's state and the model are as they were. What a
         rule or an adapter returns is refused later: nothing has moved, but the base has taken in
         the gradients.
         """
-        loss = evaluate_loss(closure, loss)
+        if closure is None and loss is None and not self._recorded and is_at_rest(self.base):
+            self.adapter.observe(self.base, self.weight_decay).apply(self._zero())
+            return None
+        loss = self._recorded.evaluate(closure, loss)
         check_groups(self.base, self.adapter)
         check_gradients(self.param_groups)
+        group = reduction_group(self.process_group)
+        if self.nonfinite != "propagate" and self._must_skip(loss, group):
+            return loss
+        self._take(loss, group)
+        return loss
+
+    def _take(self, loss: Loss, group: dist.ProcessGroup | None) -> None:
         bound = self._sign * self.rule.lower_bound
         check_bound(bound)
         like = scalars_like(self.param_groups)
         scalars, memory = self._kept_scalars(like)
         observation = self.adapter.observe(self.base, self.weight_decay)
-        minimised = as_scalar(loss, like) * self._sign
-        model = MomentumModel.of(stacked(scalars), observation.averagings, minimised)  # (1), (2)
         sums = StepSums(*(torch.stack(parts) for parts in zip(*observation.sums, strict=True)))
+        minimised, sums = reduced(as_scalar(loss, like) * self._sign, sums, group)
+        model = MomentumModel.of(stacked(scalars), observation.averagings, minimised)  # (1), (2)
         stats = _statistics(model.total(sums), minimised, bound)
         decision = self.rule(stats, memory)  # (3)
         check_decision(decision, memory)
@@ -168,7 +204,28 @@ class MoMoWrapper(Optimizer):
         write_scalars([memory], decision.memory)
         self._effective_lrs = effective_lrs
         self.last_step = StepRecord.of(stats, decision, self._sign)
-        return loss
+
+    def _must_skip(self, loss: Loss, group: dist.ProcessGroup | None) -> bool:
+        """Wait for loss and gradients, and tell whether a number in them is not finite."""
+        found = any_rank(count_nonfinite(loss, self.param_groups), group)
+        if not found.item():
+            return False
+        if self.nonfinite == "raise":
+            raise FloatingPointError(
+                f"The loss, {float(loss)}, or a gradient is not finite. Nothing was changed. Lower "
+                "the learning rate's cap, clip gradients, or write nonfinite='skip'."
+            )
+        self.skipped_steps += 1
+        return True
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset all gradients, and forget the losses that were recorded with them.
+
+        Args:
+            set_to_none: To None rather than to zeros.
+        """
+        super().zero_grad(set_to_none)
+        self._recorded.clear()
 
     def effective_lrs(self) -> list[Tensor]:
         """Return the learning rates that the last step amounted to.
@@ -177,88 +234,6 @@ class MoMoWrapper(Optimizer):
             θα for each parameter group, as 0-dim tensors; empty before the first step.
         """
         return list(self._effective_lrs)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group to the base; see `torch.optim.Optimizer.add_param_group`.
-
-        Args:
-            param_group: The parameters and their settings.
-
-        Raises:
-            ValueError: The settings are out of range or do not go with those of the other groups.
-        """
-        if "base" not in self.__dict__:
-            return  # Optimizer.__init__ adds its own; those of the base count
-        self.base.add_param_group(param_group)
-        try:
-            check_groups(self.base, self.adapter, tensors=True)
-        except Exception:
-            self.param_groups.pop()
-            raise
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset all gradients; see `torch.optim.Optimizer.zero_grad`.
-
-        Args:
-            set_to_none: To None rather than to zeros.
-        """
-        self.base.zero_grad(set_to_none)
-
-    def train(self) -> None:
-        """Tell bases that evaluate at other parameters than they train at that training goes on."""
-        self._switch("train")
-
-    def eval(self) -> None:
-        """Tell such bases, the schedule-free ones, that the model is evaluated or saved next."""
-        self._switch("eval")
-
-    def _switch(self, mode: str) -> None:
-        for member in members(self.base):
-            getattr(member, mode, lambda: None)()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the base's state dict; the wrapper's scalars are in its parameter groups.
-
-        Returns:
-            What `load_state_dict` takes. A bare optimizer of the base's type takes it too.
-        """
-        for before in self._optimizer_state_dict_pre_hooks.values():
-            before(self)
-        state_dict = self.base.state_dict()
-        for after in self._optimizer_state_dict_post_hooks.values():
-            changed = after(self, state_dict)
-            state_dict = state_dict if changed is None else changed
-        return state_dict
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned, or the state dict of a bare optimizer.
-
-        Args:
-            state_dict: The state. Without the wrapper's scalars, the model starts afresh.
-        """
-        state_dict = state_dict.copy()
-        for before in self._optimizer_load_state_dict_pre_hooks.values():
-            changed = before(self, state_dict)
-            state_dict = state_dict if changed is None else changed
-        self.base.load_state_dict(state_dict)
-        self._kept_scalars(scalars_like(self.param_groups))
-        for after in self._optimizer_load_state_dict_post_hooks.values():
-            after(self)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Hooks, and the step that a scheduler patched in, stay behind, as they do in torch; groups
-        # and state are in the base.
-        return {
-            name: value
-            for name, value in self.__dict__.items()
-            if name != "step" and not name.startswith("_optimizer_")
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if "base" in state:
-            super().__setstate__(state)
-        else:  # groups and state, which tools set directly
-            self.base.__setstate__(state)
 
     def __repr__(self) -> str:
         settings = f"rule={self.rule!r}, weight_decay={self.weight_decay!r}"
@@ -270,14 +245,27 @@ class MoMoWrapper(Optimizer):
         first = members(self.base)[0]
         return -1.0 if maximizes(first, first.param_groups[0]) else 1.0
 
+    def _check(self) -> None:
+        check_loaded(self.base, self.adapter)
+        check_groups(self.base, self.adapter, tensors=True)
+
+    def _prepare(self) -> None:
+        self._kept_scalars(scalars_like(self.param_groups))
+
+    def _zero(self) -> Tensor:
+        return as_scalar(0.0, scalars_like(self.param_groups))
+
     def _kept_scalars(self, like: Tensor) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """Return the scalars of the momentum model of each group, and those of the rule."""
-        groups, initial = self.param_groups, MomentumModel.initial_scalars()
+        kept = []
+        for optimizer, adapter in self.adapter.parts(self.base):
+            for group in optimizer.param_groups:
+                is_new = f"{PREFIX}weight_sum" not in group
+                history = is_new and adapter.has_history(optimizer, group)
+                initial = MomentumModel.initial_scalars(history=history)
+                kept.append(kept_scalars(group, PREFIX, initial, like))
         memory = self.rule.initial_memory(self._sign * self.rule.lower_bound)
-        return (
-            [kept_scalars(group, "momo_", initial, like) for group in groups],
-            kept_scalars(groups[0], "momo_rule_", memory, like),
-        )
+        return kept, kept_scalars(self.param_groups[0], f"{PREFIX}rule_", memory, like)
 
 
 def _statistics(model: ModelSums, loss: Tensor, lower_bound: float) -> ModelStats:

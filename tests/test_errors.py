@@ -112,6 +112,11 @@ def two_groups(kind: type[Optimizer], first: dict[str, Any], second: dict[str, A
     return kind(groups, lr=0.1)  # type: ignore[call-arg]
 
 
+def _in_one_memory() -> Optimizer:
+    values = torch.ones(2)
+    return SGD([{"params": [torch.nn.Parameter(values)]} for _ in range(2)], lr=0.1)
+
+
 def _sharing() -> list[Optimizer]:
     shared = parameter()
     return [SGD([shared], lr=0.1), SGD([parameter(), shared], lr=0.1)]
@@ -130,6 +135,12 @@ AT_CONSTRUCTION: dict[str, Row] = {
         lambda: MoMoWrapper(parameter()),  # type: ignore[arg-type]
         TypeError,
         "expects a torch.optim.Optimizer, got Tensor. Write MoMoWrapper(torch.optim.AdamW(",
+    ),
+    "two parameters in one memory": (
+        lambda: MoMoWrapper(_in_one_memory()),
+        ValueError,
+        "Parameters 0 of group 0 and 0 of group 1, of shape [2], share their memory but are two "
+        "parameters, so that each would move the other. Make them one: second.weight = ",
     ),
     "no optimizers": (
         lambda: MoMoWrapper([]),

@@ -14,10 +14,16 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from momo_wrap import JointOptimizer, MoMo, MoMoStar, MoMoWrapper, ProposingAdapter
+from momo_wrap.adapters import JointAdapter, SGDAdapter
 from tests.problems import Problem, flat, last_step, relative_distance, take_step, trajectory
 from tests.reference import AdamBase, Array, ReferenceBlock, ReferenceJointMoMo, SGDBase
 
@@ -274,7 +280,7 @@ def test_group_can_be_added_to_one_of_them() -> None:
     problem = Problem()
     optimizer = wrapped(problem.params[:3])
     late = {"params": problem.params[3:], "lr": 0.05}
-    with pytest.raises(TypeError, match=re.escape("Add the group to one, e.g. optimizers[0]")):
+    with pytest.raises(TypeError, match=r"to one, e\.g\. optimizer\.base\.optimizers\[0\]\.add"):
         optimizer.add_param_group(late)
     assert isinstance(optimizer.base, JointOptimizer)
     optimizer.base.optimizers[1].add_param_group(late)
@@ -335,3 +341,118 @@ def test_groups_of_one_optimizer_may_average_differently(
     joint = run(lambda p: MoMoWrapper([SGD([half], lr=0.1) for half in halves(p)], rule))
     assert single == joint
     assert any(0 < theta < 1 for theta in single)
+
+
+class Counting(SGD):
+    """Keeps numbers of its own: one in the state, under no parameter, one beside it."""
+
+    total = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.state["count"] = self.state.get("count", 0) + 1  # type: ignore[call-overload, index]
+        self.total += 1
+        return super().step(closure)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "total": self.total}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.total = state_dict["total"]
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "total"})
+
+
+def test_members_keep_their_own_numbers_apart() -> None:
+    def pair(params: list[Tensor]) -> list[Optimizer]:
+        return [Counting(params[:2], lr=0.1), AdamW(params[2:3]), Counting(params[3:], lr=0.1)]
+
+    problem = Problem()
+    first, second = pair(problem.params), pair(Problem().params)
+    problem.gradients()
+    for optimizer, steps in zip(first, (1, 1, 3), strict=True):
+        for _ in range(steps):
+            optimizer.step()
+    file = io.BytesIO()
+    torch.save(JointOptimizer(first).state_dict(), file)
+    file.seek(0)
+    joint = JointOptimizer(second)
+    joint.load_state_dict(torch.load(file, weights_only=True))
+    counts: list[Any] = [optimizer.state.get("count") for optimizer in second]  # type: ignore[call-overload]
+    assert counts == [1, None, 3]
+    assert [getattr(optimizer, "total", None) for optimizer in second] == [1, None, 3]
+    assert len(dict(joint.state)) == len(joint.state)
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+def test_distributed_state_dict_names_parameters(flatten: bool) -> None:
+    """Distributed checkpoints give parameters names instead of numbers."""
+    options = StateDictOptions(flatten_optimizer_state_dict=flatten)
+
+    def make() -> tuple[torch.nn.Module, MoMoWrapper]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
+        params = list(model.parameters())
+        members = [Muon(params[::2], lr=0.1), AdamW(params[1::2], lr=0.1)]
+        # Muon's own average, which is in any fresh Muon's state too.
+        muon = ProposingAdapter("momentum_buffer", beta=0.95)
+        return model, MoMoWrapper(members, MoMoStar(), adapter=[muon, None])
+
+    def train(model: torch.nn.Module, optimizer: MoMoWrapper) -> None:
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss = model(torch.ones(3, 4)).square().mean()
+            loss.backward()
+            optimizer.step(loss=loss)
+
+    model, optimizer = make()
+    train(model, optimizer)
+    saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer, options=options))
+    other, its = make()
+    other.load_state_dict(model.state_dict())
+    set_optimizer_state_dict(other, its, saved, options=options)
+    train(model, optimizer)
+    train(other, its)
+    assert torch.equal(flat(list(other.parameters())), flat(list(model.parameters())))
+
+
+def test_one_adapter_for_several_optimizers_serves_each() -> None:
+    def run(adapter: Any) -> Tensor:
+        return trajectory(lambda p: MoMoWrapper(muon_and_adamw(p), MoMo(1.0), adapter=adapter), 20)
+
+    assert torch.equal(run(ProposingAdapter()), run([ProposingAdapter(), ProposingAdapter()]))
+
+
+def test_member_without_parameters() -> None:
+    problem = Problem()
+    idle = AdamW([{"params": []}], lr=0.1)
+    optimizer = MoMoWrapper([SGD(problem.params, lr=0.1), idle])
+    take_step(optimizer, problem.gradients())
+    assert len(optimizer.effective_lrs()) == 2
+
+
+def test_optimizers_that_are_joint_already_are_taken_apart() -> None:
+    params = Problem().params
+    inner = JointOptimizer([SGD(params[:1], lr=0.1), SGD(params[1:2], lr=0.1)])
+    assert len(JointOptimizer([inner, AdamW(params[2:])]).optimizers) == 3
+
+
+def test_tools_may_set_groups_and_state_directly() -> None:
+    problem = Problem()
+    optimizer = wrapped(problem.params)
+    take_step(optimizer, problem.gradients())
+    state = optimizer.state
+    optimizer.state = state
+    assert len(optimizer.state) == 4
+    groups = [{**group, "lr": 0.5} for group in optimizer.param_groups]
+    optimizer.__setstate__({"param_groups": groups, "state": {}})
+    assert len(optimizer.state) == 0
+    assert isinstance(optimizer.base, JointOptimizer)
+    assert [g["lr"] for o in optimizer.base.optimizers for g in o.param_groups] == [0.5, 0.5]
+    with pytest.raises(ValueError, match="Expected 2 groups, as many as the optimizers have"):
+        optimizer.param_groups = groups[:1]
+
+
+def test_joint_adapter_of_another_length() -> None:
+    adapter = JointAdapter([SGDAdapter()])
+    with pytest.raises(ValueError, match="JointAdapter has 1 adapters, the base 2 optimizers"):
+        MoMoWrapper(muon_and_adamw(Problem().params), adapter=adapter)

@@ -98,6 +98,41 @@ class Unfinished(ReadingAdapter):
         return Reading([state[p]["exp_avg"] for p in params])
 
 
+class OfBlocks(SGDAdapter):
+    """Looks at a block as if it were the whole group."""
+
+    def preconditioned(self, group: Any, block: Any) -> Tensor:
+        u = self.grad_avg(group, block)
+        return torch.div(u, u.norm())
+
+
+class Normalised(SGD):
+    """Steps of a fixed length in each group."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            grads = [p.grad for p in group["params"] if p.grad is not None]
+            norm = torch.cat([g.reshape(-1).double() for g in grads]).norm()
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.sub_(p.grad / norm.to(p.dtype), alpha=group["lr"])
+
+
+class Coarse(SGDAdapter):
+    """Loses a part of the direction below float64."""
+
+    def preconditioned(self, group: Any, block: Any) -> Tensor:
+        u = self.grad_avg(group, block)
+        return u if u.dtype is torch.float64 else 0.7 * u
+
+
+class LeavesSettings(SGDAdapter):
+    def observe(self, base: Any, weight_decay: Any) -> Any:
+        base.param_groups[0]["foreach"] = False
+        return super().observe(base, weight_decay)
+
+
 class Flat(SGDAdapter):
     """Loses the sign of the direction."""
 
@@ -123,6 +158,9 @@ WRONG: dict[str, tuple[Any, Callable[[Any], Optimizer], set[str], set[str]]] = {
     "in place": (Spoiling(), sgd, {"groups", "late group"}, {"settings"}),
     "memory": (Remembering(), sgd, {"bare", "resume"}, {"settings"}),
     "crash": (Unfinished(), sgd, set(LAWS), set()),
+    "blocks": (OfBlocks(), lambda p: Normalised(p, lr=0.05), {"blocks"}, {"bare", "groups"}),
+    "low precision": (Coarse(), sgd, {"bare"}, {"proposing", "groups", "resume"}),
+    "settings": (LeavesSettings(), sgd, {"settings"}, {"bare", "proposing"}),
     "direction": (Flat(), sgd, {"bare", "proposing", "bfloat16"}, {"settings", "stop"}),
 }
 
@@ -138,7 +176,7 @@ def test_a_wrong_adapter_fails_the_laws_that_it_breaks(
     assert failing <= found
     assert not holding & found
     assert message.startswith(f"{type(adapter).__name__} fails {len(found)} of its laws:")
-    assert re.search(r": .*(\d|KeyError: 'exp_avg')", message)
+    assert re.search(r": .*(\d|KeyError: 'exp_avg'|foreach was None and is False)", message)
 
 
 def test_message_of_a_failing_law() -> None:
@@ -168,6 +206,12 @@ def test_optimizer_that_does_not_train_checks_nothing() -> None:
     message = r"brought the loss from (\S+) to \1 in 100 steps\. Choose a learning rate"
     with pytest.raises(AssertionError, match=message):
         check_adapter(lambda p: SGD(p, lr=1e-9))
+
+
+def test_a_tensor_lr_that_is_shared_stays_as_it_is() -> None:
+    lr = torch.tensor(0.01, dtype=torch.float64)
+    check_adapter(lambda p: AdamW(p, lr=lr, foreach=False, eps=1e-3))
+    assert float(lr) == 0.01
 
 
 def test_bare_settings_that_are_no_part_of_the_laws() -> None:

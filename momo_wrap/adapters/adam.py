@@ -112,6 +112,8 @@ class NAdamAdapter(AdamAdapter):
     def averaging(self, group: ParamGroup, state: State) -> Averaging:
         """Return the average with the coefficients of this step; see `ReadingAdapter`."""
         beta1 = scalar(group["betas"][0])
+        if not isinstance(beta1, Tensor) and beta1 == 0.0:
+            return Averaging(decay=0.0, weight=1.0)  # the buffer is the gradient, and has no part
         buffer_scale: Scalar = beta1
         grad_scale: Scalar = 1.0 - beta1
         started = next((p for p in group["params"] if "mu_product" in state.get(p, {})), None)

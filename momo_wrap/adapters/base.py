@@ -92,6 +92,15 @@ class Adapter(ABC):
         """
         return None
 
+    def has_history(self, base: Optimizer, group: ParamGroup) -> bool:
+        """Return whether the average of gradients in a group is older than the wrapper.
+
+        Args:
+            base: The optimizer, of a type that the adapter is for.
+            group: An entry of its `param_groups`.
+        """
+        return False
+
     def parts(self, base: Optimizer) -> list[tuple[Optimizer, Adapter]]:
         """Return the optimizers that a base is made of, each with its adapter.
 

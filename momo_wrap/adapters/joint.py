@@ -28,7 +28,13 @@ class JointAdapter(Adapter):
 
     def parts(self, base: Optimizer) -> list[tuple[Optimizer, Adapter]]:
         """Return each optimizer with its adapter; see `Adapter`."""
-        return list(zip(members(base), self.adapters, strict=True))
+        optimizers = members(base)
+        if len(optimizers) != len(self.adapters):
+            raise ValueError(
+                f"JointAdapter has {len(self.adapters)} adapters, the base {len(optimizers)} "
+                "optimizers. Give one for each: MoMoWrapper(optimizers, adapter=[...])."
+            )
+        return list(zip(optimizers, self.adapters, strict=True))
 
     def observe(self, base: Optimizer, weight_decay: WeightDecayForm) -> Observation:
         """Observe each optimizer; see `Adapter`."""

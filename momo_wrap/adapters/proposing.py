@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -16,17 +16,14 @@ from momo_wrap.adapters.base import (
     State,
     StepSums,
     WeightDecayForm,
-    maximizes,
 )
-from momo_wrap.adapters.sums import added, along_average, with_gradient_by_kind
+from momo_wrap.adapters.proposal import GRAD_AVG_KEY, Proposal
+from momo_wrap.adapters.sums import added, with_gradient_by_kind
 from momo_wrap.averaging import Averaging
-from momo_wrap.blocks import Scalar, blocks, to_device
 from momo_wrap.scalars import scalar, scalars_like
 
-# Where the average that the adapter keeps itself is, in the base's state of a parameter.
-GRAD_AVG_KEY = "momo_grad_avg"
-
-_PARAM = ""  # among the names of iterates
+# The entries of a group that the model is made of.
+MODEL_SCALARS = ("momo_loss_sum", "momo_weight_sum", "momo_displacement")
 
 AveragingOfGroup: TypeAlias = Callable[[ParamGroup, State], Averaging]
 
@@ -42,7 +39,8 @@ class ProposingAdapter(Adapter):
 
     It costs a copy of the parameters while a step is taken; without `momentum` a second one, of the
     gradients' average, that stays; and a third while a step is taken where the direction has a term
-    in the gradient itself. A parameter without a gradient is left to the base.
+    in the gradient itself, or where `averaging` describes an average that the adapter keeps. A
+    parameter without a gradient is left to the base.
 
     Args:
         momentum: The name in the base's state, per parameter, of its average of gradients (not of
@@ -109,8 +107,7 @@ class ProposingAdapter(Adapter):
         size = 0
         for group in base.param_groups:
             averaging = self.averaging(group, base.state)
-            average = self.momentum is None and not averaging.is_gradient
-            gradient = averaging.uses_gradient or averaging.is_gradient
+            average, gradient = self.keeps_average(averaging), self.keeps_gradients(averaging)
             copies = 1 + len(self.iterates) + average + gradient
             size += copies * sum(param.nbytes for param in group["params"])
         return size
@@ -129,27 +126,60 @@ class ProposingAdapter(Adapter):
         first = 1.0 if self.momentum is None else None
         return Averaging(decay=self.beta, weight=1.0 - self.beta, first_weight=first)
 
+    def has_history(self, base: Optimizer, group: ParamGroup) -> bool:
+        """Return whether the average is the base's and is there already; see `Adapter`."""
+        states = [base.state.get(param, {}) for param in group["params"]]
+        return self.momentum is not None and any(self.momentum in state for state in states)
+
     def observe(self, base: Optimizer, weight_decay: WeightDecayForm) -> Observation:
         """Take the base's step, sum it up and put the parameters back; see `Adapter`."""
         proposals = [
-            _Proposal(self, base, group, params, grads)
+            Proposal(self, base, group, kind)
             for group in base.param_groups
-            for params, grads in with_gradient_by_kind(group["params"])
+            for kind in with_gradient_by_kind(group["params"])
         ]
+        done = False
         try:
+            for group in base.param_groups:
+                self._start_afresh_without_average(base, group)
+            for proposal in proposals:
+                proposal.start()
             base.step()
             for proposal in proposals:
                 proposal.gather()
             observation = _ProposingObservation(self, base, proposals)
+            done = True
         finally:
             for proposal in proposals:
-                proposal.withdraw()
+                proposal.withdraw(done=done)
         return observation
+
+    def keeps_average(self, averaging: Averaging) -> bool:
+        """Return whether the average of gradients is the adapter's own."""
+        may_change = self._averaging is not None
+        return self.momentum is None and (may_change or not averaging.is_gradient)
+
+    def keeps_gradients(self, averaging: Averaging) -> bool:
+        """Return whether the gradients have to be kept while the base steps."""
+        depends_on_state = self.momentum is None and self._averaging is not None
+        return averaging.uses_gradient or averaging.is_gradient or depends_on_state
+
+    def _start_afresh_without_average(self, base: Optimizer, group: ParamGroup) -> None:
+        """Reset the model of a group whose average a checkpoint has lost.
+
+        Some tools save only what a fresh optimizer of the base's class has in its state.
+        """
+        if not self.keeps_average(self.averaging(group, base.state)):
+            return
+        if not any(GRAD_AVG_KEY in base.state.get(param, {}) for param in group["params"]):
+            for name in MODEL_SCALARS:
+                if isinstance(group.get(name), Tensor):
+                    group[name].zero_()
 
 
 class _ProposingObservation(Observation):
     def __init__(
-        self, adapter: ProposingAdapter, base: Optimizer, proposals: list[_Proposal]
+        self, adapter: ProposingAdapter, base: Optimizer, proposals: list[Proposal]
     ) -> None:
         self._groups, self._proposals = base.param_groups, proposals
         like = scalars_like(self._groups)
@@ -182,117 +212,3 @@ def _sums(pairs: list[tuple[Tensor, Tensor]], like: Tensor) -> StepSums:
 def _effective_lr(theta: Tensor, group: ParamGroup) -> Tensor:
     lr = scalar(group["lr"]) if group.get("lr") is not None else 1.0
     return theta * lr
-
-
-class _Proposal:
-    """The step that the base proposes for some parameters of a group, of one device and dtype."""
-
-    def __init__(
-        self,
-        adapter: ProposingAdapter,
-        base: Optimizer,
-        group: ParamGroup,
-        params: list[Tensor],
-        grads: list[Tensor],
-    ) -> None:
-        self.group = group
-        self._adapter, self._base, self._params = adapter, base, params
-        averaging = adapter.averaging(group, base.state)
-        sign = -1.0 if maximizes(base, group) else 1.0
-        # The gradients are looked at before the base steps: some bases change them in place.
-        self._averages: list[Tensor] = []
-        if adapter.momentum is None and not averaging.is_gradient:
-            self._averages = self._averaged(averaging, grads, sign)
-        needs_grads = averaging.uses_gradient or averaging.is_gradient
-        self._grads = list(torch._foreach_mul(grads, sign)) if needs_grads else grads
-        self._old = {name: [x.clone() for x in column] for name, column in self._moving().items()}
-
-    def _averaged(self, averaging: Averaging, grads: list[Tensor], sign: float) -> list[Tensor]:
-        """Take the averages out of the base's state, which it may expect to be empty, and update.
-
-        B_k = a B_{k-1} + b g_k, rounded once.
-        """
-        kept = [self._base.state.get(p, {}).pop(GRAD_AVG_KEY, None) for p in self._params]
-        averages = [
-            # Some bases load their whole state in another dtype.
-            torch.zeros_like(param) if average is None else average.to(param.dtype)
-            for param, average in zip(self._params, kept, strict=True)
-        ]
-        first = averaging.weight if averaging.first_weight is None else averaging.first_weight
-        for is_first, weight in ((False, averaging.weight), (True, first)):
-            some = [i for i, average in enumerate(kept) if (average is None) == is_first]
-            columns = {"average": [averages[i] for i in some], "grad": [grads[i] for i in some]}
-            for block in blocks(columns, {"decay": averaging.decay, "weight": weight}):
-                average = block.flat("average").mul_(block.scalar("decay"))
-                average.add_(block.flat("grad") * block.scalar("weight"), alpha=sign)
-                block.write_back("average", average)
-        return averages
-
-    def _moving(self) -> dict[str, list[Tensor]]:
-        """Return everything that moves with the parameters, as it is in the base."""
-        state = self._base.state
-        iterates = {
-            name: [state[p].get(name, p) if p in state else p for p in self._params]
-            for name in self._adapter.iterates
-        }
-        return {_PARAM: self._params, **iterates}
-
-    def gather(self) -> None:
-        """Find the averages, after the base has stepped."""
-        self._buffers = self._averages or self._grads
-        key = self._adapter.momentum
-        if key is None:
-            return
-        entries = [self._base.state[param] for param in self._params]
-        for param, entry in zip(self._params, entries, strict=True):
-            if getattr(entry.get(key), "shape", None) != param.shape:
-                raise ValueError(
-                    f"ProposingAdapter(momentum={key!r}) found no tensor of that name and of shape "
-                    f"{list(param.shape)} in the state of {type(self._base).__name__}, which has "
-                    f"{sorted(map(str, entry))}. Write ProposingAdapter() to have an average kept."
-                )
-        self._buffers = [entry[key] for entry in entries]
-
-    def inner_products(self, averaging: Averaging) -> Iterator[tuple[Tensor, Tensor]]:
-        """Return ⟨p B, s⟩ and ⟨d, s⟩ of each block, before the step is withdrawn."""
-        columns = {
-            "new": self._params,
-            "old": self._old[_PARAM],
-            "buffer": self._buffers,
-            "grad": self._grads,
-        }
-        scales = {
-            "buffer_scale": _buffer_scale(averaging, self.group),
-            "grad_scale": averaging.grad_scale,
-        }
-        for block in blocks(columns, scales):
-            yield along_average(block, block.flat("new") - block.flat("old"))
-
-    def withdraw(self) -> None:
-        """Put the parameters back to where they were, and keep what was proposed instead."""
-        for param, average in zip(self._params, self._averages, strict=False):
-            self._base.state[param][GRAD_AVG_KEY] = average
-        for name, column in self._moving().items():
-            for block in blocks({"new": column, "old": self._old[name]}, {}):
-                proposed = block.flat("new").clone()
-                block.write("new", block.flat("old"))
-                block.write("old", proposed)
-
-    def apply(self, theta: Tensor) -> None:
-        """Move by the fraction θ of what was proposed."""
-        for name, column in self._moving().items():
-            for block in blocks({"x": column, "proposed": self._old[name]}, {}):
-                x = block.flat("x")
-                fraction = to_device(theta, x.device, x.dtype)
-                moved = torch.lerp(x, block.flat("proposed"), fraction)
-                # A proposal that overflowed does not count where nothing moves.
-                block.write("x", torch.where(fraction == 0, x, moved))
-
-
-def _buffer_scale(averaging: Averaging, group: ParamGroup) -> Scalar:
-    """Return p, with the wrapper's own count of what is in the average."""
-    if not averaging.bias_corrected:
-        return averaging.buffer_scale
-    last: Tensor = group["momo_weight_sum"]
-    weight_sum = averaging.decay * last + averaging.weight  # R_k
-    return averaging.buffer_scale / weight_sum

@@ -21,7 +21,7 @@ from momo_wrap.adapters.base import (
     WeightDecayForm,
     maximizes,
 )
-from momo_wrap.adapters.sums import added, along_average, with_gradient_by_kind
+from momo_wrap.adapters.sums import Kind, added, along_average, with_gradient_by_kind
 from momo_wrap.averaging import Averaging
 from momo_wrap.blocks import Block, Scalar, blocks, to_device
 from momo_wrap.scalars import scalar, scalars_like
@@ -119,6 +119,10 @@ class ReadingAdapter(Adapter):
         """
         return {}
 
+    def has_history(self, base: Optimizer, group: ParamGroup) -> bool:
+        """Return whether the base has a state already; see `Adapter`."""
+        return any(base.state.get(param) for param in group["params"])
+
     def observe(self, base: Optimizer, weight_decay: WeightDecayForm) -> Observation:
         """Advance the base's state and read it; see `Adapter`."""
         groups = base.param_groups
@@ -171,13 +175,14 @@ class _GroupStep:
     def read(self, state: State) -> None:
         """Find out what the base has stored, after it has taken in the gradients."""
         self.averaging = self._adapter.averaging(self._group, state)
-        for params, grads in self._kinds:
-            self._blocks.extend(self._cut(params, grads, state))
+        for kind in self._kinds:
+            self._blocks.extend(self._cut(kind, state))
 
-    def _cut(self, params: list[Tensor], grads: list[Tensor], state: State) -> Iterator[Block]:
-        reading = self._adapter.read(self._group, params, state)
+    def _cut(self, kind: Kind, state: State) -> Iterator[Block]:
+        reading = self._adapter.read(self._group, kind.params, state)
         _check_reading(reading, self.averaging)
-        columns = {"param": params, "buffer": reading.buffer or grads, "grad": grads}
+        buffer = reading.buffer or kind.grads
+        columns = {"param": kind.params, "buffer": buffer, "grad": kind.grads, **reading.tensors}
         scales = {
             "buffer_scale": self.averaging.buffer_scale,
             "grad_scale": self.averaging.grad_scale,
@@ -186,7 +191,7 @@ class _GroupStep:
         # sign of a minimisation already.
         raw = {"grad"} if reading.buffer else {"grad", "buffer"}
         negated = frozenset(raw) if self._maximizes else frozenset()
-        return blocks({**columns, **reading.tensors}, {**scales, **reading.scalars}, negated)
+        return blocks(columns, {**scales, **reading.scalars}, negated, kind.shards)
 
     def sums(self, device: torch.device, dtype: torch.dtype) -> StepSums:
         """Return the group's sums as scalars of `dtype` on `device`."""

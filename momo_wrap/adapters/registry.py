@@ -51,6 +51,8 @@ def _muon_averaging(group: ParamGroup, _: State) -> Averaging:
 _SCHEDULE_FREE = ProposingAdapter(iterates=("z",))
 _proposing_by_name: dict[str, ProposingAdapter] = {
     "torch.optim.Muon": ProposingAdapter("momentum_buffer", averaging=_muon_averaging),
+    # Its result, the average of the parameters, is that of where they really were.
+    "torch.optim.asgd.ASGD": ProposingAdapter(iterates=("ax",)),
     **{
         f"schedulefree.{name}": _SCHEDULE_FREE
         for name in (
@@ -134,6 +136,8 @@ def adapter_for(optimizer: Optimizer) -> Adapter:
         return JointAdapter([adapter_for(member) for member in optimizer.optimizers])
     found = type(optimizer)
     name = f"{found.__module__}.{found.__qualname__}"
+    if found in _adapters and _adapters[found].obstacle(optimizer) is None:
+        return _adapters[found]
     prefixes = [prefix for prefix in _impossible_by_prefix if name.startswith(prefix)]
     why_not = _impossible_by_prefix[prefixes[0]] if prefixes else _impossible.get(found)
     if why_not is not None:
@@ -172,11 +176,13 @@ def chosen_adapter(base: Optimizer, adapter: Adapter | Sequence[Adapter | None] 
         TypeError: No adapter is possible.
         ValueError: There is another number of adapters than of optimizers.
     """
-    if isinstance(adapter, Adapter):
-        return adapter
     if adapter is None:
         return adapter_for(base)
     optimizers = members(base)
+    if isinstance(adapter, Adapter):
+        if isinstance(base, JointOptimizer) and not isinstance(adapter, JointAdapter):
+            return JointAdapter([adapter] * len(optimizers))
+        return adapter
     if len(adapter) != len(optimizers):
         raise ValueError(
             f"MoMoWrapper got {len(optimizers)} optimizers and {len(adapter)} adapters. Give one "

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from momo_wrap.blocks import Block, inner_product, total
+from momo_wrap.distributed import aligned, local, shards
 
 
 def along_average(block: Block, vector: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,13 +27,17 @@ def along_average(block: Block, vector: Tensor) -> tuple[Tensor, Tensor]:
         along_buffer = inner_product(buffer * scale, vector)
     else:
         along_buffer = inner_product(buffer, vector) * scale
+    if block.shards != 1:
+        along_buffer = along_buffer * block.shards
     grad_scale = block.scalar("grad_scale")
     if not isinstance(grad_scale, Tensor) and grad_scale == 0.0:
         return along_buffer, along_buffer
     grad = block.flat("grad")
     if isinstance(grad_scale, Tensor) and grad_scale.dim():
-        return along_buffer, along_buffer + inner_product(grad * grad_scale, vector)
-    return along_buffer, along_buffer + inner_product(grad, vector) * grad_scale
+        along_grad = inner_product(grad * grad_scale, vector)
+    else:
+        along_grad = inner_product(grad, vector) * grad_scale
+    return along_buffer, along_buffer + along_grad * block.shards
 
 
 def added(
@@ -51,16 +57,32 @@ def added(
     return total(firsts, device, dtype), total(seconds, device, dtype)
 
 
-def with_gradient_by_kind(params: Sequence[Tensor]) -> list[tuple[list[Tensor], list[Tensor]]]:
-    """Return parameters and their gradients where there are any, by device and dtype.
+@dataclass(frozen=True)
+class Kind:
+    """Parameters that can be computed with together, and their gradients.
+
+    Attributes:
+        params: Parameters of a group, of one device and dtype, and cut over the ranks alike.
+        grads: Their gradients, of those that are cut the part on this rank.
+        shards: Into how many parts each of them is cut, see `momo_wrap.distributed.shards`.
+    """
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    shards: int
+
+
+def with_gradient_by_kind(params: Sequence[Tensor]) -> list[Kind]:
+    """Return the parameters that have a gradient.
 
     Args:
         params: The parameters of a group.
     """
-    kinds: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+    kinds: dict[tuple[torch.device, torch.dtype, int], Kind] = {}
     for param in params:
         if param.grad is not None:
-            same_kind, grads = kinds.setdefault((param.device, param.dtype), ([], []))
-            same_kind.append(param)
-            grads.append(param.grad)
+            key = (param.device, param.dtype, shards(param))
+            kind = kinds.setdefault(key, Kind([], [], key[-1]))
+            kind.params.append(param)
+            kind.grads.append(local(aligned(param.grad, param)))
     return list(kinds.values())

@@ -13,6 +13,7 @@ from momo_wrap.adapters import Adapter
 from momo_wrap.adapters.proposing import AveragingOfGroup
 from momo_wrap.testing import laws
 from momo_wrap.testing.regression import MakeOptimizer
+from momo_wrap.testing.setting import Setting
 
 __all__ = ["LAWS", "check_adapter"]
 
@@ -32,7 +33,8 @@ def check_adapter(
     `ProposingAdapter`, which knows nothing of preconditioners and averages gradients itself. The
     laws, `LAWS`, are
 
-    - bare: without a bound, the wrapped optimizer takes the bare one's steps;
+    - bare: without a bound, the wrapped optimizer takes the bare one's steps, in float64 and, more
+      coarsely, in float32;
     - proposing: with θ = h/(h + N), it takes those of the proposing adapter (equation (8));
     - stop: with the bound at the loss it does not move;
     - resume: from a saved state dict it goes on bit for bit;
@@ -40,10 +42,13 @@ def check_adapter(
     - groups, late group: the first two laws, with two learning rates and with a group that is added
       in mid-training;
     - permuted: neither the order of the parameters nor that of their memory matters;
+    - blocks: the bare law with blocks of a few elements, so that no block holds a whole group;
     - bfloat16: the bare law to the precision of bfloat16, and parameters keep their dtype;
     - maximize: maximising -f is minimising f (where the optimizer has the setting, in its groups or
       as an attribute);
-    - settings: learning rates and weight decays are the very objects that they were.
+    - settings: the settings of the groups are the very objects that they were, also after a step in
+      which the base raised, and parameters have not moved then;
+    - results: the effective learning rates are θα, and the sums agree without weight decay.
 
     Args:
         make_optimizer: Makes the base from parameters or groups of parameters, all of them matrices
@@ -64,7 +69,7 @@ def check_adapter(
     unknown = sorted(set(skip) - set(LAWS))
     if unknown:
         raise ValueError(f"skip names {unknown}, expected some of {list(LAWS)}.")
-    setting = laws.Setting.of(make_optimizer, adapter, averaging)
+    setting = Setting.of(make_optimizer, adapter, averaging)
     checked = {n: law for n, law in laws.applicable(setting).items() if n not in skip}
     failures: dict[str, Exception] = {}
     for name, law in checked.items():

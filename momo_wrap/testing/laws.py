@@ -5,92 +5,25 @@ from __future__ import annotations
 import copy
 import io
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.adapters import Adapter, ProposingAdapter, ReadingAdapter, adapter_for
-from momo_wrap.adapters.proposing import AveragingOfGroup
-from momo_wrap.rules import ModelStats, MoMo, StepDecision, StepRule
-from momo_wrap.testing.regression import STEPS, MakeOptimizer, Prepare, Run
+from momo_wrap.blocks import cpu_block_elements
+from momo_wrap.rules import MoMo
+from momo_wrap.testing.regression import STEPS, Prepare, Run
+from momo_wrap.testing.setting import Setting, Soft
 from momo_wrap.wrapper import MoMoWrapper
 
 _TOLERANCE = 1e-9  # relative, in float64
 _ROUNDING = 1e-12
 _BFLOAT16_TOLERANCE = 0.05
 _STEPS_BEFORE_FILE = 10
-_BFLOAT16_STEPS = 25  # trajectories that are rounded so coarsely part in the end
-
-
-class _Soft(StepRule):
-    """θ = h / (h + N): a fraction in every step, which tells any two models apart."""
-
-    def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
-        gap = (stats.model_value - stats.lower_bound).clamp(min=0.0)
-        total = gap + stats.predicted_decrease.clamp(min=0.0)
-        theta = torch.where(total > 0, gap / total, 0.0)
-        return StepDecision(theta, theta, stats.lower_bound)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is checked, and what it is compared with.
-
-    Attributes:
-        bare: Makes the bare optimizer.
-        adapter: The adapter that is checked.
-        oracle: The adapter that it is compared with.
-    """
-
-    bare: MakeOptimizer
-    adapter: Adapter
-    oracle: ProposingAdapter
-
-    @classmethod
-    def of(
-        cls,
-        make_optimizer: MakeOptimizer,
-        adapter: Adapter | None,
-        averaging: AveragingOfGroup | None,
-    ) -> Setting:
-        """Make sure that the bare optimizer trains; see `check_adapter`."""
-
-        def bare(params: Any) -> Optimizer:
-            optimizer = make_optimizer(params)
-            for group in optimizer.param_groups:
-                if isinstance(adapter, ReadingAdapter) and "weight_decay" in group:
-                    group["weight_decay"] = 0.0
-            return optimizer
-
-        run = Run(make_optimizer)
-        adapter = adapter_for(run.optimizer) if adapter is None else adapter
-        reason = adapter.obstacle(run.optimizer)
-        if reason is not None:
-            raise AssertionError(f"{adapter!r} says that it can't read this optimizer: {reason}.")
-        run = Run(bare)
-        start = run.whole_loss()
-        run.train()
-        end = run.whole_loss()
-        if not end < 0.9 * start:
-            raise AssertionError(
-                f"The bare optimizer brought the loss from {start:.4g} to {end:.4g} in {STEPS} "
-                "steps. Choose a learning rate at which it trains."
-            )
-        if averaging is None:
-            averaging = getattr(adapter, "averaging", None)
-        return cls(bare, adapter, ProposingAdapter(averaging=averaging))
-
-    def wrapped(
-        self, rule: StepRule | None = None, adapter: Adapter | None = None
-    ) -> Callable[[Any], MoMoWrapper]:
-        """Return what makes a wrapped optimizer, with the adapter that is checked or another."""
-        rule = _Soft() if rule is None else rule
-        chosen = self.adapter if adapter is None else adapter
-        return lambda params: MoMoWrapper(self.bare(params), rule, adapter=chosen)
+_FLOAT32_TOLERANCE = 1e-2  # of the distance moved, which is short at first
+_COARSE_STEPS = 25  # trajectories that are rounded coarsely part in the end
 
 
 def _distance(left: Tensor, right: Tensor) -> float:
@@ -111,10 +44,26 @@ def _require_close(left: Tensor, right: Tensor, what: str, tolerance: float = _T
 
 def _follows_bare(setting: Setting, prepare: Prepare | None = None, **kind: Any) -> None:
     coarse = kind.get("dtype") is torch.bfloat16
-    tolerance, steps = (_BFLOAT16_TOLERANCE, _BFLOAT16_STEPS) if coarse else (_TOLERANCE, STEPS)
+    tolerance, steps = (_BFLOAT16_TOLERANCE, _COARSE_STEPS) if coarse else (_TOLERANCE, STEPS)
     bare = Run(setting.bare, **kind).train(prepare, steps)
     wrapped = Run(setting.wrapped(MoMo(-math.inf)), **kind).train(prepare, steps)
     _require_close(wrapped, bare, "without a bound, wrapped and bare optimizer", tolerance)
+
+
+def _bare(setting: Setting) -> None:
+    _follows_bare(setting)
+    bare, wrapped = (
+        Run(make, dtype=torch.float32) for make in (setting.bare, setting.wrapped(MoMo(-math.inf)))
+    )
+    start = bare.flat()
+    ours, theirs = (run.train(steps=_COARSE_STEPS) - start for run in (wrapped, bare))
+    what = "the moves of wrapped and bare optimizer in float32"
+    _require_close(ours, theirs, what, _FLOAT32_TOLERANCE)
+
+
+def _blocks(setting: Setting) -> None:
+    with cpu_block_elements(7):
+        _follows_bare(setting)
 
 
 def _follows_proposing(setting: Setting, prepare: Prepare | None = None, **kind: Any) -> None:
@@ -203,7 +152,7 @@ def _bfloat16(setting: Setting) -> None:
     _follows_bare(setting, dtype=torch.bfloat16)
     run = Run(setting.wrapped(), dtype=torch.bfloat16)
     start = run.whole_loss()
-    run.train(steps=_BFLOAT16_STEPS)
+    run.train(steps=_COARSE_STEPS)
     if not run.whole_loss() < start:
         raise AssertionError(f"the loss went from {start:.4g} to {run.whole_loss():.4g}.")
     if not all(param.dtype is torch.bfloat16 for param in run.params):
@@ -223,7 +172,7 @@ def _maximize(setting: Setting) -> None:
         for group in optimizer.param_groups:
             if "maximize" in group:
                 group["maximize"] = True
-        return MoMoWrapper(optimizer, _Soft(), adapter=setting.adapter)
+        return MoMoWrapper(optimizer, Soft(), adapter=setting.adapter)
 
     minimised = Run(setting.wrapped()).train()
     maximised = Run(maximising, sign=-1.0).train()
@@ -231,15 +180,59 @@ def _maximize(setting: Setting) -> None:
 
 
 def _settings(setting: Setting) -> None:
-    run = Run(setting.wrapped())
-    before = [(group.get("lr"), group.get("weight_decay")) for group in run.optimizer.param_groups]
+    bare, run = Run(setting.bare), Run(setting.wrapped())
+    counts = [dict(group) for group in bare.optimizer.param_groups]
+    bare.step(0)
+    changed = {
+        name
+        for before, group in zip(counts, bare.optimizer.param_groups, strict=True)
+        for name in group
+        if name not in before or before[name] is not group[name]
+    }
+
+    def require_same(when: str) -> None:
+        for old, group in zip(before, run.optimizer.param_groups, strict=True):
+            for name in (old.keys() | group.keys()) - changed:
+                if not name.startswith("momo_") and old.get(name) is not group.get(name):
+                    raise AssertionError(
+                        f"{name} was {old.get(name)} and is {group.get(name)} after {when}."
+                    )
+
+    before = [dict(group) for group in run.optimizer.param_groups]
     run.step(0)
-    for (lr, decay), group in zip(before, run.optimizer.param_groups, strict=True):
-        if group.get("lr") is not lr or group.get("weight_decay") is not decay:
-            raise AssertionError(
-                f"lr and weight_decay were {lr} and {decay}, are {group.get('lr')} and "
-                f"{group.get('weight_decay')} after a step."
-            )
+    require_same("a step")
+    assert isinstance(run.optimizer, MoMoWrapper)
+    params = run.flat()
+    handle = run.optimizer.base.register_step_post_hook(_fail)
+    try:
+        run.step(1)
+    except MemoryError:
+        require_same("a step in which the base raised")
+    handle.remove()
+    if not torch.equal(run.flat(), params):
+        raise AssertionError("parameters moved in a step in which the base raised.")
+
+
+def _fail(*_: Any) -> None:
+    raise MemoryError("simulated")
+
+
+def _results(setting: Setting) -> None:
+    rule = Soft()
+    run = Run(setting.wrapped(rule), groups=2)
+    run.train(steps=3)
+    assert isinstance(run.optimizer, MoMoWrapper)
+    theta = run.thetas[-1]
+    expected = [theta * float(group["lr"]) for group in run.optimizer.param_groups if "lr" in group]
+    found = [float(lr) for lr in run.optimizer.effective_lrs()]
+    if len(found) != 2 or any(abs(f - e) > 1e-9 for f, e in zip(found, expected, strict=False)):
+        raise AssertionError(f"effective learning rates are {found}, expected θα, {expected}.")
+    whole, gradient = rule.decreases
+    if abs(whole - gradient) > _TOLERANCE * abs(whole):
+        raise AssertionError(
+            f"without weight decay predicted_decrease, {whole}, must be gradient_decrease, which "
+            f"is {gradient}."
+        )
 
 
 def applicable(setting: Setting) -> dict[str, Callable[[Setting], None]]:
@@ -251,7 +244,7 @@ def applicable(setting: Setting) -> dict[str, Callable[[Setting], None]]:
 
 
 LAWS: dict[str, Callable[[Setting], None]] = {
-    "bare": _follows_bare,
+    "bare": _bare,
     "proposing": _follows_proposing,
     "stop": _stop,
     "resume": _resume,
@@ -259,7 +252,9 @@ LAWS: dict[str, Callable[[Setting], None]] = {
     "groups": _groups,
     "late group": _late_group,
     "permuted": _permuted,
+    "blocks": _blocks,
     "bfloat16": _bfloat16,
     "maximize": _maximize,
     "settings": _settings,
+    "results": _results,
 }

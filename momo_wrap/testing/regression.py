@@ -59,7 +59,8 @@ class Run:
             given = [{"params": given[:1]}, {"params": given[1:]}]  # type: ignore[list-item]
         self.optimizer = self.make(given)
         if self.groups == 2:
-            self.optimizer.param_groups[1]["lr"] *= 0.8
+            group = self.optimizer.param_groups[1]
+            group["lr"] = group["lr"] * 0.8  # not in place: a tensor may be shared
 
     def loss(self, step: int) -> Tensor:
         """Return the objective on the minibatch of a step."""

@@ -7,11 +7,11 @@ from fractions import Fraction
 
 import pytest
 import torch
-from torch.optim import Adam
+from torch.optim import Adam, NAdam
 
 from momo_wrap import MoMo, MoMoWrapper
 from momo_wrap.adapters.adam import AdamAdapter, bias_correction
-from tests.problems import relative_distance, trajectory
+from tests.problems import relative_distance, thetas, trajectory
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 0.999, 0.999999])
@@ -41,6 +41,21 @@ def test_zero_beta1_is_rmsprop_like() -> None:
 
     wrapped = trajectory(lambda p: MoMoWrapper(bare(p), MoMo(-math.inf)), 20)
     assert relative_distance(wrapped, trajectory(bare, 20)) < 1e-12
+
+
+def test_nadam_with_zero_beta1() -> None:
+    """Its buffer has no part in the direction then."""
+
+    def bare(p: list[torch.Tensor]) -> NAdam:
+        return NAdam(p, lr=0.01, betas=(0.0, 0.9))
+
+    wrapped = trajectory(lambda p: MoMoWrapper(bare(p), MoMo(-math.inf)), 20)
+    assert relative_distance(wrapped, trajectory(bare, 20)) < 1e-12
+    assert (
+        thetas(lambda p: MoMoWrapper(NAdam(p, lr=1.0, betas=(0.0, 0.9)), MoMo(1.0)), 20).min() < 1
+    )
+    idle = torch.ones(2, requires_grad=True)
+    MoMoWrapper(NAdam([idle], betas=(0.0, 0.9))).step(loss=1.0)
 
 
 def test_capturable_advances_with_foreach() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
 
 from momo_wrap import Averaging, MoMo, MoMoStar, MoMoWrapper, ProposingAdapter, StepRule
-from momo_wrap.adapters.proposing import GRAD_AVG_KEY
+from momo_wrap.adapters.proposal import GRAD_AVG_KEY
 from tests.problems import (
     Problem,
     flat,
@@ -326,3 +326,105 @@ def test_no_host_visits_of_its_own(make: type[Optimizer]) -> None:
         return mode.seen
 
     assert visits(wrap=True) == visits(wrap=False)
+
+
+def test_average_survives_a_failure_before_the_base_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem()
+    optimizer = proposed(touchy)(problem.params)
+    take_step(optimizer, problem.gradients())
+    averages = [entry[GRAD_AVG_KEY].clone() for entry in optimizer.state.values()]
+    clone, calls = Tensor.clone, []
+
+    def failing(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        calls.append(tensor)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("simulated")
+        return clone(tensor, *args, **kwargs)
+
+    loss = problem.gradients()
+    with monkeypatch.context() as patch:
+        patch.setattr(Tensor, "clone", failing)
+        with pytest.raises(torch.OutOfMemoryError):
+            optimizer.step(loss=loss)
+    kept = [entry[GRAD_AVG_KEY] for entry in optimizer.state.values()]
+    assert all(torch.equal(left, right) for left, right in zip(kept, averages, strict=True))
+
+
+def test_a_first_step_that_fails_leaves_no_entry() -> None:
+    """A base may ask whether a parameter has an entry at all."""
+    problem = Problem()
+    optimizer = proposed(lambda p: SGD(p, lr=0.1))(problem.params)
+    optimizer.base.register_step_pre_hook(fail_once())
+    loss = problem.gradients()
+    with pytest.raises(RuntimeError, match="once"):
+        optimizer.step(loss=loss)
+    assert len(optimizer.state) == 0
+    optimizer.step(loss=loss)
+    assert len(optimizer.state) == 4
+
+
+def fail_once() -> Callable[..., None]:
+    calls: list[Any] = []
+
+    def hook(*_: Any) -> None:
+        calls.append(None)
+        if len(calls) == 1:
+            raise RuntimeError("once")
+
+    return hook
+
+
+def test_model_starts_afresh_where_a_checkpoint_has_lost_the_average() -> None:
+    problem = Problem()
+    optimizer = proposed(lambda p: Adam(p, lr=0.1), MoMo(0.5))(problem.params)
+    for _ in range(5):
+        take_step(optimizer, problem.gradients())
+    for entry in optimizer.state.values():
+        del entry[GRAD_AVG_KEY]
+    loss = problem.gradients()
+    optimizer.step(loss=loss)
+    assert float(last_step(optimizer).model_value) == pytest.approx(float(loss))
+    assert float(optimizer.param_groups[0]["momo_weight_sum"]) == pytest.approx(1.0)
+
+
+class WarmingUp(Optimizer):
+    """Momentum that grows by the optimizer's own schedule, which it steps itself."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 0.02, "beta": 0.0, "count": 0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["count"] += 1
+            group["beta"] = 0.9 * (1.0 - 1.0 / group["count"])
+            for p in group["params"]:
+                if p.grad is not None:
+                    buffer = self.state[p].setdefault("buffer", torch.zeros_like(p))
+                    buffer.mul_(group["beta"]).add_(p.grad, alpha=1.0 - group["beta"])
+                    p.sub_(buffer, alpha=group["lr"])
+
+
+def warming_up(group: dict[str, Any], _: Any) -> Averaging:
+    return Averaging(group["beta"], 1.0 - group["beta"])
+
+
+def test_averaging_that_changes_in_the_step() -> None:
+    """The coefficients are those after the base has stepped, for losses and gradients alike."""
+    read = ProposingAdapter("buffer", averaging=warming_up)
+    kept = ProposingAdapter(averaging=warming_up)
+    paths = [trajectory(proposed(WarmingUp, MoMo(1.5), a), 40) for a in (read, kept)]
+    assert relative_distance(paths[1], paths[0]) < 1e-12
+    assert (thetas(proposed(WarmingUp, MoMo(1.5), kept), 40) < 1).any()
+
+
+def test_average_in_another_dtype_than_the_parameter() -> None:
+    """Some bases load their state as float32."""
+    param = torch.ones(3, dtype=torch.bfloat16, requires_grad=True)
+    optimizer = proposed(lambda p: SGD(p, lr=0.1))([param])
+    for _ in range(2):
+        param.grad = torch.ones_like(param)
+        optimizer.step(loss=1.0)
+        average = optimizer.state[param][GRAD_AVG_KEY]
+        assert average.dtype is torch.bfloat16
+        optimizer.state[param][GRAD_AVG_KEY] = average.float()

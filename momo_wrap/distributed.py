@@ -1,0 +1,174 @@
+"""Sums over ranks: what is local, what is shared, and one all-reduce per step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+    from momo_wrap.adapters.base import ParamGroup, StepSums
+
+ProcessGroup: TypeAlias = "dist.ProcessGroup | Literal['auto'] | None"
+
+
+def check_process_group(process_group: object, groups: Sequence[ParamGroup]) -> None:
+    """Refuse ranks that can't share a model of the loss.
+
+    Args:
+        process_group: What the user chose.
+        groups: The base's parameter groups.
+
+    Raises:
+        TypeError: It is no group.
+        ValueError: It lacks this process, or ranks that hold parts of a parameter.
+    """
+    if process_group == "auto":
+        return
+    ranks = _ranks(process_group)
+    for index, group in enumerate(groups):
+        for position, param in enumerate(group["params"]):
+            sharded = _as_dtensor(param)
+            needed = [] if sharded is None else sharded.device_mesh.mesh.flatten().tolist()
+            if len(needed) > 1 and not ranks.issuperset(needed):
+                raise ValueError(
+                    f"Parameter {position} of group {index} is laid out over the ranks {needed}, "
+                    f"but process_group has only {sorted(ranks) or 'this one'}, so that the ranks "
+                    "would take different steps. Write process_group='auto'."
+                )
+
+
+def _ranks(process_group: object) -> set[int]:
+    if process_group is None:
+        return set()
+    if dist.is_available():
+        if process_group == dist.GroupMember.NON_GROUP_MEMBER:
+            raise ValueError(
+                "process_group is one that this process does not belong to. Give each process a "
+                "group that it is in, or process_group=None where it is on its own."
+            )
+        if isinstance(process_group, dist.ProcessGroup):
+            return set(dist.get_process_group_ranks(process_group))
+    raise TypeError(
+        f"process_group must be 'auto', None or a group of torch.distributed, got "
+        f"{process_group!r}. Write process_group='auto', or mesh.get_group('dp') for a dimension "
+        "of a device mesh."
+    )
+
+
+def reduction_group(process_group: ProcessGroup) -> dist.ProcessGroup | None:
+    """Return the ranks that share the model of the loss.
+
+    Args:
+        process_group: What the user chose; "auto": all ranks, where `torch.distributed` is
+            initialised.
+
+    Returns:
+        A group of at least two ranks, or None where there is nothing to communicate.
+    """
+    if process_group is None or not dist.is_available() or not dist.is_initialized():
+        return None
+    group = dist.group.WORLD if process_group == "auto" else process_group
+    return group if group is not None and dist.get_world_size(group) > 1 else None
+
+
+def reduced(
+    loss: Tensor, sums: StepSums, group: dist.ProcessGroup | None
+) -> tuple[Tensor, StepSums]:
+    """Average the loss over the ranks, and add up the sums, in one all-reduce.
+
+    Args:
+        loss: The loss of this rank, 0-dim.
+        sums: The sums of this rank, each of shape [groups] and times `shards` of the parameters.
+        group: The ranks; None: there is only one.
+
+    Returns:
+        Loss and sums, the same on all ranks.
+    """
+    if group is None:
+        return loss, sums
+    packed = torch.cat([loss.reshape(1), *sums]) / dist.get_world_size(group)
+    dist.all_reduce(packed, group=group)
+    mean, *columns = torch.split(packed, [1, *(len(part) for part in sums)])
+    return mean.reshape(()), type(sums)(*columns)
+
+
+def any_rank(flag: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Return whether a flag is set on any rank.
+
+    Args:
+        flag: A 0-dim tensor, not 0 where it is set.
+        group: The ranks; None: there is only one.
+    """
+    if group is None:
+        return flag != 0
+    total = flag.float().reshape(1)
+    dist.all_reduce(total, group=group)
+    return total[0] != 0
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that is on this rank.
+
+    Args:
+        tensor: Any tensor; a `DTensor` gives its local shard, which shares its memory.
+    """
+    sharded = _as_dtensor(tensor)
+    return tensor if sharded is None else sharded.to_local()
+
+
+def shards(param: Tensor) -> int:
+    """Return into how many different parts a parameter is cut.
+
+    A sum over the local elements times this number, averaged over all ranks, is the sum over all
+    elements, however many copies of a part there are.
+
+    Args:
+        param: The parameter.
+    """
+    sharded = _as_dtensor(param)
+    if sharded is None:
+        return 1
+    count = 1
+    for dim, placement in enumerate(sharded.placements):
+        # Not is_shard(): FSDP2 over tensor parallel cuts with a placement that denies to be one.
+        if not placement.is_replicate():
+            count *= sharded.device_mesh.size(dim)
+    return count
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor that is not spread over ranks.
+
+    Args:
+        tensor: Any tensor; the parts of a `DTensor` are gathered, or added up.
+    """
+    sharded = _as_dtensor(tensor)
+    return tensor if sharded is None else sharded.full_tensor()
+
+
+def aligned(grad: Tensor, param: Tensor) -> Tensor:
+    """Return a gradient laid out over the ranks as its parameter is.
+
+    Args:
+        grad: The gradient.
+        param: The parameter.
+    """
+    sharded, its = _as_dtensor(param), _as_dtensor(grad)
+    if sharded is None or its is None or its.placements == sharded.placements:
+        return grad
+    return its.redistribute(sharded.device_mesh, sharded.placements)
+
+
+def _as_dtensor(tensor: Tensor) -> DTensor | None:
+    if type(tensor) in (Tensor, torch.nn.Parameter) or not dist.is_available():
+        return None  # at once, and without the import
+    from torch.distributed.tensor import DTensor
+
+    found: Any = tensor
+    return found if isinstance(tensor, DTensor) else None

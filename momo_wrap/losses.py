@@ -1,0 +1,87 @@
+"""Losses that are recorded before the step, for accumulated gradients and for trainers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from momo_wrap.checks import Loss, check_loss, evaluate_loss
+from momo_wrap.distributed import whole
+
+
+class RecordedLosses:
+    """The weighted mean of losses, which nobody waits for."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was recorded."""
+        self._total: Tensor | float = 0.0
+        self._weights: Tensor | float = 0.0
+        self._count = 0
+
+    def add(self, loss: object, weight: object) -> None:
+        """Record a loss.
+
+        Args:
+            loss: A one-element tensor or a number.
+            weight: Its weight in the mean, the same.
+
+        Raises:
+            TypeError: One is of the wrong type.
+            ValueError: A tensor has several elements, or a weight that is a number is not positive.
+        """
+        value = _detached(check_loss(loss, "record_loss() got as loss"))
+        its_weight = _detached(check_loss(weight, "record_loss() got as weight"))
+        if not isinstance(its_weight, Tensor) and not its_weight > 0:
+            raise ValueError(
+                f"record_loss() got weight={its_weight}, expected a positive number, for example "
+                "the number of tokens of the batch."
+            )
+        self._total = self._total + value * its_weight
+        self._weights = self._weights + its_weight
+        self._count += 1
+
+    def evaluate(self, closure: Callable[[], Loss] | None, loss: Loss | None) -> Loss:
+        """Return the loss of a step, and forget what was recorded.
+
+        Args:
+            closure: Computes loss and gradients, and may record.
+            loss: The loss, where nothing was recorded.
+
+        Returns:
+            The mean of what was recorded, else the loss that was given or computed.
+
+        Raises:
+            TypeError: There is none, or two.
+            ValueError: The loss has several elements.
+        """
+        if self._count and loss is not None:
+            raise TypeError(
+                f"step() got a loss, but {self._count} were recorded before. Write either "
+                "optimizer.record_loss(loss) and optimizer.step(), or optimizer.step(loss=loss)."
+            )
+        if self._count and closure is None:
+            return self.take()
+        loss = evaluate_loss(closure, loss)
+        return self.take() if self._count else loss
+
+    def take(self) -> Loss:
+        """Return the mean, and forget what was recorded."""
+        mean = self._total / self._weights
+        self.clear()
+        return mean
+
+    def __bool__(self) -> bool:
+        return self._count > 0
+
+
+def _detached(value: Loss) -> Loss:
+    """Return a value in at least float32, without its graph."""
+    if not isinstance(value, Tensor):
+        return value
+    wide = torch.promote_types(value.dtype, torch.float32)
+    return whole(value.detach()).reshape(()).to(wide)

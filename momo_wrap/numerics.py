@@ -1,0 +1,39 @@
+"""Looking at numbers before a step: whether it can move anything, and whether they are finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from momo_wrap.adapters.base import ParamGroup
+from momo_wrap.checks import Loss
+from momo_wrap.distributed import local
+from momo_wrap.scalars import as_scalar
+
+
+def is_at_rest(base: Optimizer) -> bool:
+    """Return whether all learning rates are 0, so that nothing can move whatever the loss is.
+
+    Args:
+        base: The optimizer that is wrapped. Learning rates that are tensors are read on the host.
+    """
+    return all("lr" in group and float(group["lr"]) == 0.0 for group in base.param_groups)
+
+
+def count_nonfinite(loss: Loss, groups: Sequence[ParamGroup]) -> Tensor:
+    """Return a 0-dim tensor that is 0 where loss and gradients are finite.
+
+    Args:
+        loss: The loss.
+        groups: The base's parameter groups.
+    """
+    grads = [local(p.grad) for group in groups for p in group["params"] if p.grad is not None]
+    grads = [grad for grad in grads if grad.numel()]  # a rank's part may be empty
+    largest = [get_total_norm(grads, math.inf)] if grads else []
+    numbers = [*largest, as_scalar(loss, largest[0]) if largest else torch.as_tensor(loss)]
+    return (~torch.isfinite(torch.stack(numbers))).sum()

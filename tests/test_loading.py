@@ -1,0 +1,261 @@
+"""A state dict is loaded wholly or refused, with the optimizer as it was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from momo_wrap import MoMo, MoMoWrapper, ProposingAdapter
+from tests.problems import Problem, flat, last_step, relative_distance, take_step
+from tests.test_faults import BASES, every_base, everything
+
+StateDict = dict[str, Any]
+Damage = Callable[[StateDict], Any]
+
+
+def trained(make: Callable[..., MoMoWrapper], steps: int = 4) -> tuple[Problem, MoMoWrapper]:
+    problem = Problem()
+    optimizer = make(problem.params)
+    for _ in range(steps):
+        optimizer.step(loss=problem.gradients())
+    return problem, optimizer
+
+
+def without(name: str) -> Damage:
+    def damage(state_dict: StateDict) -> StateDict:
+        for group in state_dict["param_groups"]:
+            del group[name]
+        return state_dict
+
+    return damage
+
+
+def with_setting(name: str, value: Any) -> Damage:
+    def damage(state_dict: StateDict) -> StateDict:
+        state_dict["param_groups"][-1][name] = value
+        return state_dict
+
+    return damage
+
+
+def truncated_groups(state_dict: StateDict) -> StateDict:
+    state_dict["param_groups"][0]["params"].pop()
+    return state_dict
+
+
+def missing_group(state_dict: StateDict) -> StateDict:
+    state_dict["param_groups"].append(copy.deepcopy(state_dict["param_groups"][0]))
+    return state_dict
+
+
+def of_another_network(state_dict: StateDict) -> StateDict:
+    entry = state_dict["state"][0]
+    for name, value in entry.items():
+        if isinstance(value, Tensor) and value.dim():
+            entry[name] = value[:-1]
+    return state_dict
+
+
+def in_another_order(state_dict: StateDict) -> StateDict:
+    state = state_dict["state"]
+    state[0], state[2] = state[2], state[0]
+    return state_dict
+
+
+DAMAGED: dict[str, tuple[Damage, type[Exception], str]] = {
+    "nothing": (
+        lambda _: None,
+        TypeError,
+        "expects a dict with 'state', a dict, and 'param_groups', a list of dicts with 'params', "
+        "got NoneType. Load what optimizer.state_dict() returned",
+    ),
+    "a whole checkpoint": (
+        lambda state_dict: {"optimizer": state_dict, "step": 3},
+        TypeError,
+        "got one with the keys ['optimizer', 'step']",
+    ),
+    "the state of a module": (
+        lambda _: torch.nn.Linear(2, 2).state_dict(),
+        TypeError,
+        "got one with the keys ['bias', 'weight']",
+    ),
+    "half of it": (
+        lambda state_dict: {"state": state_dict["state"]},
+        TypeError,
+        "got one with the keys ['state']",
+    ),
+    "groups that are none": (
+        lambda state_dict: {"state": state_dict["state"], "param_groups": [1, 2]},
+        TypeError,
+        "expects a dict with 'state'",
+    ),
+    "too few parameters": (truncated_groups, ValueError, "parameter"),
+    "another number of groups": (missing_group, ValueError, "groups"),
+    "no settings": (
+        without("lr"),
+        ValueError,
+        "has no ['lr'], so the state dict is not one of",
+    ),
+    "a NaN learning rate": (with_setting("lr", float("nan")), ValueError, "has lr=nan, expected"),
+    "a scalar that is a string": (
+        with_setting("momo_loss_sum", "0.3"),
+        ValueError,
+        "has momo_loss_sum='0.3', expected a number. The state dict is damaged; take an older one, "
+        "or remove the keys that start with 'momo_' to start the model of the loss afresh",
+    ),
+    "a scalar with several elements": (
+        with_setting("momo_weight_sum", torch.ones(3)),
+        ValueError,
+        "has momo_weight_sum=[3], expected a number",
+    ),
+}
+
+
+@every_base
+@pytest.mark.parametrize(("damage", "error", "message"), DAMAGED.values(), ids=DAMAGED)
+def test_damaged_state_dict_is_refused(
+    make: Any, damage: Damage, error: type[Exception], message: str
+) -> None:
+    problem, optimizer = trained(make)
+    before, groups = everything(problem, optimizer), optimizer.param_groups
+    damaged = damage(copy.deepcopy(optimizer.state_dict()))
+    with pytest.raises(error) as caught:
+        optimizer.load_state_dict(damaged)
+    assert message in str(caught.value)
+    assert everything(problem, optimizer) == before
+    assert all(mine is its for mine, its in zip(optimizer.param_groups, groups, strict=True))
+    optimizer.step(loss=problem.gradients())
+    assert everything(problem, optimizer) != before
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "proposed"])
+@pytest.mark.parametrize("damage", [of_another_network, in_another_order])
+def test_state_of_other_parameters_is_refused(name: str, damage: Damage) -> None:
+    problem, optimizer = trained(BASES[name])
+    before = everything(problem, optimizer)
+    message = r"state of parameter 0 of group 0 has '\w+' of shape .*, but the parameter has shape"
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(damage(copy.deepcopy(optimizer.state_dict())))
+    assert everything(problem, optimizer) == before
+
+
+@pytest.mark.parametrize(
+    ("saved", "loading", "missing"),
+    [("SGD", "AdamW", "amsgrad"), ("AdamW", "SGD", "dampening"), ("SGD", "proposed", "amsgrad")],
+)
+def test_state_dict_of_another_class_is_refused(saved: str, loading: str, missing: str) -> None:
+    foreign = trained(BASES[saved])[1].state_dict()
+    problem, optimizer = trained(BASES[loading])
+    before = everything(problem, optimizer)
+    no_setting = rf"Group 0 has no \[.*'{missing}'.*not one of"
+    with pytest.raises(ValueError, match=rf"{no_setting}|AdamW, which looked for 'step'"):
+        optimizer.load_state_dict(foreign)
+    assert everything(problem, optimizer) == before
+
+
+def test_failing_hook_leaves_the_optimizer() -> None:
+    """A base that refuses in the middle of loading, too."""
+    problem, optimizer = trained(BASES["joint"])
+    before = everything(problem, optimizer)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("refused")
+
+    second = optimizer.base.optimizers[1]  # type: ignore[attr-defined]
+    second.register_load_state_dict_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="refused"):
+        optimizer.load_state_dict(trained(BASES["joint"], 2)[1].state_dict())
+    assert everything(problem, optimizer) == before
+
+
+def test_loading_does_not_change_what_is_loaded() -> None:
+    state_dict = trained(BASES["AdamW"])[1].state_dict()
+    before = str(state_dict)
+    _, optimizer = trained(BASES["AdamW"])
+    optimizer.load_state_dict(state_dict)
+    optimizer.step(loss=1.0)
+    assert str(state_dict["param_groups"]) in before
+
+
+MID_RUN: dict[str, Callable[[Any], Optimizer]] = {
+    "SGD": lambda p: SGD(p, lr=0.02, momentum=0.9),
+    "SGD-dampening": lambda p: SGD(p, lr=0.2, momentum=0.9, dampening=0.9),
+    "Adam": lambda p: Adam(p, lr=0.02),
+    "AdamW": lambda p: AdamW(p, lr=0.02, weight_decay=0.0),
+}
+
+
+@pytest.mark.parametrize("adapter", [None, ProposingAdapter()], ids=["reading", "proposing"])
+@pytest.mark.parametrize("make", MID_RUN.values(), ids=MID_RUN)
+def test_wrapping_in_mid_training_and_back(make: Any, adapter: Any) -> None:
+    """Without a bound, the run is the bare one from first to last, through three state dicts."""
+    bare, mixed = Problem(), Problem()
+    alone = make(bare.params)
+    first = make(mixed.params)
+    wrapped = MoMoWrapper(make(mixed.params), MoMo(-float("inf")), adapter=adapter)
+    last = make(mixed.params)
+    before: Optimizer = first
+    for optimizer in (first, wrapped, last):
+        if optimizer is not first:
+            optimizer.load_state_dict(before.state_dict())
+        before = optimizer
+        for _ in range(10):
+            take_step(alone, bare.gradients())
+            take_step(optimizer, mixed.gradients())
+    assert relative_distance(flat(mixed.params), flat(bare.params)) < 1e-12
+
+
+@pytest.mark.parametrize("start", ["state dict", "wrapped"])
+@pytest.mark.parametrize("make", MID_RUN.values(), ids=MID_RUN)
+def test_model_starts_at_the_scale_of_the_buffers(make: Any, start: str) -> None:
+    """As if all losses so far had been the first that the wrapper sees, and nothing had moved."""
+    problem = Problem()
+    base = make(problem.params)
+    for _ in range(60):
+        take_step(base, problem.gradients())
+    if start == "state dict":
+        wrapped = MoMoWrapper(make(problem.params), MoMo(0.0))
+        wrapped.load_state_dict(base.state_dict())
+    else:
+        wrapped = MoMoWrapper(base, MoMo(0.0))
+    loss = problem.gradients()
+    before = flat(problem.params)
+    wrapped.step(loss=loss)
+    record = last_step(wrapped)
+    assert float(record.model_value) == pytest.approx(float(loss))
+    # The base's own step lowers an average of linear models with weights of sum 1 by that much.
+    step = (flat(problem.params) - before) / record.theta
+    state = wrapped.base.state
+    buffers = [
+        state[p].get("momentum_buffer", state[p].get("exp_avg"))
+        for p in wrapped.param_groups[0]["params"]
+    ]
+    group = wrapped.param_groups[0]
+    total = (
+        1.0 if group.get("momentum") is None else (1 - group["dampening"]) / (1 - group["momentum"])
+    )
+    expected = -float(flat(buffers) @ step) / total
+    assert float(record.predicted_decrease) == pytest.approx(expected, rel=1e-2)
+
+
+def test_proposing_from_the_average_of_a_base_with_a_history() -> None:
+    problem = Problem()
+    base = Adam(problem.params, lr=0.02)
+    for _ in range(60):
+        take_step(base, problem.gradients())
+    twin, same = copy.deepcopy((base, problem))
+    reading = MoMoWrapper(base, MoMo(0.5))
+    proposing = MoMoWrapper(twin, MoMo(0.5), adapter=ProposingAdapter("exp_avg", beta=0.9))
+    for _ in range(5):
+        take_step(reading, problem.gradients())
+        take_step(proposing, same.gradients())
+        # The reading adapter knows how many gradients there were; a long history is assumed here.
+        assert float(last_step(proposing).theta) == pytest.approx(
+            float(last_step(reading).theta), rel=0.01
+        )

@@ -1,0 +1,189 @@
+"""Recorded losses: accumulated gradients, and steps that are called bare."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.optim import SGD, AdamW, Optimizer
+
+from momo_wrap import MoMo, MoMoWrapper, ProposingAdapter
+from tests.problems import Problem, flat, last_step, relative_distance
+from tests.test_errors import parameter
+from tests.test_host_visits import HostVisits
+
+BASES: dict[str, Any] = {
+    "SGD": lambda p: MoMoWrapper(SGD(p, lr=0.3, momentum=0.9), MoMo(0.5)),
+    "AdamW": lambda p: MoMoWrapper(AdamW(p, lr=0.3), MoMo(0.5)),
+    "proposed": lambda p: MoMoWrapper(SGD(p, lr=0.3), MoMo(0.5), adapter=ProposingAdapter()),
+}
+
+
+def whole_batches(make: Any, steps: int) -> tuple[Tensor, list[float]]:
+    """Train on batches of 16 rows."""
+    problem, fractions = Problem(), []
+    optimizer = make(problem.params)
+    for _ in range(steps):
+        optimizer.step(loss=problem.gradients())
+        fractions.append(float(last_step(optimizer).theta))
+    return flat(problem.params), fractions
+
+
+def pieces(make: Any, steps: int, sizes: list[int], *, weighted: bool) -> Tensor:
+    """The same rows in pieces, whose gradients add up to that of the whole batch."""
+    problem = Problem()
+    optimizer = make(problem.params)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        for rows in problem.next_batch().split(sizes):
+            loss = problem.loss(problem.params, rows)
+            (loss * len(rows) / 16).backward()
+            optimizer.record_loss(loss, weight=len(rows) if weighted else 1.0)
+        optimizer.step()
+    return flat(problem.params)
+
+
+@pytest.mark.parametrize("make", BASES.values(), ids=BASES)
+def test_accumulated_gradients_are_those_of_the_whole_batch(make: Any) -> None:
+    whole, fractions = whole_batches(make, 20)
+    assert any(0 < theta < 1 for theta in fractions)
+    assert relative_distance(pieces(make, 20, [4, 4, 4, 4], weighted=False), whole) < 1e-12
+    assert relative_distance(pieces(make, 20, [9, 4, 3], weighted=True), whole) < 1e-12
+    assert relative_distance(pieces(make, 20, [9, 4, 3], weighted=False), whole) > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("recorded", "mean"),
+    [
+        ([(2.0, 1.0)], 2.0),
+        ([(2.0, 1.0), (4.0, 3.0)], 3.5),
+        ([(torch.tensor([2.0]), 1.0), (4, 3)], 3.5),
+        ([(torch.tensor(2.0), torch.tensor(1.0)), (4.0, torch.tensor(3))], 3.5),
+        ([(torch.tensor(2.0, dtype=torch.bfloat16), 1.0), (4.0, 3.0)], 3.5),
+    ],
+)
+def test_mean_of_numbers_and_tensors(recorded: list[tuple[Any, Any]], mean: float) -> None:
+    optimizer = MoMoWrapper(SGD([parameter()], lr=0.1))
+    for loss, weight in recorded:
+        optimizer.record_loss(loss, weight)
+    returned = optimizer.step()
+    assert returned is not None
+    assert float(returned) == mean
+    assert float(last_step(optimizer).loss) == mean
+
+
+def test_a_low_precision_does_not_add_up_errors() -> None:
+    optimizer = MoMoWrapper(SGD([parameter()], lr=0.1))
+    for _ in range(1000):
+        optimizer.record_loss(torch.tensor(1.0, dtype=torch.bfloat16))
+    assert optimizer.step() == 1.0
+
+
+def test_what_is_recorded_is_used_once() -> None:
+    optimizer = MoMoWrapper(SGD([parameter()], lr=0.1))
+    optimizer.record_loss(7.0)
+    optimizer.step()
+    optimizer.record_loss(3.0)
+    assert optimizer.step() == 3.0
+    with pytest.raises(TypeError, match=r"optimizer\.record_loss\(loss\) before, after the last z"):
+        optimizer.step()
+
+
+def test_zero_grad_forgets() -> None:
+    """A step that was skipped leaves nothing behind for the next one."""
+    optimizer = MoMoWrapper(SGD([parameter()], lr=0.1))
+    optimizer.record_loss(100.0)
+    optimizer.zero_grad()
+    optimizer.record_loss(1.0)
+    assert optimizer.step() == 1.0
+
+
+def test_closure_that_records() -> None:
+    """A trainer's closure returns the last batch; the mean of all counts."""
+    optimizer = MoMoWrapper(SGD([parameter()], lr=0.1))
+    optimizer.record_loss(4.0)
+
+    def closure() -> float:
+        optimizer.record_loss(2.0)
+        return 2.0
+
+    assert optimizer.step(closure) == 3.0
+    assert optimizer.step(lambda: 5.0) == 5.0
+
+
+def test_nobody_waits_and_no_graph_is_kept() -> None:
+    param = parameter()
+    optimizer = MoMoWrapper(SGD([param], lr=0.1))
+    loss = param.square().sum()
+    with HostVisits() as mode:
+        optimizer.record_loss(loss, weight=torch.tensor(3.0))
+        optimizer.record_loss(loss)
+        returned = optimizer.step()
+    assert not mode.seen
+    assert isinstance(returned, Tensor)
+    assert not returned.requires_grad
+
+
+def test_a_loss_that_changes_later_is_kept_as_it_was() -> None:
+    optimizer = MoMoWrapper(SGD([parameter()], lr=0.1))
+    loss = torch.tensor(8.0)
+    optimizer.record_loss(loss)
+    loss.div_(4)
+    assert optimizer.step() == 8.0
+
+
+ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
+    "two losses": (
+        lambda o: (o.record_loss(1.0), o.step(loss=2.0)),
+        TypeError,
+        "step() got a loss, but 1 were recorded before. Write either optimizer.record_loss(loss) "
+        "and optimizer.step(), or optimizer.step(loss=loss)",
+    ),
+    "several elements": (
+        lambda o: o.record_loss(torch.ones(2)),
+        ValueError,
+        "record_loss() got as loss a tensor of shape [2], expected one element",
+    ),
+    "no loss": (lambda o: o.record_loss(None), TypeError, "record_loss() got as loss None"),
+    "weight without meaning": (
+        lambda o: o.record_loss(1.0, weight=0),
+        ValueError,
+        "record_loss() got weight=0.0, expected a positive number, for example the number of",
+    ),
+    "weight of another kind": (
+        lambda o: o.record_loss(1.0, weight="tokens"),
+        TypeError,
+        "record_loss() got as weight str, expected",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), ERRORS.values(), ids=ERRORS)
+def test_errors(call: Any, error: type[Exception], message: str) -> None:
+    param = parameter()
+    optimizer = MoMoWrapper(SGD([param], lr=0.1, momentum=0.9))
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(error) as caught:
+        call(optimizer)
+    assert message in str(caught.value)
+    assert str(optimizer.state_dict()) == str(before)
+    assert torch.equal(param.detach(), torch.tensor([1.0, 2.0]))
+
+
+@pytest.mark.parametrize("lr", [0.0, torch.tensor(0.0)], ids=["number", "tensor"])
+@pytest.mark.parametrize("kind", [SGD, AdamW])
+def test_step_without_a_loss_where_nothing_can_move(kind: type[Optimizer], lr: Any) -> None:
+    """Tools initialise the state of an optimizer so; the model takes no note of it."""
+    param = parameter()
+    optimizer = MoMoWrapper(kind([param], lr=lr, foreach=False))  # type: ignore[call-arg]
+    assert optimizer.step() is None
+    assert torch.equal(param.detach(), torch.tensor([1.0, 2.0]))
+    assert optimizer.param_groups[0]["momo_weight_sum"] == 0.0
+    assert optimizer.last_step is None
+    assert len(optimizer.state) == (kind is AdamW)
+    optimizer.param_groups[0]["lr"] = 0.1
+    with pytest.raises(TypeError, match="needs the loss"):
+        optimizer.step()
