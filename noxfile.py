@@ -19,10 +19,11 @@ def _install(session: nox.Session, *extras: str) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the default test suite; arguments go to pytest."""
-    _install(session, "test")
+    _install(session, "test", "integrations")
     # Its optimizers alone: torchvision, which the rest of it needs, would bring another torch.
     session.install("--no-deps", "timm")
     session.run("pytest", *session.posargs)
+    session.run("pytest", "-m", "slow", *session.posargs)
 
 
 @nox.session
@@ -43,8 +44,12 @@ def lint(session: nox.Session) -> None:
 @nox.session(default=False)
 def examples(session: nox.Session) -> None:
     """Run the examples; each asserts its claim."""
-    _install(session, "examples")
+    _install(session, "examples", "integrations")
     session.run("python", "examples/quickstart.py", "--output", session.create_tmp() + "/lr.png")
     session.run("python", "examples/quickstart_seeds.py")  # the results are there already
+    for name in ("plain", "accumulation_amp", "lightning", "accelerate", "hf_trainer"):
+        session.run("python", f"examples/train_{name}.py")
+    for name in ("ddp", "fsdp2"):
+        session.run("torchrun", "--standalone", "--nproc-per-node=2", f"examples/train_{name}.py")
     session.run("python", "examples/custom_adapter.py")
     session.run("python", "examples/benchmarks/step_cost.py", "--check")

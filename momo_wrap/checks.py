@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Literal, TypeAlias, get_args
 
@@ -113,19 +113,15 @@ def check_decision(decision: object, memory: Mapping[str, Tensor]) -> None:
         )
 
 
-def evaluate_loss(closure: Callable[[], Loss] | None, loss: Loss | None) -> Loss:
-    """Return the loss of this step from whichever of the two was given.
+def check_step_arguments(closure: object, loss: object) -> None:
+    """Refuse a step without a loss, or with two.
 
     Args:
-        closure: Computes the loss and its gradients; runs with gradients enabled.
+        closure: Computes the loss and its gradients.
         loss: The loss, where gradients are there already.
 
-    Returns:
-        A one-element tensor or a Python number, as it was given.
-
     Raises:
-        TypeError: None was given, both were, or one of the wrong type.
-        ValueError: The loss has several elements.
+        TypeError: None was given, both were, or the closure is none.
     """
     if closure is None and loss is None:
         raise TypeError(
@@ -138,15 +134,11 @@ def evaluate_loss(closure: Callable[[], Loss] | None, loss: Loss | None) -> Loss
             "step() got a closure and a loss, expected one of them. After loss.backward(), write "
             "optimizer.step(loss=loss); with a closure, write optimizer.step(closure)."
         )
-    if closure is not None:
-        if not callable(closure):
-            raise TypeError(
-                f"step() takes a closure as its positional argument, got {type(closure).__name__}. "
-                "To pass a loss, write optimizer.step(loss=loss)."
-            )
-        with torch.enable_grad():
-            loss = closure()
-    return check_loss(loss, "step() got as loss" if closure is None else "the closure returned")
+    if closure is not None and not callable(closure):
+        raise TypeError(
+            f"step() takes a closure as its positional argument, got {type(closure).__name__}. "
+            "To pass a loss, write optimizer.step(loss=loss)."
+        )
 
 
 def check_loss(loss: object, source: str) -> Loss:

@@ -26,18 +26,24 @@ def check_process_group(process_group: object, groups: Sequence[ParamGroup]) -> 
 
     Raises:
         TypeError: It is no group.
-        ValueError: It lacks this process, or ranks that hold parts of a parameter.
+        ValueError: It lacks this process, or ranks that hold parts of a parameter; or nobody knows
+            which ranks do.
     """
-    if process_group == "auto":
-        return
-    ranks = _ranks(process_group)
+    ranks = None if process_group == "auto" else _ranks(process_group)
     for index, group in enumerate(groups):
         for position, param in enumerate(group["params"]):
+            where = f"Parameter {position} of group {index}"
+            # FSDP1 leaves this mark on ordinary tensors, which nothing else tells from whole ones.
+            if getattr(param, "_fsdp_flattened", False) and dist.get_world_size() > 1:
+                raise ValueError(
+                    f"{where} belongs to FullyShardedDataParallel (FSDP1), which does not say how "
+                    "it is cut over the ranks. Use torch.distributed.fsdp.fully_shard."
+                )
             sharded = _as_dtensor(param)
             needed = [] if sharded is None else sharded.device_mesh.mesh.flatten().tolist()
-            if len(needed) > 1 and not ranks.issuperset(needed):
+            if ranks is not None and len(needed) > 1 and not ranks.issuperset(needed):
                 raise ValueError(
-                    f"Parameter {position} of group {index} is laid out over the ranks {needed}, "
+                    f"{where} is laid out over the ranks {needed}, "
                     f"but process_group has only {sorted(ranks) or 'this one'}, so that the ranks "
                     "would take different steps. Write process_group='auto'."
                 )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from momo_wrap.checks import Loss, check_loss, evaluate_loss
+from momo_wrap.checks import Loss, check_loss, check_step_arguments
 from momo_wrap.distributed import whole
 
 
@@ -66,8 +66,13 @@ class RecordedLosses:
             )
         if self._count and closure is None:
             return self.take()
-        loss = evaluate_loss(closure, loss)
-        return self.take() if self._count else loss
+        check_step_arguments(closure, loss)
+        if closure is None:
+            return check_loss(loss, "step() got as loss")
+        with torch.enable_grad():
+            returned = closure()
+        # A trainer's closure may return nothing, or only the last of several losses.
+        return self.take() if self._count else check_loss(returned, "the closure returned")
 
     def take(self) -> Loss:
         """Return the mean, and forget what was recorded."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import overload
 
 import torch
 import torch.distributed as dist
@@ -145,8 +146,14 @@ class MoMoWrapper(OptimizerFacade):
         """
         self._recorded.add(loss, weight)
 
+    @overload  # type: ignore[override]
+    def step(self, closure: Callable[[], Loss]) -> Loss: ...
+    @overload
+    def step(self, closure: None = None, *, loss: Loss) -> Loss: ...
+    @overload
+    def step(self, closure: None = None) -> Loss | None: ...
     @torch.no_grad()
-    def step(  # type: ignore[override]
+    def step(
         self, closure: Callable[[], Loss] | None = None, *, loss: Loss | None = None
     ) -> Loss | None:
         """Take one step: the base's own, cut by θ.

@@ -333,13 +333,13 @@ AT_STEP: dict[str, tuple[Callable[[MoMoWrapper], Any], type[Exception], str]] = 
         "optimizer.step(loss=loss)",
     ),
     "both": (
-        lambda o: o.step(lambda: 1.0, loss=1.0),
+        lambda o: o.step(lambda: 1.0, loss=1.0),  # type: ignore[call-overload]
         TypeError,
         "got a closure and a loss, expected one of them. After loss.backward(), write "
         "optimizer.step(loss=loss)",
     ),
     "loss as positional argument": (
-        lambda o: o.step(torch.tensor(1.0)),  # type: ignore[arg-type]
+        lambda o: o.step(torch.tensor(1.0)),  # type: ignore[call-overload]
         TypeError,
         "takes a closure as its positional argument, got Tensor. To pass a loss, write "
         "optimizer.step(loss=loss)",
@@ -356,7 +356,7 @@ AT_STEP: dict[str, tuple[Callable[[MoMoWrapper], Any], type[Exception], str]] = 
         "a tensor of shape [0], expected one element",
     ),
     "wrong type": (
-        lambda o: o.step(loss="1.0"),  # type: ignore[arg-type]
+        lambda o: o.step(loss="1.0"),  # type: ignore[call-overload]
         TypeError,
         "got as loss str, expected a one-element tensor or a number. Write optimizer.step(loss=",
     ),

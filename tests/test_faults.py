@@ -262,6 +262,7 @@ def train_in_a_process(name: str, path: Path, steps: int) -> subprocess.Popen[st
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["AdamW", "joint"])
 def test_killed_processes_resume_to_the_same_parameters(name: str, tmp_path: Path) -> None:
     steps, generator = 400, random.Random(0)

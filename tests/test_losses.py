@@ -111,6 +111,11 @@ def test_closure_that_records() -> None:
         return 2.0
 
     assert optimizer.step(closure) == 3.0
+
+    def silent() -> Any:
+        optimizer.record_loss(6.0)
+
+    assert optimizer.step(silent) == 6.0
     assert optimizer.step(lambda: 5.0) == 5.0
 
 

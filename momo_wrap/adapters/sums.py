@@ -84,5 +84,8 @@ def with_gradient_by_kind(params: Sequence[Tensor]) -> list[Kind]:
             key = (param.device, param.dtype, shards(param))
             kind = kinds.setdefault(key, Kind([], [], key[-1]))
             kind.params.append(param)
-            kind.grads.append(local(aligned(param.grad, param)))
+            grad = aligned(param.grad, param)
+            if grad is not param.grad:
+                param.grad = grad  # so that a buffer that the base makes of it has the layout too
+            kind.grads.append(local(grad))
     return list(kinds.values())

@@ -23,6 +23,8 @@ optimizer = MoMoWrapper(torch.optim.AdamW(params, lr=1e-2))
 
 assert_type(optimizer.step(loss=torch.ones(())), Tensor | float)
 assert_type(optimizer.step(lambda: 1.0), Tensor | float)
+assert_type(optimizer.step(), Tensor | float | None)
+optimizer.record_loss(torch.ones(()), weight=3)
 assert_type(optimizer.last_step, StepRecord | None)
 assert_type(optimizer.effective_lrs(), list[Tensor])
 assert_type(optimizer.base, torch.optim.Optimizer)
@@ -34,8 +36,11 @@ as_optimizer: torch.optim.Optimizer = optimizer
 torch.optim.lr_scheduler.StepLR(optimizer, step_size=1)
 MoMoWrapper(optimizer.base, MoMoStar(0.1), weight_decay="decoupled")
 
+MoMoWrapper([torch.optim.AdamW(params), optimizer.base], nonfinite="skip", process_group=None)
+
 MoMoWrapper(params)  # type: ignore[arg-type]
+MoMoWrapper(optimizer.base, nonfinite="ignore")  # type: ignore[arg-type]
 MoMoWrapper(optimizer.base, MoMo)  # type: ignore[arg-type]
 MoMoWrapper(optimizer.base, weight_decay="coupled")  # type: ignore[arg-type]
-optimizer.step(loss="1.0")  # type: ignore[arg-type]
-optimizer.step(torch.ones(()))  # type: ignore[arg-type]
+optimizer.step(loss="1.0")  # type: ignore[call-overload]
+optimizer.step(torch.ones(()))  # type: ignore[call-overload]

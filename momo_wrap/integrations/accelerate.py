@@ -1,0 +1,49 @@
+"""Hugging Face accelerate: `accelerator.backward` that also hands the loss to the optimizer.
+
+backward(accelerator, loss, optimizer)  # instead of accelerator.backward(loss)
+optimizer.step()
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from momo_wrap.integrations.common import wrapper_of
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def backward(
+    accelerator: Accelerator, loss: Tensor, optimizer: object, weight: float = 1.0, **kwargs: Any
+) -> None:
+    """Compute gradients with `accelerator.backward`, and record the loss for `optimizer.step()`.
+
+    The prepared optimizer's `step()` takes no loss. The loss of a step is the mean of those that
+    were recorded since `zero_grad()`: of all batches, where gradients are accumulated.
+
+    Args:
+        accelerator: The accelerator. It divides by `gradient_accumulation_steps`, and scales where
+            the precision asks for it; what is recorded is the loss as it is given here.
+        loss: The loss of the batch.
+        optimizer: The optimizer that `accelerator.prepare` returned for a `MoMoWrapper`.
+        weight: The weight of this batch in the mean, where its loss has one in the gradients.
+        kwargs: What else `accelerator.backward` takes.
+
+    Raises:
+        TypeError: The optimizer is not a prepared `MoMoWrapper`.
+        ValueError: The loss has several elements, or the weight is not positive.
+
+    Example:
+        >>> model, optimizer, loader = accelerator.prepare(model, MoMoWrapper(base), loader)
+        >>> for inputs, targets in loader:
+        ...     with accelerator.accumulate(model):
+        ...         backward(accelerator, loss_function(model(inputs), targets), optimizer)
+        ...         optimizer.step()
+        ...         optimizer.zero_grad()
+    """
+    wrapper = wrapper_of(optimizer)
+    accelerator.backward(loss, **kwargs)
+    wrapper.record_loss(loss, weight)

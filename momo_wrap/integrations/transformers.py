@@ -1,0 +1,79 @@
+"""transformers: a Trainer that hands the loss to the optimizer and logs what came of it.
+
+trainer = MoMoTrainer(model, args, optimizers=(MoMoWrapper(optimizer), None))
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import Trainer
+
+from momo_wrap.integrations.common import step_metrics, wrapper_of
+from momo_wrap.wrapper import MoMoWrapper
+
+
+class MoMoTrainer(Trainer):
+    """A `transformers.Trainer` for a `MoMoWrapper`; takes the arguments of `Trainer`.
+
+    Trainer calls `optimizer.step()` bare. This one records the loss of each batch before, in the
+    proportion in which its gradients count: however Trainer divides the losses of accumulated
+    batches (by their number, or by `num_items_in_batch`), the loss of a step is the sum of the
+    divided ones. With the logs of the training loss come those of `step_metrics`.
+
+    A Trainer of another kind becomes one by `class MyTrainer(MoMoTrainer, Seq2SeqTrainer)`, unless
+    it has a `training_step` of its own that does not call this one.
+
+    Raises:
+        TypeError: In the first step: `optimizers` has no `MoMoWrapper`.
+
+    Example:
+        >>> optimizer = MoMoWrapper(torch.optim.AdamW(model.parameters(), lr=1e-2))
+        >>> scheduler = transformers.get_constant_schedule_with_warmup(optimizer, 100)
+        >>> MoMoTrainer(model, args, train_dataset=data, optimizers=(optimizer, scheduler)).train()
+    """
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Add the gradients of a batch, and record its loss.
+
+        Args:
+            model: The model.
+            inputs: The batch.
+            num_items_in_batch: The number of items, such as tokens, in all batches of the step.
+
+        Returns:
+            The loss of the batch, divided as its gradients are.
+
+        Raises:
+            TypeError: The optimizer is not a `MoMoWrapper`.
+        """
+        wrapper = wrapper_of(self.optimizer)
+        if not _has_gradients(wrapper):
+            # Trainer resets the model's gradients by itself, also those of a step that was skipped.
+            wrapper.zero_grad()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        # The sum is wanted, and the mean is taken.
+        wrapper.record_loss(loss * self.current_gradient_accumulation_steps)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, and add θ and the effective learning rates to the logs of the training loss.
+
+        Args:
+            logs: The values to log.
+            start_time: When training started.
+        """
+        if "learning_rate" in logs:
+            logs.update({name: float(v) for name, v in step_metrics(self.optimizer).items()})
+        super().log(logs, start_time)
+
+
+def _has_gradients(wrapper: MoMoWrapper) -> bool:
+    groups = wrapper.param_groups
+    return any(param.grad is not None for group in groups for param in group["params"])

@@ -1,0 +1,45 @@
+"""What the trainers share, and that none of them is imported unasked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from momo_wrap.integrations import step_metrics, wrapper_of
+from tests.integrations import task
+
+
+def test_no_trainer_is_imported_unasked() -> None:
+    code = """
+import sys
+import momo_wrap
+assert not any("integrations" in name for name in sys.modules)
+import momo_wrap.integrations
+found = {"lightning", "pytorch_lightning", "accelerate", "transformers"} & set(sys.modules)
+assert not found, found
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_one_group_needs_no_number() -> None:
+    model = task.network()
+    optimizer = task.wrapped(model)
+    optimizer.param_groups.pop()
+    optimizer.step(loss=1.0)
+    assert list(step_metrics(optimizer)) == ["momo/theta", "momo/effective_lr"]
+
+
+def test_groups_keep_the_names_that_they_have() -> None:
+    optimizer = task.wrapped(task.network())
+    optimizer.param_groups[0]["name"] = "body"
+    optimizer.step(loss=1.0)
+    assert list(step_metrics(optimizer))[1:] == ["momo/effective_lr/body", "momo/effective_lr/pg2"]
+
+
+def test_nothing_but_a_wrapper_is_looked_for() -> None:
+    optimizer = torch.optim.SGD(task.network().parameters())
+    with pytest.raises(TypeError, match="got SGD"):
+        wrapper_of(optimizer)

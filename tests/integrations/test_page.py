@@ -1,0 +1,38 @@
+"""The snippets of docs/trainers.md run, each with the trainer that it is about."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from momo_wrap.integrations import wrapper_of
+from tests.problems import last_step
+from tests.test_docs import ROOT, a_model
+
+PAGE = (ROOT / "docs" / "trainers.md").read_text()
+SNIPPETS = dict(re.findall(r"^## (\w+)\n+```py\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE))
+
+
+def test_every_trainer_has_a_snippet() -> None:
+    assert list(SNIPPETS) == ["Lightning", "accelerate", "transformers"]
+
+
+# Lightning's own, see test_lightning.py.
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")
+@pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")
+# The snippet leaves it to Lightning where to log, and how often.
+@pytest.mark.filterwarnings("ignore:Starting from v1.9.0, `tensorboardX`")
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.parametrize("trainer", SNIPPETS)
+def test_snippet_runs(trainer: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip(trainer.lower(), reason=f"{trainer} is not installed")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names: dict[str, Any] = {"__name__": "snippet", **a_model()}
+    exec(compile(SNIPPETS[trainer], "trainers.md", "exec"), names)
+    optimizer = names["trainer"].optimizers[0] if trainer == "Lightning" else names["optimizer"]
+    assert float(last_step(wrapper_of(optimizer)).loss) > 0
