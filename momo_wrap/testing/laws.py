@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from momo_wrap.blocks import cpu_block_elements
 from momo_wrap.rules import MoMo
-from momo_wrap.testing.regression import STEPS, Prepare, Run
+from momo_wrap.testing.regression import FEWER_STEPS, STEPS, Prepare, Run
 from momo_wrap.testing.setting import Setting, Soft
 from momo_wrap.wrapper import MoMoWrapper
 
@@ -42,16 +42,18 @@ def _require_close(left: Tensor, right: Tensor, what: str, tolerance: float = _T
         )
 
 
-def _follows_bare(setting: Setting, prepare: Prepare | None = None, **kind: Any) -> None:
+def _follows_bare(
+    setting: Setting, prepare: Prepare | None = None, *, steps: int = FEWER_STEPS, **kind: Any
+) -> None:
     coarse = kind.get("dtype") is torch.bfloat16
-    tolerance, steps = (_BFLOAT16_TOLERANCE, _COARSE_STEPS) if coarse else (_TOLERANCE, STEPS)
+    tolerance = _BFLOAT16_TOLERANCE if coarse else _TOLERANCE
     bare = Run(setting.bare, **kind).train(prepare, steps)
     wrapped = Run(setting.wrapped(MoMo(-math.inf)), **kind).train(prepare, steps)
     _require_close(wrapped, bare, "without a bound, wrapped and bare optimizer", tolerance)
 
 
 def _bare(setting: Setting) -> None:
-    _follows_bare(setting)
+    _follows_bare(setting, steps=STEPS)
     bare, wrapped = (
         Run(make, dtype=torch.float32) for make in (setting.bare, setting.wrapped(MoMo(-math.inf)))
     )
@@ -66,9 +68,15 @@ def _blocks(setting: Setting) -> None:
         _follows_bare(setting)
 
 
-def _follows_proposing(setting: Setting, prepare: Prepare | None = None, **kind: Any) -> None:
-    ours = Run(setting.wrapped(), **kind).train(prepare)
-    theirs = Run(setting.wrapped(adapter=setting.oracle), **kind).train(prepare)
+def _proposing(setting: Setting) -> None:
+    _follows_proposing(setting, steps=STEPS)
+
+
+def _follows_proposing(
+    setting: Setting, prepare: Prepare | None = None, *, steps: int = FEWER_STEPS, **kind: Any
+) -> None:
+    ours = Run(setting.wrapped(), **kind).train(prepare, steps)
+    theirs = Run(setting.wrapped(adapter=setting.oracle), **kind).train(prepare, steps)
     _require_close(ours, theirs, "adapter and ProposingAdapter")
 
 
@@ -149,7 +157,7 @@ def _permuted(setting: Setting) -> None:
 
 
 def _bfloat16(setting: Setting) -> None:
-    _follows_bare(setting, dtype=torch.bfloat16)
+    _follows_bare(setting, steps=_COARSE_STEPS, dtype=torch.bfloat16)
     run = Run(setting.wrapped(), dtype=torch.bfloat16)
     start = run.whole_loss()
     run.train(steps=_COARSE_STEPS)
@@ -245,7 +253,7 @@ def applicable(setting: Setting) -> dict[str, Callable[[Setting], None]]:
 
 LAWS: dict[str, Callable[[Setting], None]] = {
     "bare": _bare,
-    "proposing": _follows_proposing,
+    "proposing": _proposing,
     "stop": _stop,
     "resume": _resume,
     "missing gradients": _missing_gradients,

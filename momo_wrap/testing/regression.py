@@ -16,6 +16,7 @@ MakeOptimizer: TypeAlias = Callable[[Any], Optimizer]
 Prepare: TypeAlias = Callable[[int, "Run"], None]
 
 STEPS = 100
+FEWER_STEPS = 40
 
 
 @dataclass
@@ -92,7 +93,7 @@ class Run:
         else:
             self.optimizer.step()
 
-    def train(self, prepare: Prepare | None = None, steps: int = STEPS) -> Tensor:
+    def train(self, prepare: Prepare | None = None, steps: int = FEWER_STEPS) -> Tensor:
         """Return the parameters after each step, shape [steps, parameters]."""
         trajectory = []
         for step in range(steps):

@@ -68,7 +68,7 @@ class Setting:
             raise AssertionError(f"{adapter!r} says that it can't read this optimizer: {reason}.")
         run = Run(bare)
         start = run.whole_loss()
-        run.train()
+        run.train(steps=STEPS)
         end = run.whole_loss()
         if not end < 0.9 * start:
             raise AssertionError(

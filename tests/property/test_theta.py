@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from momo_wrap import ModelStats, MoMo, MoMoStar, MoMoWrapper, StepRule
@@ -98,6 +98,7 @@ def test_no_step_from_a_gradient_that_is_not_a_number(rule: StepRule) -> None:
     decay=st.sampled_from([0.0, 0.3]),
     seed=st.integers(0, 1000),
 )
+@settings(max_examples=30)
 @pytest.mark.parametrize("case", [c for c in ALGORITHMS if c.can_be_copied], ids=str)
 def test_wrapped_theta_is_a_fraction_and_falls_with_the_bound(
     case: Case, lr: float, bound: float, higher: float, decay: float, seed: int
