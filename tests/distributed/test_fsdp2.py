@@ -1,0 +1,91 @@
+"""fully_shard: each rank has a part of each parameter, which may be empty, and sums over it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.optim import Muon
+
+from momo_wrap import MoMo, MoMoWrapper, ProposingAdapter
+from tests.distributed import training
+from tests.distributed.training import MakeOptimizer, Run, distance, share_cut, train_alone
+from tests.distributed.world import run_world
+
+STEPS, FEW = 40, 20
+
+Train = Callable[[MakeOptimizer, int], Run]
+
+
+def train_each(train: Train, makes: Sequence[MakeOptimizer], steps: int) -> list[Run]:
+    return [train(make, steps) for make in makes]
+
+
+@pytest.mark.parametrize(
+    ("size", "train", "makes", "steps"),
+    [
+        (2, training.train_fsdp2, training.ELEMENTWISE, STEPS),
+        (4, training.train_fsdp2, (training.proposing,), FEW),
+        (4, training.train_hsdp, (training.joint,), FEW),
+        pytest.param(4, training.train_fsdp2, training.ELEMENTWISE, STEPS, marks=pytest.mark.slow),
+        pytest.param(4, training.train_hsdp, training.ELEMENTWISE, STEPS, marks=pytest.mark.slow),
+    ],
+)
+def test_parts_add_up_to_one_process(
+    size: int, train: Train, makes: Sequence[MakeOptimizer], steps: int
+) -> None:
+    ranks = run_world(size, train_each, train, makes, steps)
+    for index, make in enumerate(makes):
+        alone = train_alone(make, steps)
+        assert share_cut(alone) > 0, make
+        first, *others = [runs[index] for runs in ranks]
+        assert all(distance(other, first) == 0.0 for other in others), make
+        assert distance(first, alone) < 1e-10, make
+
+
+def sizes_of_parts() -> list[int]:
+    model = training.fully_sharded(training.build_model())
+    return [p.to_local().numel() for p in model.parameters() if isinstance(p, DTensor)]
+
+
+def test_parts_are_uneven_and_some_are_empty() -> None:
+    """What the comparison above is made with."""
+    parts = torch.tensor(run_world(2, sizes_of_parts))
+    assert (parts[0] != parts[1]).all()
+    assert (parts == 0).any()
+
+
+def muon_on_parts(rows: int) -> list[tuple[str, torch.Tensor]]:
+    """Take steps with a bare Muon, and with one whose steps are not cut."""
+    results = []
+    for wrapped in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, rows, bias=False)
+        fully_shard(model)
+        base = Muon(model.parameters(), lr=0.1, weight_decay=0.0)
+        adapter = ProposingAdapter()
+        optimizer = MoMoWrapper(base, MoMo(-math.inf), adapter=adapter) if wrapped else base
+        error = ""
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = model(torch.eye(4)).square().mean()
+            loss.backward()
+            try:
+                optimizer.step(**({"loss": loss} if wrapped else {}))
+            except RuntimeError as found:
+                error = str(found)
+        results.append((error, training.whole(model)["weight"]))
+    return results
+
+
+@pytest.mark.parametrize("rows", [5, 1])
+def test_muon_is_wrapped_as_far_as_it_goes(rows: int) -> None:
+    """If this fails for 1 row, torch can orthogonalise with an empty part; tell the docs."""
+    for (bare_error, bare), (error, wrapped) in run_world(2, muon_on_parts, rows):
+        assert error == bare_error
+        assert ("Sharding propagation failed" in error) == (rows == 1)
+        torch.testing.assert_close(wrapped, bare)
