@@ -219,8 +219,9 @@ class MoMoWrapper(OptimizerFacade):
             return False
         if self.nonfinite == "raise":
             raise FloatingPointError(
-                f"The loss, {float(loss)}, or a gradient is not finite. Nothing was changed. Lower "
-                "the learning rate's cap, clip gradients, or write nonfinite='skip'."
+                f"The loss, {float(loss)} here, or a gradient, here or on another rank, is not "
+                "finite. Nothing was changed. Lower the learning rate's cap, clip gradients, or "
+                "write nonfinite='skip'."
             )
         self.skipped_steps += 1
         return True

@@ -103,7 +103,7 @@ def test_raise_changes_nothing(make: Any, spoil: Any, value: float) -> None:
     problem, optimizer, loss = faulty_run(make, "raise")
     before = everything(problem, optimizer)
     loss = spoil(problem, loss, value)
-    with pytest.raises(FloatingPointError, match=r"is not finite\. Nothing was changed\. Lower"):
+    with pytest.raises(FloatingPointError, match=r"is not finite\. Nothing was changed"):
         optimizer.step(loss=loss)
     assert everything(problem, optimizer) == before
     optimizer.step(loss=problem.gradients())

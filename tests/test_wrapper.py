@@ -185,6 +185,30 @@ def test_gradients_that_come_and_go(case: Case) -> None:
     torch.testing.assert_close(run(True), run(False), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("case", ALGORITHMS, ids=str)
+def test_freezing_and_unfreezing(case: Case) -> None:
+    """A frozen parameter stays where it is, state and all; later it goes on as the bare one."""
+
+    def run(wrap: bool) -> Tensor:
+        problem = Problem()
+        bare = case.make(problem.params)
+        optimizer = MoMoWrapper(bare, MoMo(-math.inf)) if wrap else bare
+        frozen = problem.params[2]
+        for step in range(12):
+            frozen.requires_grad_(not 4 <= step < 8)
+            before = frozen.detach().clone()
+            optimizer.zero_grad(set_to_none=step % 2 == 0)
+            if not frozen.requires_grad:
+                frozen.grad = None
+            loss = problem.loss(problem.params, problem.next_batch())
+            loss.backward()
+            take_step(optimizer, loss.detach())
+            assert torch.equal(frozen.detach(), before) != frozen.requires_grad
+        return flat(problem.params)
+
+    torch.testing.assert_close(run(True), run(False), rtol=1e-12, atol=1e-12)
+
+
 def test_no_gradients_at_all() -> None:
     x, optimizer = one_parameter()
     optimizer.zero_grad(set_to_none=False)
