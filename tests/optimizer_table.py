@@ -106,8 +106,10 @@ def wrapped(words: Iterable[str]) -> str:
 
 def summary() -> str:
     """The table of the README: what is read, and what is proposed."""
-    read, proposed = [], []
+    read, proposed, copies = [], [], set()
     for name in sorted(TORCH):
+        for settings in ({}, VARIANTS.get(name, {})):
+            copies |= set(re.findall(r"\| (\d) x the parameters", row(name, **settings)))
         short = name.removeprefix("torch.optim.")
         if "`ProposingAdapter`" in row(name):
             proposed.append(short)
@@ -117,7 +119,7 @@ def summary() -> str:
         "| `torch.optim` | adapter | memory in a step |\n|---|---|---|\n"
         f"| {', '.join(read)} | reads the optimizer's state | a few MiB |\n"
         f"| {', '.join(proposed)} | takes the optimizer's step and keeps a fraction of it | "
-        "1 to 2 x the parameters |\n"
+        f"{min(copies)} to {max(copies)} x the parameters |\n"
     )
 
 
