@@ -162,15 +162,7 @@ def blocks(
         return
     device, dtype = first[0].device, accumulation_dtype(first[0].dtype)
     limit = _CPU_BLOCK_ELEMENTS if device.type == "cpu" else _ACCELERATOR_BLOCK_ELEMENTS
-    shared: dict[str, Scalar] = {}
-    per_parameter: dict[str, tuple[Tensor, ...]] = {}
-    for name, values in scalars.items():
-        if not isinstance(values, Tensor):
-            shared[name] = values
-        elif values.dim() == 0:
-            shared[name] = to_device(values, device, dtype)
-        else:
-            per_parameter[name] = to_device(values, device, dtype).unbind()
+    shared, per_parameter = _split_scalars(scalars, device, dtype)
 
     def block(batch: list[tuple[list[Tensor], int]]) -> Block:
         return Block(
@@ -195,6 +187,22 @@ def blocks(
             batch.append((views, owner))
             filled += size
     yield block(batch)
+
+
+def _split_scalars(
+    scalars: Mapping[str, Scalar], device: torch.device, dtype: torch.dtype
+) -> tuple[dict[str, Scalar], dict[str, tuple[Tensor, ...]]]:
+    """Tell values that all parameters share from those that each has for itself."""
+    shared: dict[str, Scalar] = {}
+    per_parameter: dict[str, tuple[Tensor, ...]] = {}
+    for name, values in scalars.items():
+        if not isinstance(values, Tensor):
+            shared[name] = values
+        elif values.dim() == 0:
+            shared[name] = to_device(values, device, dtype)
+        else:
+            per_parameter[name] = to_device(values, device, dtype).unbind()
+    return shared, per_parameter
 
 
 def inner_product(left: Tensor, right: Tensor) -> Tensor:
