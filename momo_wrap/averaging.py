@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from momo_wrap.blocks import Scalar
+from momo_wrap.reductions import Scalar
 
 # Stands for the sum of the weights in a buffer that was filled before anybody looked.
 HAS_HISTORY = -1.0

@@ -9,34 +9,26 @@ on an accelerator, and rounds once however low the precision of the parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from momo_wrap.distributed import local
-
-Scalar: TypeAlias = float | Tensor
+from momo_wrap.reductions import Scalar, accumulation_dtype, to_device
 
 # Elements in a block. 2^18 float32 values are 1 MiB, which fits the second-level cache of a CPU
 # core. An accelerator needs larger blocks to be busy; five temporaries of 2^21 are 40 MiB.
 _CPU_BLOCK_ELEMENTS = 2**18
 _ACCELERATOR_BLOCK_ELEMENTS = 2**21
+# A compiled pass has no temporaries, so that a block may be as large as 32-bit indices reach.
+_WHOLE_BLOCK_ELEMENTS = 2**30
 
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the real dtype in which values of `dtype` are computed with and summed.
-
-    Args:
-        dtype: A floating-point or complex dtype.
-
-    Returns:
-        float64 for float64 and complex128, otherwise float32.
-    """
-    return torch.promote_types(dtype, torch.float32).to_real()
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 @contextmanager
@@ -61,15 +53,15 @@ class Block:
     Attributes:
         pieces: For each column the pieces of its tensors that lie in this block, each a real view
             of any shape; piece j has the same shape in every column.
-        scalars: For each name one 0-dim tensor per piece: a value that is shared by all elements
-            of the parameter that the piece belongs to; or one value for all parameters.
+        scalars: For each name one value per piece, of shape [pieces], that is shared by all
+            elements of the piece; or one value for all, a number or a 0-dim tensor.
         negated: The columns that `flat` returns with the opposite sign.
         dtype: The dtype of computation.
         shards: The factor of sums over the block, see `momo_wrap.distributed.shards`.
     """
 
     pieces: Mapping[str, list[Tensor]]
-    scalars: Mapping[str, list[Tensor] | Scalar]
+    scalars: Mapping[str, Scalar]
     negated: frozenset[str]
     dtype: torch.dtype
     shards: int = 1
@@ -84,11 +76,7 @@ class Block:
             A tensor of shape [elements of the block] in the dtype of computation; it must not be
             written to, unless it is handed to `write_back` next.
         """
-        pieces = self.pieces[column]
-        if len(pieces) == 1:
-            values = pieces[0] if pieces[0].dim() == 1 else pieces[0].reshape(-1)
-        else:
-            values = torch.cat([piece.reshape(-1) for piece in pieces])
+        values = _joined(self.pieces[column])
         values = values if values.dtype is self.dtype else values.to(self.dtype)
         return -values if column in self.negated else values
 
@@ -103,12 +91,17 @@ class Block:
             number.
         """
         values = self.scalars[name]
-        if not isinstance(values, list):
+        if not isinstance(values, Tensor) or values.dim() == 0:
             return values
         if len(values) == 1:
             return values[0]
-        sizes = [piece.numel() for piece in next(iter(self.pieces.values()))]
-        return torch.cat([value.expand(size) for value, size in zip(values, sizes, strict=True)])
+        # Not repeat_interleave: it would need the sizes on the device.
+        parts, start = [], 0
+        for size, run in groupby(piece.numel() for piece in next(iter(self.pieces.values()))):
+            stop = start + len(list(run))
+            parts.append(values[start:stop, None].expand(-1, size).reshape(-1))
+            start = stop
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def write_back(self, column: str, values: Tensor) -> None:
         """Bring what `flat` returned, changed in place since, back to the column.
@@ -117,10 +110,8 @@ class Block:
             column: The column's name, none of the negated ones.
             values: Shape [elements of the block]; rounded to the column's own dtype.
         """
-        pieces = self.pieces[column]
-        if len(pieces) == 1 and pieces[0].is_contiguous() and pieces[0].dtype is self.dtype:
-            return  # `flat` returned a view
-        self.write(column, values)
+        if not self._is_view(column) or self.pieces[column][0].dtype is not self.dtype:
+            self.write(column, values)
 
     def write(self, column: str, values: Tensor) -> None:
         """Overwrite the column's stretch.
@@ -130,10 +121,49 @@ class Block:
             values: Shape [elements of the block]; rounded to the column's own dtype.
         """
         pieces = self.pieces[column]
-        parts = torch.split(values, [piece.numel() for piece in pieces])
-        torch._foreach_copy_(
-            pieces, [part.view(piece.shape) for part, piece in zip(parts, pieces, strict=True)]
+        if len(pieces) == 1:
+            pieces[0].copy_(values.view(pieces[0].shape))
+            return
+        torch._foreach_copy_(pieces, _unflatten_dense_tensors(values, pieces))
+
+    def replaced(self, columns: Mapping[str, Tensor]) -> Block:
+        """Return the block with other values in some columns; the columns themselves stay.
+
+        Args:
+            columns: Name to the values, of the block's flat shape.
+        """
+        return replace(self, pieces={**self.pieces, **{name: [v] for name, v in columns.items()}})
+
+    def gathered(self, columns: Iterable[str]) -> Block:
+        """Return the block with one flat piece per column, in the column's own dtype.
+
+        A view where the column has one piece that lies in memory without gaps, otherwise a copy,
+        which `scatter` brings back.
+
+        Args:
+            columns: The columns that are wanted; the result has no others.
+        """
+        return replace(
+            self,
+            pieces={name: [_joined(self.pieces[name])] for name in columns},
+            scalars={name: self.scalar(name) for name in self.scalars},
         )
+
+    def scatter(self, gathered: Block, columns: Iterable[str]) -> None:
+        """Bring what was changed in a gathered block back to the columns.
+
+        Args:
+            gathered: What `gathered` returned.
+            columns: The columns that were changed, none of the negated ones.
+        """
+        for column in columns:
+            if not self._is_view(column):
+                self.write(column, gathered.pieces[column][0])
+
+    def _is_view(self, column: str) -> bool:
+        """Whether the column's values, flat and in its own dtype, share its memory."""
+        pieces = self.pieces[column]
+        return len(pieces) == 1 and pieces[0].is_contiguous()
 
 
 def blocks(
@@ -141,6 +171,8 @@ def blocks(
     scalars: Mapping[str, Scalar],
     negated: frozenset[str] = frozenset(),
     shards: int = 1,
+    *,
+    whole: bool = False,
 ) -> Iterator[Block]:
     """Cut aligned columns into blocks.
 
@@ -152,123 +184,87 @@ def blocks(
             Python number or a 0-dim tensor.
         negated: The columns to be read with the opposite sign.
         shards: The factor of sums over the blocks.
+        whole: Whether a large parameter whose tensors lie in memory alike, without gaps, is one
+            block, for passes without temporaries.
 
     Yields:
         Blocks that together hold each element of the columns once, in their order.
     """
-    names = list(columns)
-    first = columns[names[0]]
+    real = {name: [_real(tensor) for tensor in tensors] for name, tensors in columns.items()}
+    first = next(iter(columns.values()))
     if not first:
         return
     device, dtype = first[0].device, accumulation_dtype(first[0].dtype)
     limit = _CPU_BLOCK_ELEMENTS if device.type == "cpu" else _ACCELERATOR_BLOCK_ELEMENTS
-    shared, per_parameter = _split_scalars(scalars, device, dtype)
-
-    def block(batch: list[tuple[list[Tensor], int]]) -> Block:
-        return Block(
-            pieces={name: [views[i] for views, _ in batch] for i, name in enumerate(names)},
-            scalars={
-                **shared,
-                **{name: [of[i] for _, i in batch] for name, of in per_parameter.items()},
-            },
-            negated=negated,
-            dtype=dtype,
-            shards=shards,
-        )
-
-    batch: list[tuple[list[Tensor], int]] = []
-    filled = 0
-    for owner, tensors in enumerate(zip(*columns.values(), strict=True)):
-        for views in _pieces([_real(tensor) for tensor in tensors], limit):
-            size = views[0].numel()
-            if batch and filled + size > limit:
-                yield block(batch)
-                batch, filled = [], 0
-            batch.append((views, owner))
-            filled += size
-    yield block(batch)
+    values = {
+        name: to_device(value, device, dtype) if isinstance(value, Tensor) else value
+        for name, value in scalars.items()
+    }
+    sizes = [tensor.numel() for tensor in next(iter(real.values()))]
+    for start, stop in _runs(sizes, limit):
+        run = {name: tensors[start:stop] for name, tensors in real.items()}
+        its_values = {
+            name: value[start:stop] if isinstance(value, Tensor) and value.dim() else value
+            for name, value in values.items()
+        }
+        if stop - start > 1:
+            yield Block(run, its_values, negated, dtype, shards)
+            continue
+        for views in _pieces([tensors[0] for tensors in run.values()], limit, whole):
+            pieces = {name: [view] for name, view in zip(run, views, strict=True)}
+            yield Block(pieces, its_values, negated, dtype, shards)
 
 
-def _split_scalars(
-    scalars: Mapping[str, Scalar], device: torch.device, dtype: torch.dtype
-) -> tuple[dict[str, Scalar], dict[str, tuple[Tensor, ...]]]:
-    """Tell values that all parameters share from those that each has for itself."""
-    shared: dict[str, Scalar] = {}
-    per_parameter: dict[str, tuple[Tensor, ...]] = {}
-    for name, values in scalars.items():
-        if not isinstance(values, Tensor):
-            shared[name] = values
-        elif values.dim() == 0:
-            shared[name] = to_device(values, device, dtype)
-        else:
-            per_parameter[name] = to_device(values, device, dtype).unbind()
-    return shared, per_parameter
-
-
-def inner_product(left: Tensor, right: Tensor) -> Tensor:
-    """Return the sum of the products of two flat real tensors.
-
-    Args:
-        left: Shape [elements], float32 or float64.
-        right: The same shape and dtype.
-
-    Returns:
-        A 0-dim tensor on their device.
-    """
-    return torch.dot(left, right)
-
-
-def to_device(values: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return `values` on a device, without waiting for it where they come from the host.
-
-    Args:
-        values: Any tensor.
-        device: Where it goes.
-        dtype: What it is converted to.
-
-    Returns:
-        The tensor itself if there is nothing to do.
-    """
-    # The other way round the host would read before the device has written.
-    return values.to(device=device, dtype=dtype, non_blocking=values.device.type == "cpu")
-
-
-def total(parts: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Add up scalars that may live on several devices.
-
-    Args:
-        parts: 0-dim tensors.
-        device: Where the sum goes.
-        dtype: The dtype of the sum.
-
-    Returns:
-        A 0-dim tensor; 0 if there is nothing to add.
-    """
-    by_device: dict[torch.device, list[Tensor]] = {}
-    for part in parts:
-        by_device.setdefault(part.device, []).append(part)
-    sums = [to_device(torch.stack(some).sum(), device, dtype) for some in by_device.values()]
-    if len(sums) == 1:
-        return sums[0]
-    return torch.stack(sums).sum() if sums else torch.zeros((), device=device, dtype=dtype)
+def _runs(sizes: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
+    """Yield the first and one past the last of successive tensors that fit into a block."""
+    start = filled = 0
+    for position, size in enumerate(sizes):
+        if position > start and filled + size > limit:
+            yield start, position
+            start, filled = position, 0
+        filled += size
+    yield start, len(sizes)
 
 
 def _real(tensor: Tensor) -> Tensor:
-    tensor = local(tensor)
+    if type(tensor) not in _PLAIN:
+        tensor = local(tensor)
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-def _pieces(tensors: list[Tensor], limit: int) -> Iterator[list[Tensor]]:
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    """Return pieces as one flat tensor of their dtype, a view of a single one where possible."""
+    if len(pieces) == 1:
+        return pieces[0] if pieces[0].dim() == 1 else pieces[0].reshape(-1)
+    joined: Tensor = _flatten_dense_tensors(
+        [p if p.is_contiguous() else p.contiguous() for p in pieces]
+    )
+    return joined
+
+
+def _pieces(tensors: list[Tensor], limit: int, whole: bool) -> Iterator[list[Tensor]]:
     """Cut the tensors of one parameter, all in the same places, into views of at most `limit`."""
     if tensors[0].numel() <= limit:
         yield tensors
         return
-    if all(tensor.is_contiguous() for tensor in tensors):
-        yield from map(list, zip(*(torch.split(t.view(-1), limit) for t in tensors), strict=True))
+    ordered = _in_memory_order(tensors)
+    if all(tensor.is_contiguous() for tensor in ordered):
+        largest = _WHOLE_BLOCK_ELEMENTS if whole else limit
+        flat = (torch.split(tensor.view(-1), largest) for tensor in ordered)
+        yield from map(list, zip(*flat, strict=True))
         return
-    # Memory orders differ or are not the default one: cut along the longest dimension instead.
+    # The tensors lie in memory differently, or with gaps: cut along the longest dimension instead.
     shape = tensors[0].shape
     longest = max(range(len(shape)), key=lambda dim: shape[dim])
     rows = max(1, limit * shape[longest] // tensors[0].numel())
     for views in zip(*(torch.split(t, rows, dim=longest) for t in tensors), strict=True):
-        yield from _pieces(list(views), limit)
+        yield from _pieces(list(views), limit, whole)
+
+
+def _in_memory_order(tensors: list[Tensor]) -> list[Tensor]:
+    """Permute the dimensions of tensors with equal strides, the largest stride first."""
+    strides = tensors[0].stride()
+    if any(tensor.stride() != strides for tensor in tensors):
+        return tensors
+    order = sorted(range(len(strides)), key=lambda dim: -strides[dim])
+    return [tensor.permute(order) for tensor in tensors]

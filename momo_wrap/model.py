@@ -34,7 +34,7 @@ from torch import Tensor
 
 from momo_wrap.adapters.base import StepSums
 from momo_wrap.averaging import HAS_HISTORY, Averaging, last_weight_sum
-from momo_wrap.blocks import Scalar
+from momo_wrap.reductions import Scalar
 from momo_wrap.scalars import as_scalar
 
 

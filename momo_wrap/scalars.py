@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from momo_wrap.blocks import Scalar, accumulation_dtype, to_device
 from momo_wrap.distributed import whole
+from momo_wrap.reductions import Scalar, accumulation_dtype, to_device
 
 # What the names of entries in the groups start with.
 PREFIX = "momo_"

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from momo_wrap.adapters.base import Adapter, StepSums, WeightDecayForm, maximizes
+from momo_wrap.adapters.compiled import Compiled, check_choice, chosen
 from momo_wrap.adapters.registry import chosen_adapter
 from momo_wrap.checks import (
     Loss,
@@ -74,6 +75,11 @@ class MoMoWrapper(OptimizerFacade):
         nonfinite: What to do where the loss or a gradient is not finite: "propagate", the step
             writes NaN, as the base's would; "skip", the step changes nothing and is counted;
             "raise", it changes nothing and raises. The last two wait for the device at every step.
+        compiled: Whether the passes over SGD and the Adam family are compiled, with
+            `torch.compile`, to one loop over memory that advances the base's state and sums up,
+            and one that moves: "auto", on the CPU for 2^24 parameters or more, where there is a
+            C++ compiler; True or False. The first compiled step takes some seconds. The base's own
+            `step` is then called at its first step only, and where it has hooks.
         process_group: The ranks whose losses are averaged, and over which parameters are cut:
             "auto", all ranks if `torch.distributed` is initialised; a group of them; None, this
             process is on its own.
@@ -85,6 +91,7 @@ class MoMoWrapper(OptimizerFacade):
         weight_decay: The form of weight decay.
         nonfinite: What is done where the loss or a gradient is not finite.
         process_group: The ranks that share the model.
+        compiled: Whether the passes are compiled.
         skipped_steps: The number of steps that were skipped since the wrapper was made.
         last_step: The `StepRecord` of the last step; None before the first.
 
@@ -103,6 +110,7 @@ class MoMoWrapper(OptimizerFacade):
         weight_decay: WeightDecayForm = "proximal",
         nonfinite: NonFinite = "propagate",
         process_group: ProcessGroup = "auto",
+        compiled: Compiled = "auto",
     ) -> None:
         base = joined(optimizer)
         if any(isinstance(member, MoMoWrapper) for member in members(base)):
@@ -111,6 +119,7 @@ class MoMoWrapper(OptimizerFacade):
                 "twice. Wrap the base itself: MoMoWrapper(optimizer.base)."
             )
         check_arguments(base, rule, adapter, weight_decay, nonfinite)
+        check_choice(compiled)
         rule = MoMo() if rule is None else rule
         adapter = chosen_adapter(base, adapter)
         check_groups(base, adapter, tensors=True)
@@ -122,6 +131,7 @@ class MoMoWrapper(OptimizerFacade):
         self.weight_decay = weight_decay
         self.nonfinite = nonfinite
         self.process_group = process_group
+        self.compiled = compiled
         self.last_step: StepRecord | None = None
         self.skipped_steps = 0
         self._effective_lrs: list[Tensor] = []
@@ -196,7 +206,9 @@ class MoMoWrapper(OptimizerFacade):
         check_bound(bound)
         like = scalars_like(self.param_groups)
         scalars, memory = self._kept_scalars(like)
-        observation = self.adapter.observe(self.base, self.weight_decay)
+        compiles = chosen(self.compiled, self.param_groups)
+        observe = self.adapter.observe_compiled if compiles else self.adapter.observe
+        observation = observe(self.base, self.weight_decay)
         sums = StepSums(*(torch.stack(parts) for parts in zip(*observation.sums, strict=True)))
         minimised, sums = reduced(as_scalar(loss, like) * self._sign, sums, group)
         model = MomentumModel.of(stacked(scalars), observation.averagings, minimised)  # (1), (2)

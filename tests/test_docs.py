@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 
 from momo_wrap.adapters import registry
 from tests import optimizer_table
+from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -52,19 +51,13 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert all((page.parent / target).exists() for target in local), local
 
 
-def load_script(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import a script from the examples, which is in no package."""
-    path = ROOT / "examples" / f"{name}.py"
-    monkeypatch.syspath_prepend(str(path.parent))
-    return importlib.import_module(path.stem)
-
-
 def test_cost_table_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    step_cost = load_script("benchmarks/step_cost", monkeypatch)
-    raw = json.loads((ROOT / "docs" / "results" / "step_cost.json").read_text())
-    costs = [step_cost.Cost(**cost) for cost in raw["costs"]]
-    assert step_cost.table(costs) in (ROOT / "README.md").read_text()
-    assert f"{raw['environment']['elements'] / 1e6:.0f} M" in (ROOT / "README.md").read_text()
+    results = load_script("benchmarks/results", monkeypatch)
+    measured = results.Results.load(ROOT / "docs" / "results" / "step_cost.json")
+    transformer = measured.cases["transformer"]
+    readme = (ROOT / "README.md").read_text()
+    assert results.table(transformer.costs) in readme
+    assert f"{transformer.elements / 1e6:.0f} M" in readme
 
 
 def test_quickstart_table_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ from momo_wrap.adapters.adagrad import (
     GradientAdapter,
     RMSpropAdapter,
 )
-from momo_wrap.adapters.adam import AdamAdapter, AdamaxAdapter, NAdamAdapter, RAdamAdapter
+from momo_wrap.adapters.adam import AdamAdapter
+from momo_wrap.adapters.adam_relatives import AdamaxAdapter, NAdamAdapter, RAdamAdapter
 from momo_wrap.adapters.base import Adapter, Observation, ParamGroup, State, StepSums
 from momo_wrap.adapters.joint import JointAdapter
 from momo_wrap.adapters.lion import LionAdapter

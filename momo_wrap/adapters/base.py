@@ -128,6 +128,18 @@ class Adapter(ABC):
             The observation.
         """
 
+    def observe_compiled(self, base: Optimizer, weight_decay: WeightDecayForm) -> Observation:
+        """Do the same as `observe`, with compiled passes where the adapter has them.
+
+        Args:
+            base: The optimizer that is wrapped.
+            weight_decay: The form in which weight decay is applied.
+
+        Returns:
+            The observation; here that of `observe`.
+        """
+        return self.observe(base, weight_decay)
+
 
 def maximizes(base: Optimizer, group: ParamGroup) -> bool:
     """Return whether an optimizer maximises its objective in a parameter group.

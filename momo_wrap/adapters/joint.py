@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from momo_wrap.adapters.base import Adapter, Observation, StepSums, WeightDecayForm
-from momo_wrap.blocks import to_device
 from momo_wrap.joint import members
+from momo_wrap.reductions import to_device
 from momo_wrap.scalars import scalars_like
 
 
@@ -39,6 +39,11 @@ class JointAdapter(Adapter):
     def observe(self, base: Optimizer, weight_decay: WeightDecayForm) -> Observation:
         """Observe each optimizer; see `Adapter`."""
         observations = [a.observe(optimizer, weight_decay) for optimizer, a in self.parts(base)]
+        return _JointObservation(observations, scalars_like(base.param_groups))
+
+    def observe_compiled(self, base: Optimizer, weight_decay: WeightDecayForm) -> Observation:
+        """Observe each optimizer with compiled passes, where it has them; see `Adapter`."""
+        observations = [a.observe_compiled(o, weight_decay) for o, a in self.parts(base)]
         return _JointObservation(observations, scalars_like(base.param_groups))
 
 

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from momo_wrap.adapters.base import ParamGroup, State, maximizes
 from momo_wrap.adapters.sums import Kind, along_average
 from momo_wrap.averaging import Averaging, last_weight_sum
-from momo_wrap.blocks import Scalar, blocks, to_device
+from momo_wrap.blocks import blocks
+from momo_wrap.reductions import Scalar, to_device
 
 # Where the average that the adapter keeps itself is, in the base's state of a parameter.
 GRAD_AVG_KEY = "momo_grad_avg"

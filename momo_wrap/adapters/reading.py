@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.base import (
-    Adapter,
-    Observation,
-    ParamGroup,
-    State,
-    StepSums,
-    WeightDecayForm,
-    maximizes,
-)
-from momo_wrap.adapters.sums import Kind, added, along_average, with_gradient_by_kind
+from momo_wrap.adapters.advancing import at_rest, is_plain, mark_stepped
+from momo_wrap.adapters.base import Adapter, Observation, ParamGroup, State, WeightDecayForm
+from momo_wrap.adapters.compiled import can_compile
+from momo_wrap.adapters.group_step import GroupStep
 from momo_wrap.averaging import Averaging
-from momo_wrap.blocks import Block, Scalar, blocks, to_device
-from momo_wrap.scalars import scalar, scalars_like
+from momo_wrap.blocks import Block
+from momo_wrap.reductions import Scalar
+from momo_wrap.scalars import scalars_like
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,13 @@ class ReadingAdapter(Adapter):
     that parameters stay put. Then B_k and D_k are read from its state, and the wrapper moves the
     parameters itself. A subclass says how the base averages, which tensors to read, and how they
     make a direction; it computes on flat blocks and never sees how parameters are laid out.
+
+    Attributes:
+        advances: The classes of bases, subclasses not included, whose code the adapter can stand in
+            for with `advanced`, so that one compiled pass advances the state and sums up.
     """
+
+    advances: frozenset[type[Optimizer]] = frozenset()
 
     @abstractmethod
     def averaging(self, group: ParamGroup, state: State) -> Averaging:
@@ -119,6 +118,43 @@ class ReadingAdapter(Adapter):
         """
         return {}
 
+    def is_ready(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> bool:
+        """Return whether the base has made its state for some parameters.
+
+        Args:
+            group: The parameter group.
+            params: Some of its parameters.
+            state: The base's state, by parameter.
+        """
+        return all(state.get(param) for param in params)
+
+    def count_step(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> None:
+        """Advance what the base keeps of each parameter besides tensors of its shape.
+
+        For adapters with `advances` only, as `advanced`, before which it is called.
+
+        Args:
+            group: The parameter group.
+            params: Those of its parameters that have a gradient, on one device and of one dtype.
+            state: The base's state, by parameter.
+        """
+
+    def advanced(self, group: ParamGroup, block: Block) -> dict[str, Tensor]:
+        """Return the base's state after it has taken in the gradients, column by column.
+
+        For adapters with `advances`, which thereby have compiled passes. There `advanced` and
+        `preconditioned` are compiled once for all groups and steps, and are given no group: what
+        they need of it must be among the scalars that `read` returns.
+
+        Args:
+            group: The parameter group, or nothing.
+            block: As for `preconditioned`, but with the state as it was before.
+
+        Returns:
+            Name to values of the block's flat shape, of all columns that change.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has `advances`, but not `advanced`.")
+
     def has_history(self, base: Optimizer, group: ParamGroup) -> bool:
         """Return whether the base has a state already; see `Adapter`."""
         return any(base.state.get(param) for param in group["params"])
@@ -126,130 +162,39 @@ class ReadingAdapter(Adapter):
     def observe(self, base: Optimizer, weight_decay: WeightDecayForm) -> Observation:
         """Advance the base's state and read it; see `Adapter`."""
         groups = base.param_groups
-        steps = [_GroupStep(self, base, group, weight_decay) for group in groups]
-        with _settings(groups, [self._at_rest(group) for group in groups]):
+        steps = [GroupStep(self, base, group, weight_decay) for group in groups]
+        with at_rest(groups, [self.while_advancing(group) for group in groups]):
             base.step()
         for step in steps:
             step.read(base.state)
         return _ReadingObservation(steps, scalars_like(groups))
 
-    def _at_rest(self, group: ParamGroup) -> dict[str, Any]:
-        return {**self.while_advancing(group), "lr": 0.0, "weight_decay": 0.0}
+    def observe_compiled(self, base: Optimizer, weight_decay: WeightDecayForm) -> Observation:
+        """Advance the base's state in its stead, where `advanced` can; see `Adapter`."""
+        groups = base.param_groups
+        steps = [GroupStep(self, base, group, weight_decay) for group in groups]
+        if not self._can_advance(base, steps):
+            return self.observe(base, weight_decay)
+        mark_stepped(base)
+        for step in steps:
+            step.advance(base.state)
+        return _ReadingObservation(steps, scalars_like(groups))
+
+    def _can_advance(self, base: Optimizer, steps: list[GroupStep]) -> bool:
+        """Return whether `advanced` can stand in for the base's own code at this step."""
+        return (
+            type(base) in self.advances
+            and is_plain(base)
+            and can_compile(base.param_groups)
+            and all(step.is_ready(base.state) for step in steps)
+        )
 
 
 class _ReadingObservation(Observation):
-    def __init__(self, steps: list[_GroupStep], scalars: Tensor) -> None:
+    def __init__(self, steps: list[GroupStep], scalars: Tensor) -> None:
         self._steps = steps
         self.sums = [step.sums(scalars.device, scalars.dtype) for step in steps]
         self.averagings = [step.averaging for step in steps]
 
     def apply(self, theta: Tensor) -> list[Tensor]:
         return [step.apply(theta) for step in self._steps]
-
-
-class _GroupStep:
-    """One parameter group's share of a step: its sums first, its move afterwards.
-
-    Both forms of weight decay are x <- factor x - θ pull u: proximal with factor = c and pull =
-    c α, equation (4); decoupled with factor = 1 - α λ and pull = α.
-    """
-
-    averaging: Averaging
-
-    def __init__(
-        self, adapter: ReadingAdapter, base: Optimizer, group: ParamGroup, form: WeightDecayForm
-    ) -> None:
-        self._adapter, self._group = adapter, group
-        self._maximizes = maximizes(base, group)
-        lr = scalar(group["lr"])
-        self._lr = lr if isinstance(lr, Tensor) else max(lr, 0.0)  # a schedule's rounding
-        decay = scalar(group.get("weight_decay", 0.0))
-        self._decays = isinstance(decay, Tensor) or decay != 0.0
-        self._shrink = 1.0 / (1.0 + self._lr * decay)  # c_i
-        self._decay_factor = self._shrink if form == "proximal" else 1.0 - self._lr * decay
-        self._pull = self._shrink * self._lr if form == "proximal" else self._lr
-        # Gradients are held on to before the base steps: a hook of the base may drop them.
-        self._kinds = with_gradient_by_kind(group["params"])
-        self._blocks: list[Block] = []
-
-    def read(self, state: State) -> None:
-        """Find out what the base has stored, after it has taken in the gradients."""
-        self.averaging = self._adapter.averaging(self._group, state)
-        for kind in self._kinds:
-            self._blocks.extend(self._cut(kind, state))
-
-    def _cut(self, kind: Kind, state: State) -> Iterator[Block]:
-        reading = self._adapter.read(self._group, kind.params, state)
-        _check_reading(reading, self.averaging)
-        buffer = reading.buffer or kind.grads
-        columns = {"param": kind.params, "buffer": buffer, "grad": kind.grads, **reading.tensors}
-        scales = {
-            "buffer_scale": self.averaging.buffer_scale,
-            "grad_scale": self.averaging.grad_scale,
-        }
-        # The base negates gradients as it takes them in, so the buffers that it keeps have the
-        # sign of a minimisation already.
-        raw = {"grad"} if reading.buffer else {"grad", "buffer"}
-        negated = frozenset(raw) if self._maximizes else frozenset()
-        return blocks(columns, {**scales, **reading.scalars}, negated, kind.shards)
-
-    def sums(self, device: torch.device, dtype: torch.dtype) -> StepSums:
-        """Return the group's sums as scalars of `dtype` on `device`."""
-        slopes, levels = [], []
-        for block in self._blocks:
-            slopes.append(along_average(block, self._adapter.preconditioned(self._group, block)))
-            if self._decays:
-                levels.append(along_average(block, block.flat("param")))
-
-        (buffer_slope, slope) = added(slopes, device, dtype)
-        (buffer_level, level) = added(levels, device, dtype)
-        return StepSums(
-            predicted_decrease=self._shrink * self._lr * slope,
-            gradient_decrease=self._lr * slope,
-            decay_shift=(self._shrink - 1.0) * level,
-            buffer_move=-self._pull * buffer_slope,
-            buffer_move_by_decay=(self._decay_factor - 1.0) * buffer_level,
-        )
-
-    def apply(self, theta: Tensor) -> Tensor:
-        """Move the group's parameters and return θα."""
-        pull = theta * self._pull
-        for block in self._blocks:
-            u = self._adapter.preconditioned(self._group, block)
-            x = block.flat("param")
-            if self._decays:
-                x.mul_(self._decay_factor)
-            x.addcmul_(u, to_device(pull, u.device, u.dtype), value=-1.0)
-            block.write_back("param", x)
-        return theta * self._lr
-
-
-def _check_reading(reading: Reading, averaging: Averaging) -> None:
-    taken = {"param", "buffer", "grad"} & reading.tensors.keys()
-    if taken:
-        raise ValueError(
-            f"read() returned tensors named {sorted(taken)}, which every block has already. Choose "
-            "other names in Reading(tensors=...)."
-        )
-    if averaging.bias_corrected and "buffer_scale" not in reading.scalars:
-        raise ValueError(
-            "The averaging is bias-corrected, but read() returned no scalars named 'buffer_scale'. "
-            "Write Reading(..., scalars={'buffer_scale': 1 / (1 - beta1**steps)})."
-        )
-
-
-@contextmanager
-def _settings(groups: list[ParamGroup], settings: list[dict[str, Any]]) -> Iterator[None]:
-    """Give the groups other settings for a while, and put back the very objects that were there."""
-    saved = [dict(group) for group in groups]
-    try:
-        for group, changes in zip(groups, settings, strict=True):
-            group.update(changes)
-        yield
-    finally:
-        for group, before, changes in zip(groups, saved, settings, strict=True):
-            for key in changes:
-                if key in before:
-                    group[key] = before[key]
-                else:
-                    group.pop(key, None)

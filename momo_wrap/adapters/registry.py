@@ -10,7 +10,8 @@ import torch
 from torch.optim import Optimizer
 
 from momo_wrap.adapters.adagrad import AdadeltaAdapter, AdagradAdapter, RMSpropAdapter
-from momo_wrap.adapters.adam import AdamAdapter, AdamaxAdapter, NAdamAdapter, RAdamAdapter
+from momo_wrap.adapters.adam import AdamAdapter
+from momo_wrap.adapters.adam_relatives import AdamaxAdapter, NAdamAdapter, RAdamAdapter
 from momo_wrap.adapters.base import Adapter, ParamGroup, State
 from momo_wrap.adapters.joint import JointAdapter
 from momo_wrap.adapters.lion import LionAdapter

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from momo_wrap.blocks import Block, inner_product, total
+from momo_wrap.blocks import Block
 from momo_wrap.distributed import aligned, local, shards
+from momo_wrap.reductions import inner_product, total
 
 
 def along_average(block: Block, vector: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,15 +30,25 @@ def along_average(block: Block, vector: Tensor) -> tuple[Tensor, Tensor]:
         along_buffer = inner_product(buffer, vector) * scale
     if block.shards != 1:
         along_buffer = along_buffer * block.shards
-    grad_scale = block.scalar("grad_scale")
-    if not isinstance(grad_scale, Tensor) and grad_scale == 0.0:
+    if not uses_gradient(block):
         return along_buffer, along_buffer
+    grad_scale = block.scalar("grad_scale")
     grad = block.flat("grad")
     if isinstance(grad_scale, Tensor) and grad_scale.dim():
         along_grad = inner_product(grad * grad_scale, vector)
     else:
         along_grad = inner_product(grad, vector) * grad_scale
     return along_buffer, along_buffer + along_grad * block.shards
+
+
+def uses_gradient(block: Block) -> bool:
+    """Return whether the direction has a term in the gradient itself (q is not the number 0).
+
+    Args:
+        block: With the scalar "grad_scale".
+    """
+    scale = block.scalars["grad_scale"]
+    return isinstance(scale, Tensor) or scale != 0.0
 
 
 def added(

@@ -1,0 +1,237 @@
+"""The passes over a block, compiled by `torch.compile` into one loop over memory each.
+
+Traced is the very code that the other passes run: `Passes` over a `Block` of flat tensors. A kernel
+is compiled once for a kind of parameters, with the length of the block left open, and then serves
+all of them, so that compiling takes seconds however many parameters there are.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from momo_wrap.adapters.passes import Pair, Passes, Summed
+from momo_wrap.adapters.sums import uses_gradient
+from momo_wrap.blocks import Block, blocks
+from momo_wrap.reductions import Scalar, accumulation_dtype
+from momo_wrap.scalars import as_scalar
+
+if TYPE_CHECKING:
+    from momo_wrap.adapters.base import ParamGroup
+    from momo_wrap.adapters.reading import ReadingAdapter
+
+Compiled: TypeAlias = bool | Literal["auto"]
+
+# Below that many parameters, compiling takes longer than it saves in thousands of steps.
+_WORTHWHILE_ELEMENTS = 2**24
+
+# Without it, the values that the state gets are computed twice, in a loop that sums up and in one
+# that writes: the generator of CPU code fuses them only if the sum reads what was written.
+_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"realize_reads_threshold": 0}
+
+# Why kernels can't be had, by type of device; found out by trying.
+_failures: dict[str, str] = {}
+
+
+def can_compile(groups: Iterable[ParamGroup]) -> bool:
+    """Return whether nothing is known that keeps kernels from being compiled.
+
+    Args:
+        groups: The base's parameter groups.
+    """
+    if torch.compiler.is_compiling():
+        return False  # everything is being compiled, by the caller
+    return not _failures or not any(
+        param.device.type in _failures for group in groups for param in group["params"]
+    )
+
+
+def check_choice(compiled: object) -> None:
+    """Refuse what is no choice of whether to compile.
+
+    Args:
+        compiled: The argument of `MoMoWrapper`.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not (isinstance(compiled, bool) or compiled == "auto"):
+        raise ValueError(
+            f"compiled must be True, False or 'auto', got {compiled!r}. Write "
+            "MoMoWrapper(optimizer, compiled=True)."
+        )
+
+
+def chosen(compiled: Compiled, groups: Iterable[ParamGroup]) -> bool:
+    """Return whether to compile; left to choose, where it is sure to work and to pay.
+
+    Args:
+        compiled: The choice.
+        groups: The base's parameter groups.
+    """
+    if compiled != "auto":
+        return compiled
+    params = [param for group in groups for param in group["params"]]
+    if not _has_compiler() or any(param.device.type != "cpu" for param in params):
+        return False
+    elements: int = sum(param.numel() for param in params)
+    return elements >= _WORTHWHILE_ELEMENTS
+
+
+@functools.cache
+def _has_compiler() -> bool:
+    names = (os.environ.get("CXX", "g++"), "clang++", "cl")
+    return any(shutil.which(name) for name in names)
+
+
+class CompiledPasses(Passes):
+    """Compiled passes; where a kernel can't be compiled, the same passes as they are."""
+
+    def cut(
+        self,
+        columns: Mapping[str, Sequence[Tensor]],
+        scalars: Mapping[str, Scalar],
+        negated: frozenset[str],
+        shards: int,
+    ) -> Iterator[Block]:
+        """Leave large tensors whole, and make tensors of numbers; see `Passes`."""
+        param = columns["param"][0]
+        like = torch.empty(0, device=param.device, dtype=accumulation_dtype(param.dtype))
+        # As tensors they are arguments of a kernel, not constants; 0 and 1 tell what to leave out.
+        arguments = {
+            name: value if value in (0.0, 1.0) else as_scalar(value, like)
+            for name, value in scalars.items()
+            if not isinstance(value, Tensor)
+        }
+        return blocks(columns, {**scalars, **arguments}, negated, shards, whole=True)
+
+    def sum_up(self, block: Block) -> Summed:
+        """Take in the gradients, where the base has not, and sum up; see `Passes`."""
+        part = self._part(block, advances=self.advances, with_param=self.decays)
+        try:
+            summed: Summed = self._kernel("sum_up", part)(*_arguments(part))
+        except Exception as error:
+            if not _is_of_compiling(error):
+                raise
+            _note_failure(block, error)
+            return _added([self._plain.sum_up(small) for small in _recut(block)])
+        block.scatter(part, summed.written)
+        return summed
+
+    def move(self, block: Block, factor: Scalar, pull: Tensor) -> None:
+        """Move parameters; see `Passes`."""
+        part = self._part(block, advances=False, with_param=True)
+        like = torch.empty(0, dtype=block.dtype, device=part.pieces["param"][0].device)
+        scales = as_scalar(factor, like), as_scalar(pull, like)
+        try:
+            self._kernel("move", part)(*_arguments(part), *scales)
+        except Exception as error:
+            if not _is_of_compiling(error):
+                raise
+            _note_failure(block, error)
+            for small in _recut(block):
+                self._plain.move(small, factor, pull)
+            return
+        block.scatter(part, ["param"])
+
+    @property
+    def _plain(self) -> Passes:
+        return Passes(self.adapter, self.group, self.advances, self.decays)
+
+    def _part(self, block: Block, *, advances: bool, with_param: bool) -> Block:
+        """Return the block with the columns that a pass needs, one flat tensor each."""
+        needless = set() if with_param else {"param"}
+        is_gradient = block.pieces["buffer"] is block.pieces["grad"]
+        if is_gradient or not (advances or uses_gradient(block)):
+            needless.add("grad")
+        return block.gathered([name for name in block.pieces if name not in needless])
+
+    def _kernel(self, which: Literal["sum_up", "move"], part: Block) -> Callable[..., Any]:
+        constants = ((k, v) for k, v in part.scalars.items() if not isinstance(v, Tensor))
+        return _kernel(
+            which,
+            self.adapter,
+            self.advances,
+            self.decays,
+            frozenset(constants),
+            (part.negated, part.dtype, part.shards),
+        )
+
+
+@functools.lru_cache(maxsize=256)
+def _kernel(
+    which: Literal["sum_up", "move"],
+    adapter: ReadingAdapter,
+    advances: bool,
+    decays: bool,
+    constants: frozenset[tuple[str, float]],
+    form: tuple[frozenset[str], torch.dtype, int],
+) -> Callable[..., Any]:
+    """Return a compiled pass over the flat tensors of a block."""
+    _import_compiler()
+    # A setting of a group would be a constant of the kernel, and need one for each of its values.
+    passes = Passes(adapter, {}, advances, decays)
+
+    def run(columns: dict[str, Tensor], scalars: dict[str, Tensor], *scales: Tensor) -> Any:
+        pieces = {name: [tensor] for name, tensor in columns.items()}
+        block = Block(pieces, {**dict(constants), **scalars}, *form)
+        return getattr(passes, which)(block, *scales)
+
+    compiled: Callable[..., Any] = torch.compile(  # type: ignore[call-overload]
+        run, dynamic=True, fullgraph=True, isolate_recompiles=True, options=_OPTIONS
+    )
+    return compiled
+
+
+@functools.cache
+def _import_compiler() -> None:
+    """Import what `torch.compile` will, where the warnings that it gives do no harm."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import torch._inductor.compile_fx  # noqa: F401
+
+
+def _is_of_compiling(error: Exception) -> bool:
+    # Not imported above: it takes longer than everything else here.
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+    return isinstance(error, (TorchDynamoException, FailOnRecompileLimitHit))
+
+
+def _arguments(part: Block) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    columns = {name: pieces[0].detach() for name, pieces in part.pieces.items()}
+    return columns, {k: v for k, v in part.scalars.items() if isinstance(v, Tensor)}
+
+
+def _note_failure(block: Block, error: Exception) -> None:
+    """Use no kernels from now on, on this type of device."""
+    device = block.pieces["param"][0].device.type
+    _failures[device] = str(error)
+    warnings.warn(
+        f"momo_wrap could not compile its passes for {device} ({type(error).__name__}: "
+        f"{' '.join(str(error).split())[:300]}) and goes on with uncompiled ones, which are slower "
+        "but compute the same. MoMoWrapper(..., compiled=False) does so from the start.",
+        stacklevel=2,
+    )
+
+
+def _recut(block: Block) -> Iterator[Block]:
+    """Cut a block that was meant for a kernel into small ones."""
+    yield from blocks(block.pieces, block.scalars, block.negated, block.shards)
+
+
+def _added(parts: list[Summed]) -> Summed:
+    def total(pairs: list[Pair]) -> Pair:
+        first, second = (torch.stack(of).sum() for of in zip(*pairs, strict=True))
+        return first, second
+
+    levels = [part.level for part in parts if part.level is not None]
+    slope = total([part.slope for part in parts])
+    return Summed(slope, total(levels) if levels else None, parts[0].written)

@@ -1,0 +1,73 @@
+"""Numbers and sums of numbers: in which dtype, on which device, and never waiting for one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Scalar: TypeAlias = float | Tensor
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the real dtype in which values of `dtype` are computed with and summed.
+
+    Args:
+        dtype: A floating-point or complex dtype.
+
+    Returns:
+        float64 for float64 and complex128, otherwise float32.
+    """
+    return torch.promote_types(dtype, torch.float32).to_real()
+
+
+def inner_product(left: Tensor, right: Tensor) -> Tensor:
+    """Return the sum of the products of two flat real tensors.
+
+    Args:
+        left: Shape [elements], float32 or float64.
+        right: The same shape and dtype.
+
+    Returns:
+        A 0-dim tensor on their device.
+    """
+    if torch.compiler.is_compiling():
+        return (left * right).sum()  # which can be fused, as a call of BLAS can't
+    return torch.dot(left, right)
+
+
+def to_device(values: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return `values` on a device, without waiting for it where they come from the host.
+
+    Args:
+        values: Any tensor.
+        device: Where it goes.
+        dtype: What it is converted to.
+
+    Returns:
+        The tensor itself if there is nothing to do.
+    """
+    # The other way round the host would read before the device has written.
+    return values.to(device=device, dtype=dtype, non_blocking=values.device.type == "cpu")
+
+
+def total(parts: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Add up scalars that may live on several devices.
+
+    Args:
+        parts: 0-dim tensors.
+        device: Where the sum goes.
+        dtype: The dtype of the sum.
+
+    Returns:
+        A 0-dim tensor; 0 if there is nothing to add.
+    """
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for part in parts:
+        by_device.setdefault(part.device, []).append(part)
+    sums = [to_device(torch.stack(some).sum(), device, dtype) for some in by_device.values()]
+    if len(sums) == 1:
+        return sums[0]
+    return torch.stack(sums).sum() if sums else torch.zeros((), device=device, dtype=dtype)
