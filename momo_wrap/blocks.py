@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from momo_wrap.distributed import local
+from momo_wrap.distributed import PLAIN, local
 from momo_wrap.reductions import Scalar, accumulation_dtype, to_device
 
 # Elements in a block. 2^18 float32 values are 1 MiB, which fits the second-level cache of a CPU
@@ -27,8 +27,6 @@ _CPU_BLOCK_ELEMENTS = 2**18
 _ACCELERATOR_BLOCK_ELEMENTS = 2**21
 # A compiled pass has no temporaries, so that a block may be as large as 32-bit indices reach.
 _WHOLE_BLOCK_ELEMENTS = 2**30
-
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 @contextmanager
@@ -53,11 +51,11 @@ class Block:
     Attributes:
         pieces: For each column the pieces of its tensors that lie in this block, each a real view
             of any shape; piece j has the same shape in every column.
-        scalars: For each name one value per piece, of shape [pieces], that is shared by all
-            elements of the piece; or one value for all, a number or a 0-dim tensor.
+        scalars: For each name a value for all elements, a number or a 0-dim tensor.
         negated: The columns that `flat` returns with the opposite sign.
         dtype: The dtype of computation.
         shards: The factor of sums over the block, see `momo_wrap.distributed.shards`.
+        per_piece: For each further name one value for each piece, of shape [pieces].
     """
 
     pieces: Mapping[str, list[Tensor]]
@@ -65,6 +63,7 @@ class Block:
     negated: frozenset[str]
     dtype: torch.dtype
     shards: int = 1
+    per_piece: Mapping[str, Tensor] = field(default_factory=dict)
 
     def flat(self, column: str) -> Tensor:
         """Return a column's stretch.
@@ -90,18 +89,36 @@ class Block:
             A tensor of shape [] or [elements of the block] in the dtype of computation, or a Python
             number.
         """
-        values = self.scalars[name]
-        if not isinstance(values, Tensor) or values.dim() == 0:
-            return values
-        if len(values) == 1:
-            return values[0]
-        # Not repeat_interleave: it would need the sizes on the device.
-        parts, start = [], 0
-        for size, run in groupby(piece.numel() for piece in next(iter(self.pieces.values()))):
-            stop = start + len(list(run))
-            parts.append(values[start:stop, None].expand(-1, size).reshape(-1))
-            start = stop
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self.spread().scalars[name]
+
+    def number(self, name: str) -> float | None:
+        """Return a value that is a Python number, and None where it is a tensor.
+
+        Args:
+            name: The name of the value.
+        """
+        value = self.scalars.get(name)
+        return None if isinstance(value, Tensor) else value
+
+    def spread(self) -> Block:
+        """Return the block with the values per piece spread over its elements, all at once."""
+        if not self.per_piece:
+            return self
+        pieces = next(iter(self.pieces.values()))
+        values = torch.stack(list(self.per_piece.values()))
+        if len(pieces) > 1:
+            # Not repeat_interleave: it would need the sizes on the device.
+            parts, start = [], 0
+            for size, run in groupby(piece.numel() for piece in pieces):
+                stop = start + len(list(run))
+                wide = values[:, start:stop, None].expand(-1, -1, size)
+                parts.append(wide.reshape(len(values), -1))
+                start = stop
+            values = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        else:
+            values = values[:, 0]
+        spread = dict(zip(self.per_piece, values.unbind(), strict=True))
+        return replace(self, scalars={**self.scalars, **spread}, per_piece={})
 
     def write_back(self, column: str, values: Tensor) -> None:
         """Bring what `flat` returned, changed in place since, back to the column.
@@ -143,11 +160,8 @@ class Block:
         Args:
             columns: The columns that are wanted; the result has no others.
         """
-        return replace(
-            self,
-            pieces={name: [_joined(self.pieces[name])] for name in columns},
-            scalars={name: self.scalar(name) for name in self.scalars},
-        )
+        pieces = {name: [_joined(self.pieces[name])] for name in columns}
+        return replace(self.spread(), pieces=pieces)
 
     def scatter(self, gathered: Block, columns: Iterable[str]) -> None:
         """Bring what was changed in a gathered block back to the columns.
@@ -200,19 +214,18 @@ def blocks(
         name: to_device(value, device, dtype) if isinstance(value, Tensor) else value
         for name, value in scalars.items()
     }
+    per_parameter = {n: v for n, v in values.items() if isinstance(v, Tensor) and v.dim()}
+    shared = {name: value for name, value in values.items() if name not in per_parameter}
     sizes = [tensor.numel() for tensor in next(iter(real.values()))]
     for start, stop in _runs(sizes, limit):
         run = {name: tensors[start:stop] for name, tensors in real.items()}
-        its_values = {
-            name: value[start:stop] if isinstance(value, Tensor) and value.dim() else value
-            for name, value in values.items()
-        }
+        per_piece = {name: value[start:stop] for name, value in per_parameter.items()}
         if stop - start > 1:
-            yield Block(run, its_values, negated, dtype, shards)
+            yield Block(run, shared, negated, dtype, shards, per_piece)
             continue
         for views in _pieces([tensors[0] for tensors in run.values()], limit, whole):
             pieces = {name: [view] for name, view in zip(run, views, strict=True)}
-            yield Block(pieces, its_values, negated, dtype, shards)
+            yield Block(pieces, shared, negated, dtype, shards, per_piece)
 
 
 def _runs(sizes: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
@@ -227,7 +240,7 @@ def _runs(sizes: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
 
 
 def _real(tensor: Tensor) -> Tensor:
-    if type(tensor) not in _PLAIN:
+    if type(tensor) not in PLAIN:
         tensor = local(tensor)
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 

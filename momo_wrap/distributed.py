@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 ProcessGroup: TypeAlias = "dist.ProcessGroup | Literal['auto'] | None"
 
+# Classes of tensors that are whole, told at once where there are thousands.
+PLAIN = (Tensor, torch.nn.Parameter)
+
 
 def check_process_group(process_group: object, groups: Sequence[ParamGroup]) -> None:
     """Refuse ranks that can't share a model of the loss.
@@ -172,7 +175,7 @@ def aligned(grad: Tensor, param: Tensor) -> Tensor:
 
 
 def _as_dtensor(tensor: Tensor) -> DTensor | None:
-    if type(tensor) in (Tensor, torch.nn.Parameter) or not dist.is_available():
+    if type(tensor) in PLAIN or not dist.is_available():
         return None  # at once, and without the import
     from torch.distributed.tensor import DTensor
 

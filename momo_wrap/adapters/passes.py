@@ -68,6 +68,7 @@ class Passes:
         Returns:
             0-dim tensors, and what was written.
         """
+        block = block.spread()
         new: Mapping[str, Tensor] = {}
         if self.advances:
             new = self.adapter.advanced(self.group, block)
@@ -86,6 +87,7 @@ class Passes:
             factor: What weight decay leaves of the parameters.
             pull: θ times the learning rate, 0-dim.
         """
+        block = block.spread()
         u = self.adapter.preconditioned(self.group, block)
         x = block.flat("param")
         if self.decays:

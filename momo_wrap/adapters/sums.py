@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from momo_wrap.blocks import Block
-from momo_wrap.distributed import aligned, local, shards
+from momo_wrap.distributed import PLAIN, aligned, local, shards
 from momo_wrap.reductions import inner_product, total
 
 
@@ -47,8 +47,7 @@ def uses_gradient(block: Block) -> bool:
     Args:
         block: With the scalar "grad_scale".
     """
-    scale = block.scalars["grad_scale"]
-    return isinstance(scale, Tensor) or scale != 0.0
+    return block.number("grad_scale") != 0.0
 
 
 def added(
@@ -91,12 +90,18 @@ def with_gradient_by_kind(params: Sequence[Tensor]) -> list[Kind]:
     """
     kinds: dict[tuple[torch.device, torch.dtype, int], Kind] = {}
     for param in params:
-        if param.grad is not None:
-            key = (param.device, param.dtype, shards(param))
-            kind = kinds.setdefault(key, Kind([], [], key[-1]))
-            kind.params.append(param)
-            grad = aligned(param.grad, param)
+        grad = param.grad
+        if grad is None:
+            continue
+        plain = type(param) in PLAIN and type(grad) in PLAIN
+        if not plain:
+            grad = aligned(grad, param)
             if grad is not param.grad:
                 param.grad = grad  # so that a buffer that the base makes of it has the layout too
-            kind.grads.append(local(grad))
+        key = (param.device, param.dtype, 1 if plain else shards(param))
+        kind = kinds.get(key)
+        if kind is None:
+            kind = kinds[key] = Kind([], [], key[-1])
+        kind.params.append(param)
+        kind.grads.append(grad if plain else local(grad))
     return list(kinds.values())
