@@ -58,8 +58,7 @@ def sgd_move(x: Tensor, buffer: Tensor, pull: Tensor) -> None:
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Compile a pass, for any length of its tensors."""
     settings: dict[str, Any] = {"dynamic": True, "fullgraph": True, "options": options}
-    result: Callable[..., Any] = torch.compile(function, **settings, isolate_recompiles=True)
-    return result
+    return torch.compile(function, **settings)
 
 
 def contenders(family: str, elements: int, tensors: int) -> dict[str, Callable[[], object]]:

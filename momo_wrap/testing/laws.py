@@ -243,11 +243,24 @@ def _results(setting: Setting) -> None:
         )
 
 
+def _compiled(setting: Setting) -> None:
+    def compiled(params: Any) -> MoMoWrapper:
+        return MoMoWrapper(setting.bare(params), Soft(), adapter=setting.adapter, compiled=True)
+
+    # What would be compiled is run as it is: the law is about what it computes.
+    with torch.compiler.set_stance("force_eager"):
+        ours = Run(compiled, groups=2).train()
+    theirs = Run(setting.wrapped(), groups=2).train()
+    _require_close(ours, theirs, "compiled and uncompiled passes")
+
+
 def applicable(setting: Setting) -> dict[str, Callable[[Setting], None]]:
     """Return the laws that speak of something that the optimizer has."""
-    laws = dict(LAWS)
-    if not _can_maximize(Run(setting.bare).optimizer):
+    laws, optimizer = dict(LAWS), Run(setting.bare).optimizer
+    if not _can_maximize(optimizer):
         del laws["maximize"]
+    if type(optimizer) not in getattr(setting.adapter, "advances", ()):
+        del laws["compiled"]
     return laws
 
 
@@ -263,6 +276,7 @@ LAWS: dict[str, Callable[[Setting], None]] = {
     "blocks": _blocks,
     "bfloat16": _bfloat16,
     "maximize": _maximize,
+    "compiled": _compiled,
     "settings": _settings,
     "results": _results,
 }
