@@ -111,12 +111,12 @@ class Block:
             parts, start = [], 0
             for size, run in groupby(piece.numel() for piece in pieces):
                 stop = start + len(list(run))
-                wide = values[:, start:stop, None].expand(-1, -1, size)
+                wide = values.narrow(1, start, stop - start).unsqueeze(2).expand(-1, -1, size)
                 parts.append(wide.reshape(len(values), -1))
                 start = stop
             values = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         else:
-            values = values[:, 0]
+            values = values.select(1, 0)
         spread = dict(zip(self.per_piece, values.unbind(), strict=True))
         return replace(self, scalars={**self.scalars, **spread}, per_piece={})
 
@@ -219,7 +219,7 @@ def blocks(
     sizes = [tensor.numel() for tensor in next(iter(real.values()))]
     for start, stop in _runs(sizes, limit):
         run = {name: tensors[start:stop] for name, tensors in real.items()}
-        per_piece = {name: value[start:stop] for name, value in per_parameter.items()}
+        per_piece = {n: v.narrow(0, start, stop - start) for n, v in per_parameter.items()}
         if stop - start > 1:
             yield Block(run, shared, negated, dtype, shards, per_piece)
             continue

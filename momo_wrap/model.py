@@ -35,6 +35,7 @@ from torch import Tensor
 from momo_wrap.adapters.base import StepSums
 from momo_wrap.averaging import HAS_HISTORY, Averaging, last_weight_sum
 from momo_wrap.reductions import Scalar
+from momo_wrap.rules import ModelStats
 from momo_wrap.scalars import as_scalar
 
 
@@ -167,6 +168,22 @@ class ModelSums(NamedTuple):
     value_after_decay: Tensor
     predicted_decrease: Tensor
     gradient_decrease: Tensor
+
+    def statistics(self, loss: Tensor, lower_bound: float) -> ModelStats:
+        """Return what a step rule may ask for.
+
+        Args:
+            loss: The loss of this step, of the function that is minimised.
+            lower_bound: The user's bound, likewise.
+        """
+        return ModelStats(
+            loss=loss,
+            value_at_params=self.value,
+            model_value=self.value_after_decay,
+            predicted_decrease=self.predicted_decrease,
+            gradient_decrease=self.gradient_decrease,
+            lower_bound=lower_bound,
+        )
 
 
 def _column(values: Sequence[Scalar], like: Tensor) -> Scalar:

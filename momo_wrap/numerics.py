@@ -37,3 +37,16 @@ def count_nonfinite(loss: Loss, groups: Sequence[ParamGroup]) -> Tensor:
     largest = [get_total_norm(grads, math.inf)] if grads else []
     numbers = [*largest, as_scalar(loss, largest[0]) if largest else torch.as_tensor(loss)]
     return (~torch.isfinite(torch.stack(numbers))).sum()
+
+
+def nonfinite_error(loss: Loss) -> FloatingPointError:
+    """Return the error of a step that was not taken because numbers are not finite.
+
+    Args:
+        loss: The loss of this process.
+    """
+    return FloatingPointError(
+        f"The loss, {float(loss)} here, or a gradient, here or on another rank, is not finite. "
+        "Nothing was changed. Lower the learning rate's cap, clip gradients, or write "
+        "nonfinite='skip'."
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -53,3 +53,20 @@ class StepRecord:
             lower_bound=as_scalar(decision.lower_bound, stats.loss) * sign,
             loss=stats.loss * sign,
         )
+
+
+@dataclass
+class Outcome:
+    """What a wrapper tells of its last step.
+
+    An object of its own, because `torch.compile` forgets what a step assigns to an optimizer.
+
+    Attributes:
+        record: The step's record; None before the first.
+        effective_lrs: θα for each parameter group; empty before the first step.
+        skipped: The number of steps that were skipped.
+    """
+
+    record: StepRecord | None = None
+    effective_lrs: list[Tensor] = field(default_factory=list)
+    skipped: int = 0

@@ -20,7 +20,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     Returns:
         float64 for float64 and complex128, otherwise float32.
     """
-    return torch.promote_types(dtype, torch.float32).to_real()
+    return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
 
 
 def inner_product(left: Tensor, right: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ def truncate(stats: ModelStats, lower_bound: float | Tensor) -> tuple[Tensor, Te
     # Without a bound the gap is infinite, and so may the decrease of a steep model be.
     descending = torch.where(gap == math.inf, math.inf, gap.clamp(min=0.0) / decrease)
     uncapped = torch.where(decrease > 0, descending, flat)
-    known = torch.isfinite(stats.model_value) & ~torch.isnan(decrease)
+    known = torch.isfinite(stats.model_value) & torch.isnan(decrease).logical_not()
     uncapped = torch.where(known, uncapped, math.nan)
     return uncapped.clamp(max=1.0), uncapped
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import overload
+from typing import Any, overload
 
 import torch
 import torch.distributed as dist
@@ -33,10 +33,10 @@ from momo_wrap.facade import OptimizerFacade
 from momo_wrap.joint import joined, members
 from momo_wrap.loading import check_loaded
 from momo_wrap.losses import RecordedLosses
-from momo_wrap.model import ModelSums, MomentumModel
-from momo_wrap.numerics import count_nonfinite, is_at_rest
-from momo_wrap.record import StepRecord
-from momo_wrap.rules import ModelStats, MoMo, StepRule
+from momo_wrap.model import MomentumModel
+from momo_wrap.numerics import count_nonfinite, is_at_rest, nonfinite_error
+from momo_wrap.record import Outcome, StepRecord
+from momo_wrap.rules import MoMo, StepRule
 from momo_wrap.scalars import PREFIX, as_scalar, kept_scalars, scalars_like, stacked, write_scalars
 
 
@@ -75,11 +75,9 @@ class MoMoWrapper(OptimizerFacade):
         nonfinite: What to do where the loss or a gradient is not finite: "propagate", the step
             writes NaN, as the base's would; "skip", the step changes nothing and is counted;
             "raise", it changes nothing and raises. The last two wait for the device at every step.
-        compiled: Whether the passes over SGD and the Adam family are compiled, with
-            `torch.compile`, to one loop over memory that advances the base's state and sums up,
-            and one that moves: "auto", on the CPU for 2^24 parameters or more, where there is a
-            C++ compiler; True or False. The first compiled step takes some seconds. The base's own
-            `step` is then called at its first step only, and where it has hooks.
+        compiled: Whether the passes over SGD and the Adam family are compiled: "auto", on the CPU
+            for 2^24 parameters or more where there is a C++ compiler; True; False. It takes some
+            seconds at first. They advance the base's state in its stead, unless it has step hooks.
         process_group: The ranks whose losses are averaged, and over which parameters are cut:
             "auto", all ranks if `torch.distributed` is initialised; a group of them; None, this
             process is on its own.
@@ -92,8 +90,6 @@ class MoMoWrapper(OptimizerFacade):
         nonfinite: What is done where the loss or a gradient is not finite.
         process_group: The ranks that share the model.
         compiled: Whether the passes are compiled.
-        skipped_steps: The number of steps that were skipped since the wrapper was made.
-        last_step: The `StepRecord` of the last step; None before the first.
 
     Raises:
         TypeError: `optimizer` is not an optimizer, or one that can't be wrapped; `rule` or
@@ -132,9 +128,7 @@ class MoMoWrapper(OptimizerFacade):
         self.nonfinite = nonfinite
         self.process_group = process_group
         self.compiled = compiled
-        self.last_step: StepRecord | None = None
-        self.skipped_steps = 0
-        self._effective_lrs: list[Tensor] = []
+        self._outcome = Outcome()
         self._recorded = RecordedLosses()
         self._prepare()
 
@@ -189,8 +183,19 @@ class MoMoWrapper(OptimizerFacade):
         rule or an adapter returns is refused later: nothing has moved, but the base has taken in
         the gradients.
         """
+        if torch.compiler.is_compiling() and not self._is_traceable():
+            return self._untraced_step(closure, loss)
+        return self._step(closure, loss)
+
+    # torch.compiler.disable, but for the second that the import of Dynamo takes.
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def _untraced_step(self, *args: Any) -> Loss | None:
+        return self._step(*args)
+
+    def _step(self, closure: Callable[[], Loss] | None, loss: Loss | None) -> Loss | None:
         if closure is None and loss is None and not self._recorded and is_at_rest(self.base):
-            self.adapter.observe(self.base, self.weight_decay).apply(self._zero())
+            zero = as_scalar(0.0, scalars_like(self.param_groups))
+            self.adapter.observe(self.base, self.weight_decay).apply(zero)
             return None
         loss = self._recorded.evaluate(closure, loss)
         check_groups(self.base, self.adapter)
@@ -212,7 +217,7 @@ class MoMoWrapper(OptimizerFacade):
         sums = StepSums(*(torch.stack(parts) for parts in zip(*observation.sums, strict=True)))
         minimised, sums = reduced(as_scalar(loss, like) * self._sign, sums, group)
         model = MomentumModel.of(stacked(scalars), observation.averagings, minimised)  # (1), (2)
-        stats = _statistics(model.total(sums), minimised, bound)
+        stats = model.total(sums).statistics(minimised, bound)
         decision = self.rule(stats, memory)  # (3)
         check_decision(decision, memory)
         effective_lrs = observation.apply(decision.theta)  # (4)
@@ -221,8 +226,17 @@ class MoMoWrapper(OptimizerFacade):
         buffer_move = moved + sums.buffer_move_by_decay  # (5)
         write_scalars(scalars, model.scalars_after(buffer_move))
         write_scalars([memory], decision.memory)
-        self._effective_lrs = effective_lrs
-        self.last_step = StepRecord.of(stats, decision, self._sign)
+        self._outcome.effective_lrs = effective_lrs
+        self._outcome.record = StepRecord.of(stats, decision, self._sign)
+
+    def _is_traceable(self) -> bool:
+        """Whether `torch.compile` can follow the step, which may then add nothing to the groups."""
+        return (
+            self.nonfinite == "propagate"  # the others wait for the device
+            and self.adapter.is_traceable(self.base)
+            and reduction_group(self.process_group) is None
+            and all(f"{PREFIX}weight_sum" in group for group in self.param_groups)
+        )
 
     def _must_skip(self, loss: Loss, group: dist.ProcessGroup | None) -> bool:
         """Wait for loss and gradients, and tell whether a number in them is not finite."""
@@ -230,12 +244,8 @@ class MoMoWrapper(OptimizerFacade):
         if not found.item():
             return False
         if self.nonfinite == "raise":
-            raise FloatingPointError(
-                f"The loss, {float(loss)} here, or a gradient, here or on another rank, is not "
-                "finite. Nothing was changed. Lower the learning rate's cap, clip gradients, or "
-                "write nonfinite='skip'."
-            )
-        self.skipped_steps += 1
+            raise nonfinite_error(loss)
+        self._outcome.skipped += 1
         return True
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -247,13 +257,23 @@ class MoMoWrapper(OptimizerFacade):
         super().zero_grad(set_to_none)
         self._recorded.clear()
 
+    @property
+    def last_step(self) -> StepRecord | None:
+        """The `StepRecord` of the last step; None before the first."""
+        return self._outcome.record
+
+    @property
+    def skipped_steps(self) -> int:
+        """The number of steps that were skipped since the wrapper was made."""
+        return self._outcome.skipped
+
     def effective_lrs(self) -> list[Tensor]:
         """Return the learning rates that the last step amounted to.
 
         Returns:
             θα for each parameter group, as 0-dim tensors; empty before the first step.
         """
-        return list(self._effective_lrs)
+        return list(self._outcome.effective_lrs)
 
     def __repr__(self) -> str:
         settings = f"rule={self.rule!r}, weight_decay={self.weight_decay!r}"
@@ -272,9 +292,6 @@ class MoMoWrapper(OptimizerFacade):
     def _prepare(self) -> None:
         self._kept_scalars(scalars_like(self.param_groups))
 
-    def _zero(self) -> Tensor:
-        return as_scalar(0.0, scalars_like(self.param_groups))
-
     def _kept_scalars(self, like: Tensor) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """Return the scalars of the momentum model of each group, and those of the rule."""
         kept = []
@@ -286,15 +303,3 @@ class MoMoWrapper(OptimizerFacade):
                 kept.append(kept_scalars(group, PREFIX, initial, like))
         memory = self.rule.initial_memory(self._sign * self.rule.lower_bound)
         return kept, kept_scalars(self.param_groups[0], f"{PREFIX}rule_", memory, like)
-
-
-def _statistics(model: ModelSums, loss: Tensor, lower_bound: float) -> ModelStats:
-    """Return h/ρ, N/ρ and what else a rule may ask for."""
-    return ModelStats(
-        loss=loss,
-        value_at_params=model.value,
-        model_value=model.value_after_decay,
-        predicted_decrease=model.predicted_decrease,
-        gradient_decrease=model.gradient_decrease,
-        lower_bound=lower_bound,
-    )

@@ -60,9 +60,10 @@ class AdamAdapter(ReadingAdapter):
 
     def count_step(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> None:
         """Count the step for each parameter; see `ReadingAdapter`."""
+        steps = [state[p]["step"] for p in params]
+        on_host = steps[0].device.type == "cpu" and not torch.compiler.is_compiling()
         # On the CPU a number would become a tensor for each parameter anew.
-        one = torch.ones(()) if state[params[0]]["step"].device.type == "cpu" else 1.0
-        torch._foreach_add_([state[p]["step"] for p in params], one)
+        torch._foreach_add_(steps, torch.ones(()) if on_host else 1.0)
 
     def advanced(self, group: ParamGroup, block: Block) -> dict[str, Tensor]:
         """Return both moments with the gradient in them; see `ReadingAdapter`."""

@@ -1,8 +1,14 @@
-"""Having the base take in the gradients without moving, or standing in for it."""
+"""Having the base take in the gradients without moving, or standing in for it.
+
+While `torch.compile` traces a step, none of its calls may write to a parameter group: Dynamo, the
+tracer, lets such a group come out with `capturable=True` (`torch._dynamo.variables.optimizer`). So
+the base's step is then taken on a stand-in that has copies of the groups.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,3 +72,64 @@ def mark_stepped(base: Optimizer) -> None:
     """
     if "step" in vars(base):
         base._opt_called = True  # type: ignore[attr-defined]
+
+
+def is_fused(base: Optimizer) -> bool:
+    """Return whether some groups of a base take their steps in a single kernel.
+
+    Args:
+        base: The optimizer.
+    """
+    return any(group.get("fused") for group in base.param_groups)
+
+
+def can_take_traced_step(base: Optimizer) -> bool:
+    """Return whether `take_traced_step` can take a base's step.
+
+    Args:
+        base: The optimizer.
+
+    Returns:
+        True for the optimizers of torch itself, unless somebody watches or has replaced the step,
+        or it has to make the state of several groups: a traced step finds that of the first only.
+    """
+    if not (type(base).__module__.startswith("torch.optim.") and is_plain(base)):
+        return False
+    params = [p for group in base.param_groups for p in group["params"] if p.grad is not None]
+    finds_state = len(base.param_groups) == 1 or all(param in base.state for param in params)
+    return finds_state and "step" not in vars(base)
+
+
+def take_traced_step(base: Optimizer, settings: list[dict[str, Any]]) -> None:
+    """Take a base's step at rest while it is being traced.
+
+    Its own `step` breaks the graph twice, on purpose, to enter and to leave `no_grad`, which the
+    wrapper has done already. The function below that does not.
+
+    Args:
+        base: The optimizer.
+        settings: Further settings for each group.
+    """
+    plain: Callable[[Any], Any] = inspect.unwrap(type(base).step)
+    pairs = zip(base.param_groups, settings, strict=True)
+    plain(_StandIn(base, [{**group, **its, **_AT_REST} for group, its in pairs]))
+
+
+class _StandIn:
+    """A base to its own step, but for the settings of the groups."""
+
+    def __init__(self, base: Optimizer, groups: Sequence[ParamGroup]) -> None:
+        self._base, self.param_groups = base, groups
+
+    def _init_group(self, group: ParamGroup, *columns: Any) -> Any:
+        # Dynamo runs this one for real, with the very group.
+        own = next(
+            own
+            for own, other in zip(self._base.param_groups, self.param_groups, strict=True)
+            if other is group
+        )
+        initialise: Any = self._base._init_group  # type: ignore[attr-defined]
+        return initialise(own, *columns)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._base, name)

@@ -101,6 +101,14 @@ class Adapter(ABC):
         """
         return False
 
+    def is_traceable(self, base: Optimizer) -> bool:
+        """Return whether `torch.compile` can follow a step; where not, it is taken as it is.
+
+        Args:
+            base: The optimizer, of a type that the adapter is for.
+        """
+        return False
+
     def parts(self, base: Optimizer) -> list[tuple[Optimizer, Adapter]]:
         """Return the optimizers that a base is made of, each with its adapter.
 

@@ -46,8 +46,6 @@ def can_compile(groups: Iterable[ParamGroup]) -> bool:
     Args:
         groups: The base's parameter groups.
     """
-    if torch.compiler.is_compiling():
-        return False  # everything is being compiled, by the caller
     return not _failures or not any(
         param.device.type in _failures for group in groups for param in group["params"]
     )
@@ -76,6 +74,8 @@ def chosen(compiled: Compiled, groups: Iterable[ParamGroup]) -> bool:
         compiled: The choice.
         groups: The base's parameter groups.
     """
+    if torch.compiler.is_compiling():
+        return False  # everything is being compiled, by the caller
     if compiled != "auto":
         return compiled
     params = [param for group in groups for param in group["params"]]

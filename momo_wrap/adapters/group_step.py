@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from momo_wrap.adapters.base import ParamGroup, State, StepSums, WeightDecayForm, maximizes
-from momo_wrap.adapters.compiled import CompiledPasses
 from momo_wrap.adapters.passes import Passes
 from momo_wrap.adapters.sums import Kind, added, with_gradient_by_kind
 from momo_wrap.averaging import Averaging
@@ -55,10 +54,6 @@ class GroupStep:
         self._kinds = with_gradient_by_kind(group["params"])
         self._blocks: list[Block] = []
 
-    def is_ready(self, state: State) -> bool:
-        """Return whether the base has made the state of all parameters that have a gradient."""
-        return all(self._adapter.is_ready(self._group, k.params, state) for k in self._kinds)
-
     def read(self, state: State) -> None:
         """Find out what the base has stored, after it has taken in the gradients.
 
@@ -68,15 +63,16 @@ class GroupStep:
         self._passes = Passes(self._adapter, self._group, False, self._decays)
         self._read(state)
 
-    def advance(self, state: State) -> None:
-        """Find out what the base has stored, and leave it to compiled passes to advance it.
+    def advance(self, state: State, passes: type[Passes]) -> None:
+        """Find out what the base has stored, and leave it to the first pass to advance it.
 
         Args:
             state: The base's state, which has not taken in the gradients.
+            passes: The kind of passes.
         """
         for kind in self._kinds:
             self._adapter.count_step(self._group, kind.params, state)
-        self._passes = CompiledPasses(self._adapter, self._group, True, self._decays)
+        self._passes = passes(self._adapter, self._group, True, self._decays)
         self._read(state)
 
     def _read(self, state: State) -> None:

@@ -36,6 +36,10 @@ class JointAdapter(Adapter):
             )
         return list(zip(optimizers, self.adapters, strict=True))
 
+    def is_traceable(self, base: Optimizer) -> bool:
+        """Return whether all members are; see `Adapter`."""
+        return all(adapter.is_traceable(optimizer) for optimizer, adapter in self.parts(base))
+
     def observe(self, base: Optimizer, weight_decay: WeightDecayForm) -> Observation:
         """Observe each optimizer; see `Adapter`."""
         observations = [a.observe(optimizer, weight_decay) for optimizer, a in self.parts(base)]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor
 
 from momo_wrap.adapters.sums import along_average
@@ -57,7 +58,7 @@ class Passes:
         shards: int,
     ) -> Iterator[Block]:
         """Cut the group into the blocks that the passes are for; see `momo_wrap.blocks.blocks`."""
-        return blocks(columns, scalars, negated, shards)
+        return blocks(columns, scalars, negated, shards, whole=torch.compiler.is_compiling())
 
     def sum_up(self, block: Block) -> Summed:
         """Take in the gradients, where the base has not, and sum up.

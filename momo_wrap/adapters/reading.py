@@ -7,13 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.advancing import at_rest, is_plain, mark_stepped
+from momo_wrap.adapters.advancing import (
+    at_rest,
+    can_take_traced_step,
+    is_fused,
+    is_plain,
+    mark_stepped,
+    take_traced_step,
+)
 from momo_wrap.adapters.base import Adapter, Observation, ParamGroup, State, WeightDecayForm
-from momo_wrap.adapters.compiled import can_compile
+from momo_wrap.adapters.compiled import CompiledPasses, can_compile
 from momo_wrap.adapters.group_step import GroupStep
+from momo_wrap.adapters.passes import Passes
 from momo_wrap.averaging import Averaging
 from momo_wrap.blocks import Block
 from momo_wrap.reductions import Scalar
@@ -159,34 +168,51 @@ class ReadingAdapter(Adapter):
         """Return whether the base has a state already; see `Adapter`."""
         return any(base.state.get(param) for param in group["params"])
 
+    def is_traceable(self, base: Optimizer) -> bool:
+        """Return whether the base's step is, or `advanced` stands in for it; see `Adapter`."""
+        if is_fused(base):
+            return self._replaces_step(base)  # torch does not trace it
+        return can_take_traced_step(base)
+
     def observe(self, base: Optimizer, weight_decay: WeightDecayForm) -> Observation:
         """Advance the base's state and read it; see `Adapter`."""
         groups = base.param_groups
         steps = [GroupStep(self, base, group, weight_decay) for group in groups]
-        with at_rest(groups, [self.while_advancing(group) for group in groups]):
-            base.step()
+        if not torch.compiler.is_compiling():
+            with at_rest(groups, [self.while_advancing(group) for group in groups]):
+                base.step()
+        elif is_fused(base):
+            return self._advanced(base, steps, Passes)
+        else:
+            take_traced_step(base, [self.while_advancing(group) for group in groups])
         for step in steps:
             step.read(base.state)
         return _ReadingObservation(steps, scalars_like(groups))
 
     def observe_compiled(self, base: Optimizer, weight_decay: WeightDecayForm) -> Observation:
         """Advance the base's state in its stead, where `advanced` can; see `Adapter`."""
-        groups = base.param_groups
-        steps = [GroupStep(self, base, group, weight_decay) for group in groups]
-        if not self._can_advance(base, steps):
+        if not (can_compile(base.param_groups) and self._replaces_step(base)):
             return self.observe(base, weight_decay)
+        steps = [GroupStep(self, base, group, weight_decay) for group in base.param_groups]
         mark_stepped(base)
-        for step in steps:
-            step.advance(base.state)
-        return _ReadingObservation(steps, scalars_like(groups))
+        return self._advanced(base, steps, CompiledPasses)
 
-    def _can_advance(self, base: Optimizer, steps: list[GroupStep]) -> bool:
+    def _advanced(
+        self, base: Optimizer, steps: list[GroupStep], passes: type[Passes]
+    ) -> Observation:
+        for step in steps:
+            step.advance(base.state, passes)
+        return _ReadingObservation(steps, scalars_like(base.param_groups))
+
+    def _replaces_step(self, base: Optimizer) -> bool:
         """Return whether `advanced` can stand in for the base's own code at this step."""
         return (
             type(base) in self.advances
             and is_plain(base)
-            and can_compile(base.param_groups)
-            and all(step.is_ready(base.state) for step in steps)
+            and all(
+                self.is_ready(group, [p for p in group["params"] if p.grad is not None], base.state)
+                for group in base.param_groups
+            )
         )
 
 

@@ -1,0 +1,192 @@
+"""CUDA graphs: a step does nothing that a capture forbids, and a replay does what the step did.
+
+Without a GPU, the steps are taken on fake tensors, which know their device but hold no values.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import SGD, AdamW, NAdam, Optimizer, RAdam, RMSprop
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from momo_wrap import MoMo, MoMoStar, MoMoWrapper, StepRule
+from tests.problems import last_step, take_step
+
+Make = Callable[[Any], Optimizer]
+
+CAPTURABLE: dict[str, Make] = {
+    "SGD": lambda p: SGD(p, lr=0.5, momentum=0.9),
+    "SGD-nesterov": lambda p: SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "AdamW": lambda p: AdamW(p, lr=0.05, capturable=True),
+    "AdamW-single": lambda p: AdamW(p, lr=0.05, capturable=True, foreach=False),
+    "AdamW-fused": lambda p: AdamW(p, lr=0.05, capturable=True, fused=True),
+    "RMSprop": lambda p: RMSprop(p, lr=0.05, capturable=True),
+    "NAdam": lambda p: NAdam(p, lr=0.05, capturable=True),
+    "RAdam": lambda p: RAdam(p, lr=0.05, capturable=True),
+}
+RULES = {"bare": None, "MoMo": MoMo(0.1), "MoMoStar": MoMoStar()}
+
+
+class Obstacles(TorchDispatchMode):
+    """Notes what can't be captured: visits to the host, and tensors there."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Noted first: a visit raises on fake tensors.
+        if func.overloadpacket.__name__ in {"_local_scalar_dense", "nonzero", "equal"}:
+            self.seen.append(str(func))
+        result = func(*args, **(kwargs or {}))
+        tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
+        if any(tensor.device.type == "cpu" for tensor in tensors):
+            self.seen.append(str(func))
+        return result
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # Fake tensors have no addresses that could be compared.
+    monkeypatch.setattr("momo_wrap.checks._check_overlap", lambda _: None)
+    with FakeTensorMode():
+        yield
+
+
+def optimizer_on_cuda(make: Make, rule: StepRule | None) -> Optimizer:
+    shapes = [(70, 30), (3,), (600, 500)]
+    params = [nn.Parameter(torch.empty(shape, device="cuda")) for shape in shapes]
+    bare = make(params)
+    return bare if rule is None else MoMoWrapper(bare, rule)
+
+
+def obstacles(optimizer: Optimizer, steps: int = 3) -> list[str]:
+    """What was seen in each of the steps."""
+    mode = Obstacles()
+    for _ in range(steps):
+        for param in optimizer.param_groups[0]["params"]:
+            param.grad = torch.empty_like(param)
+        loss = torch.empty((), device="cuda")
+        with mode:
+            take_step(optimizer, loss)
+    return mode.seen
+
+
+@pytest.mark.usefixtures("fake_cuda")
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("make", CAPTURABLE.values(), ids=CAPTURABLE)
+def test_nothing_in_a_step_forbids_a_capture(make: Make, rule: StepRule | None) -> None:
+    assert obstacles(optimizer_on_cuda(make, rule)) == []
+
+
+@pytest.mark.usefixtures("fake_cuda")
+@pytest.mark.parametrize("name", ["AdamW", "NAdam"])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_nor_does_a_learning_rate_on_the_device(name: str, rule: StepRule | None) -> None:
+    optimizer = optimizer_on_cuda(CAPTURABLE[name], rule)
+    # An optimizer that is made with it would look at its value, once.
+    optimizer.param_groups[0]["lr"] = torch.full((), 0.05, device="cuda")
+    assert obstacles(optimizer) == []
+
+
+@pytest.mark.usefixtures("fake_cuda")
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_base_that_is_not_capturable_is_seen(rule: StepRule | None) -> None:
+    seen = obstacles(optimizer_on_cuda(lambda p: AdamW(p, lr=0.05), rule))
+    assert any("_local_scalar_dense" in name for name in seen)
+
+
+@pytest.mark.usefixtures("fake_cuda")
+@pytest.mark.parametrize(
+    "forbidden",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x.cpu(),
+        lambda x: torch.ones(3).to(x.device),
+        lambda x: x * torch.tensor(2.0),
+        lambda x: torch.zeros(x.shape),
+    ],
+    ids=["visit", "to the host", "from the host", "mixed", "on the host"],
+)
+def test_obstacles_are_seen(forbidden: Callable[[Tensor], Any]) -> None:
+    mode = Obstacles()
+    # Fake tensors, which have no value to be told, raise this where one is asked for.
+    with mode, contextlib.suppress(RuntimeError):
+        forbidden(torch.empty(3, device="cuda"))
+    assert mode.seen
+
+
+@pytest.mark.parametrize("rule", [MoMo(0.1), MoMoStar()], ids=["MoMo", "MoMoStar"])
+@pytest.mark.parametrize("name", ["SGD", "AdamW-fused", "RMSprop"])
+def test_everything_that_is_kept_stays_where_it_is(name: str, rule: StepRule) -> None:
+    """From the second step on: the first makes the state."""
+    uncapturable = {"capturable": False}
+    params = [torch.randn(70, 30, requires_grad=True), torch.randn(3, requires_grad=True)]
+    base = CAPTURABLE[name](params)
+    base.param_groups[0].update(uncapturable)  # it is asked for on accelerators alone
+    optimizer = MoMoWrapper(base, rule)
+    places = []
+    for _ in range(5):
+        for param in params:
+            param.grad = torch.randn_like(param)
+        optimizer.step(loss=torch.rand(()))
+        kept = [*params, *optimizer.param_groups[0].values()]
+        kept += [value for entries in optimizer.state.values() for value in entries.values()]
+        places.append([value.data_ptr() for value in kept if isinstance(value, Tensor)])
+    assert len(places[0]) >= len(params) + 3
+    assert all(place == places[1] for place in places[2:])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="captures on a GPU")
+@pytest.mark.parametrize("rule", [MoMo(0.1), MoMoStar()], ids=["MoMo", "MoMoStar"])
+@pytest.mark.parametrize("make", CAPTURABLE.values(), ids=CAPTURABLE)
+def test_replayed_steps_are_the_eager_ones(make: Make, rule: StepRule) -> None:
+    """The recipe of torch's notes on CUDA graphs: warm up on a side stream, capture, replay."""
+
+    def training() -> tuple[nn.Module, MoMoWrapper]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 2)).cuda()
+        return model, MoMoWrapper(make(model.parameters()), rule)
+
+    data = torch.randn(26, 64, 6, generator=torch.Generator().manual_seed(1)).cuda()
+    static = data[0].clone()
+
+    def train_step(model: nn.Module, optimizer: MoMoWrapper) -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(static), static[:, :2].tanh())
+        loss.backward()
+        optimizer.step(loss=loss)
+        return loss.detach()
+
+    captured, eager = training(), training()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for batch in data[:3]:  # which make the state, and are training steps like all others
+            static.copy_(batch)
+            train_step(*captured)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured_loss = train_step(*captured)
+    expected = []
+    for batch in data[:3]:
+        static.copy_(batch)
+        train_step(*eager)
+    for batch in data[3:23]:
+        static.copy_(batch)
+        graph.replay()
+        expected.append((captured_loss.clone(), last_step(captured[1]).theta.clone()))
+        loss = train_step(*eager)
+        torch.testing.assert_close(expected[-1], (loss, last_step(eager[1]).theta))
+    for left, right in zip(captured[0].parameters(), eager[0].parameters(), strict=True):
+        torch.testing.assert_close(left, right)
+    assert len({float(theta) for _, theta in expected}) > 1
