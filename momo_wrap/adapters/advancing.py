@@ -57,11 +57,17 @@ def is_plain(base: Optimizer) -> bool:
     return not (
         any(getattr(base, name, None) for name in _HOOKS)
         or any(getattr(torch_optimizer, name, None) for name in _GLOBAL_HOOKS)
-        or (own_step is not None and not hasattr(own_step, "_wrapped_by_lr_sched"))
+        or (own_step is not None and not _is_watched_only(base, own_step))
         or getattr(base, "grad_scale", None) is not None
         or getattr(base, "found_inf", None) is not None
         or any(group.get("differentiable") for group in base.param_groups)
     )
+
+
+def _is_watched_only(base: Optimizer, own_step: Any) -> bool:
+    """Return whether a step is that of the class, and a scheduler's wrapper around it."""
+    watched = hasattr(own_step, "_wrapped_by_lr_sched")
+    return watched and getattr(own_step, "__wrapped__", None) is type(base).step
 
 
 def mark_stepped(base: Optimizer) -> None:

@@ -87,7 +87,7 @@ def chosen(compiled: Compiled, groups: Iterable[ParamGroup]) -> bool:
 
 @functools.cache
 def _has_compiler() -> bool:
-    names = (os.environ.get("CXX", "g++"), "clang++", "cl")
+    names = (*os.environ.get("CXX", "g++").split()[:1], "clang++", "cl")
     return any(shutil.which(name) for name in names)
 
 
@@ -115,13 +115,10 @@ class CompiledPasses(Passes):
     def sum_up(self, block: Block) -> Summed:
         """Take in the gradients, where the base has not, and sum up; see `Passes`."""
         part = self._part(block, advances=self.advances, with_param=self.decays)
-        try:
-            summed: Summed = self._kernel("sum_up", part)(*_arguments(part))
-        except Exception as error:
-            if not _is_of_compiling(error):
-                raise
-            _note_failure(block, error)
+        done = self._run("sum_up", part)
+        if done is None:
             return _added([self._plain.sum_up(small) for small in _recut(block)])
+        summed: Summed = done[0]
         block.scatter(part, summed.written)
         return summed
 
@@ -129,17 +126,11 @@ class CompiledPasses(Passes):
         """Move parameters; see `Passes`."""
         part = self._part(block, advances=False, with_param=True)
         like = torch.empty(0, dtype=block.dtype, device=part.pieces["param"][0].device)
-        scales = as_scalar(factor, like), as_scalar(pull, like)
-        try:
-            self._kernel("move", part)(*_arguments(part), *scales)
-        except Exception as error:
-            if not _is_of_compiling(error):
-                raise
-            _note_failure(block, error)
+        if self._run("move", part, as_scalar(factor, like), as_scalar(pull, like)) is None:
             for small in _recut(block):
                 self._plain.move(small, factor, pull)
-            return
-        block.scatter(part, ["param"])
+        else:
+            block.scatter(part, ["param"])
 
     @property
     def _plain(self) -> Passes:
@@ -148,21 +139,46 @@ class CompiledPasses(Passes):
     def _part(self, block: Block, *, advances: bool, with_param: bool) -> Block:
         """Return the block with the columns that a pass needs, one flat tensor each."""
         needless = set() if with_param else {"param"}
-        is_gradient = block.pieces["buffer"] is block.pieces["grad"]
+        is_gradient = block.pieces["buffer"][0].is_set_to(block.pieces["grad"][0])
         if is_gradient or not (advances or uses_gradient(block)):
             needless.add("grad")
         return block.gathered([name for name in block.pieces if name not in needless])
 
-    def _kernel(self, which: Literal["sum_up", "move"], part: Block) -> Callable[..., Any]:
-        constants = ((k, v) for k, v in part.scalars.items() if not isinstance(v, Tensor))
-        return _kernel(
+    def _run(
+        self, which: Literal["sum_up", "move"], part: Block, *scales: Tensor
+    ) -> tuple[Any] | None:
+        """Run a kernel and return its result; None where there is none, and nothing was done."""
+        first = part.pieces["buffer"][0]
+        if first.device.type in _failures:
+            return None
+        columns = {name: pieces[0].detach() for name, pieces in part.pieces.items()}
+        numbers = {k: v for k, v in part.scalars.items() if not isinstance(v, Tensor)}
+        scalars = {k: v for k, v in part.scalars.items() if isinstance(v, Tensor)}
+        kernel = _kernel(
             which,
-            self.adapter,
+            _shared(self.adapter),
             self.advances,
             self.decays,
-            frozenset(constants),
+            frozenset(numbers.items()),
             (part.negated, part.dtype, part.shards),
+            # Variants of a kernel that torch would make anyway, of which it makes a few only.
+            (min(2, first.numel()), *(column.dtype for column in columns.values())),
         )
+        try:
+            return (kernel(columns, scalars, *scales),)
+        except Exception as error:
+            if not _is_of_compiling(error):
+                raise
+            _note_failure(first.device, error)
+            return None
+
+
+# Adapters without attributes are all alike; those of one type share their kernels.
+_first_of_type: dict[type, ReadingAdapter] = {}
+
+
+def _shared(adapter: ReadingAdapter) -> ReadingAdapter:
+    return adapter if vars(adapter) else _first_of_type.setdefault(type(adapter), adapter)
 
 
 @functools.lru_cache(maxsize=256)
@@ -173,6 +189,7 @@ def _kernel(
     decays: bool,
     constants: frozenset[tuple[str, float]],
     form: tuple[frozenset[str], torch.dtype, int],
+    _variant: tuple[int | torch.dtype, ...],
 ) -> Callable[..., Any]:
     """Return a compiled pass over the flat tensors of a block."""
     _import_compiler()
@@ -205,17 +222,11 @@ def _is_of_compiling(error: Exception) -> bool:
     return isinstance(error, (TorchDynamoException, FailOnRecompileLimitHit))
 
 
-def _arguments(part: Block) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    columns = {name: pieces[0].detach() for name, pieces in part.pieces.items()}
-    return columns, {k: v for k, v in part.scalars.items() if isinstance(v, Tensor)}
-
-
-def _note_failure(block: Block, error: Exception) -> None:
+def _note_failure(device: torch.device, error: Exception) -> None:
     """Use no kernels from now on, on this type of device."""
-    device = block.pieces["param"][0].device.type
-    _failures[device] = str(error)
+    _failures[device.type] = str(error)
     warnings.warn(
-        f"momo_wrap could not compile its passes for {device} ({type(error).__name__}: "
+        f"momo_wrap could not compile its passes for {device.type} ({type(error).__name__}: "
         f"{' '.join(str(error).split())[:300]}) and goes on with uncompiled ones, which are slower "
         "but compute the same. MoMoWrapper(..., compiled=False) does so from the start.",
         stacklevel=2,
@@ -224,7 +235,8 @@ def _note_failure(block: Block, error: Exception) -> None:
 
 def _recut(block: Block) -> Iterator[Block]:
     """Cut a block that was meant for a kernel into small ones."""
-    yield from blocks(block.pieces, block.scalars, block.negated, block.shards)
+    scalars = {**block.scalars, **block.per_piece}
+    yield from blocks(block.pieces, scalars, block.negated, block.shards)
 
 
 def _added(parts: list[Summed]) -> Summed:

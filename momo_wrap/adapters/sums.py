@@ -103,5 +103,6 @@ def with_gradient_by_kind(params: Sequence[Tensor]) -> list[Kind]:
         if kind is None:
             kind = kinds[key] = Kind([], [], key[-1])
         kind.params.append(param)
-        kind.grads.append(grad if plain else local(grad))
+        # A kernel would not see that a gradient is to be read with the opposite sign.
+        kind.grads.append((grad if plain else local(grad)).resolve_neg())
     return list(kinds.values())

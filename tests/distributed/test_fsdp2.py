@@ -47,6 +47,15 @@ def test_parts_add_up_to_one_process(
         assert distance(first, alone) < 1e-10, make
 
 
+@pytest.mark.slow
+def test_compiled_passes_over_parts() -> None:
+    """They equal uncompiled ones in one process."""
+    alone = train_alone(training.adamw, FEW)
+    assert share_cut(alone) > 0
+    for run in run_world(2, training.train_fsdp2, training.compiled_adamw, FEW):
+        assert distance(run, alone) < 1e-10
+
+
 def sizes_of_parts() -> list[int]:
     model = training.fully_sharded(training.build_model())
     return [p.to_local().numel() for p in model.parameters() if isinstance(p, DTensor)]

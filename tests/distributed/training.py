@@ -90,6 +90,12 @@ def adamw(model: nn.Module) -> MoMoWrapper:
     return MoMoWrapper(AdamW(two_groups(model, 0.1), weight_decay=1e-2), MoMo(BOUND))
 
 
+def compiled_adamw(model: nn.Module) -> MoMoWrapper:
+    """Wrap the same, with compiled passes."""
+    base = AdamW(two_groups(model, 0.1), weight_decay=1e-2)
+    return MoMoWrapper(base, MoMo(BOUND), compiled=True)
+
+
 def adamw_star(model: nn.Module) -> MoMoWrapper:
     base = AdamW(two_groups(model, 0.1), weight_decay=1e-2)
     return MoMoWrapper(base, MoMoStar(), weight_decay="decoupled")

@@ -1,0 +1,299 @@
+"""Where compiled passes can't stand in for the base, it steps itself; the results are the same."""
+
+from __future__ import annotations
+
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import ConstantLR
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from momo_wrap import MoMoWrapper
+from momo_wrap.adapters import compiled as compiled_module
+from momo_wrap.adapters.adam import AdamAdapter
+from momo_wrap.adapters.compiled import check_choice, chosen
+from tests.cases import ALGORITHMS, Case
+from tests.mixture import COMPILED, FEW, distance, set_gradients, snapshot, train, wrapped
+
+pytestmark = pytest.mark.usefixtures("small_blocks")
+
+FEW_CASES = pytest.mark.parametrize("case", FEW, ids=str)
+Change = Callable[[MoMoWrapper, int], None]
+
+
+def compiled_steps(
+    make: Callable[[bool], MoMoWrapper], change: Change, blocks: list[int], steps: int = 6
+) -> list[bool]:
+    """Compare with the uncompiled passes; return which steps were taken with compiled ones."""
+    ends = []
+    taken: list[bool] = []
+    for compiled in (False, True):
+        optimizer = make(compiled)
+        taken = []
+        for step in range(steps):
+            set_gradients(optimizer, step)
+            change(optimizer, step)
+            del blocks[:]
+            optimizer.step(loss=700.0)
+            taken.append(bool(blocks))
+        assert compiled or not any(taken)
+        ends.append(snapshot(optimizer))
+    assert distance(*ends) < 1e-12
+    return taken
+
+
+def small_ones(optimizer: Optimizer) -> list[Tensor]:
+    """Return parameters that share a block with others."""
+    first, second = (group["params"] for group in optimizer.param_groups)
+    return [first[2], second[1]]
+
+
+@FEW_CASES
+def test_a_first_gradient_that_comes_late(case: Case, compiled_blocks: list[int]) -> None:
+    """From then on the parameters of a block have taken different numbers of steps."""
+
+    def change(optimizer: MoMoWrapper, step: int) -> None:
+        for param in small_ones(optimizer) if step < 3 else []:
+            param.grad = None
+
+    taken = compiled_steps(lambda c: wrapped(case, c), change, compiled_blocks)
+    assert taken == [False, True, True, False, True, True]
+
+
+@FEW_CASES
+def test_gradients_that_come_and_go(case: Case, compiled_blocks: list[int]) -> None:
+    def change(optimizer: MoMoWrapper, step: int) -> None:
+        for param in small_ones(optimizer) if step in (2, 3) else []:
+            param.grad = None
+
+    taken = compiled_steps(lambda c: wrapped(case, c), change, compiled_blocks)
+    assert taken == [False, True, True, True, True, True]
+
+
+Handles = Callable[[Optimizer, Callable[..., None]], list[Any]]
+HOOKS: dict[str, Handles] = {
+    "own": lambda base, hook: [
+        base.register_step_pre_hook(hook),
+        base.register_step_post_hook(hook),
+    ],
+    "global": lambda _, hook: [
+        register_optimizer_step_pre_hook(hook),
+        register_optimizer_step_post_hook(hook),
+    ],
+}
+
+
+@pytest.mark.parametrize("hooks", HOOKS)
+@FEW_CASES
+def test_hooks_of_the_base_run(case: Case, hooks: str, compiled_blocks: list[int]) -> None:
+    stepped: list[Optimizer] = []
+    handles: list[Any] = []
+
+    def change(optimizer: MoMoWrapper, step: int) -> None:
+        if step == 2:
+            handles.extend(HOOKS[hooks](optimizer.base, lambda o, *_: stepped.append(o)))
+        while step == 4 and handles:
+            handles.pop().remove()
+
+    taken = compiled_steps(lambda c: wrapped(case, c), change, compiled_blocks)
+    assert taken == [False, True, False, False, True, True]
+    assert sum(not isinstance(o, MoMoWrapper) for o in stepped) == 2 * 2 * 2
+
+
+@pytest.mark.parametrize("scheduled", [False, True], ids=["alone", "under a scheduler"])
+@FEW_CASES
+def test_a_step_that_was_patched_in_is_called(
+    case: Case, scheduled: bool, compiled_blocks: list[int]
+) -> None:
+    """Also where a scheduler has wrapped it in turn."""
+    calls: list[Optimizer] = []
+
+    def patched(self: Optimizer) -> None:
+        calls.append(self)
+        type(self).step(self)
+
+    def make(compiled: bool) -> MoMoWrapper:
+        optimizer = wrapped(case, compiled)
+        optimizer.base.step = types.MethodType(patched, optimizer.base)  # type: ignore[method-assign]
+        if scheduled:
+            ConstantLR(optimizer.base)
+        return optimizer
+
+    taken = compiled_steps(make, lambda *_: None, compiled_blocks)
+    assert not any(taken)
+    assert len(calls) == 2 * 6
+
+
+@FEW_CASES
+def test_a_scheduler_on_the_base(case: Case, compiled_blocks: list[int]) -> None:
+    """It watches the base's step, which is not called, and would warn of that."""
+    schedulers: list[ConstantLR] = []
+
+    def make(compiled: bool) -> MoMoWrapper:
+        optimizer = wrapped(case, compiled)
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                param.grad = torch.ones_like(param)
+        optimizer.step(loss=700.0)
+        schedulers.append(ConstantLR(optimizer.base, factor=0.5, total_iters=3))
+        return optimizer
+
+    def change(_: MoMoWrapper, step: int) -> None:
+        if step > 0:
+            schedulers[-1].step()
+
+    assert all(compiled_steps(make, change, compiled_blocks))
+    lr = schedulers[-1].optimizer.param_groups[0]["lr"]
+    assert lr == pytest.approx(case.settings["lr"])
+
+
+class SlowedAdamW(AdamW):
+    """An optimizer of someone else, whose step is not that of its parent."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.grad = None if param.grad is None else param.grad / 2.0
+        return super().step(closure)
+
+
+def test_a_subclass_steps_itself(compiled_blocks: list[int]) -> None:
+    def make(compiled: bool) -> MoMoWrapper:
+        groups = wrapped(COMPILED["AdamW"], False).param_groups
+        params = [{"params": group["params"]} for group in groups]
+        return MoMoWrapper(SlowedAdamW(params), adapter=AdamAdapter(), compiled=compiled)
+
+    assert not any(compiled_steps(make, lambda *_: None, compiled_blocks))
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in ALGORITHMS if c.name not in COMPILED and c.takes_maximize], ids=str
+)
+def test_bases_without_compiled_passes_are_as_before(
+    case: Case, compiled_blocks: list[int]
+) -> None:
+    ends = []
+    for compiled in (False, True):
+        optimizer = wrapped(case, compiled)
+        train(optimizer, range(5))
+        ends.append(snapshot(optimizer))
+    assert distance(*ends) == 0.0
+    assert not compiled_blocks
+
+
+def test_several_optimizers(compiled_blocks: list[int]) -> None:
+    def make(compiled: bool) -> MoMoWrapper:
+        first, second = (wrapped(case, False).base for case in FEW)
+        matrices = SGD(first.param_groups[:1], lr=0.01, momentum=0.9, weight_decay=0.03)
+        vectors = AdamW(second.param_groups[1:], lr=0.01, weight_decay=0.01)
+        return MoMoWrapper([matrices, vectors], compiled=compiled)
+
+    taken = compiled_steps(make, lambda *_: None, compiled_blocks)
+    assert taken == [False, *[True] * 5]
+
+
+@contextmanager
+def broken_compiler() -> Iterator[None]:
+    """Have kernels compiled anew, which fails; those of before come back afterwards."""
+    fresh = compiled_module._kernel.__wrapped__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled_module, "_failures", {})
+        patch.setattr(compiled_module, "_kernel", fresh)
+        import torch._inductor.config as inductor
+
+        changes = {"cpp.cxx": ("/nonexistent/c++",), "force_disable_caches": True}
+        with inductor.patch(changes):
+            yield
+
+
+@FEW_CASES
+def test_goes_on_without_a_compiler(case: Case, compiled_blocks: list[int]) -> None:
+    """Says so once, however many blocks there are; nothing is lost, and nothing tried again."""
+    runs = []
+    for compiled in (False, True):
+        optimizer = wrapped(case, compiled)
+        train(optimizer, [0])
+        with broken_compiler(), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            train(optimizer, [1])
+            middle = snapshot(optimizer)
+            del compiled_blocks[:]
+            train(optimizer, [2])
+            assert not compiled_blocks
+        runs.append((middle, snapshot(optimizer)))
+    for ours, theirs in zip(*runs, strict=True):
+        assert distance(ours, theirs) < 1e-12
+    messages = [str(warning.message) for warning in caught]
+    assert [m for m in messages if "could not compile its passes for cpu" not in m] == []
+    assert len(messages) == 1
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError, KeyboardInterrupt])
+def test_other_errors_are_not_taken_for_the_compiler_s(
+    kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise kind("not the compiler")
+
+    optimizer = wrapped(FEW[0], True)
+    train(optimizer, [0])
+    monkeypatch.setattr(compiled_module, "_kernel", lambda *_: fail)
+    with pytest.raises(kind, match="not the compiler"):
+        train(optimizer, [1])
+    assert not compiled_module._failures
+
+
+def test_auto_is_for_large_models_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def groups(elements: int, device: str = "cpu") -> list[dict[str, Any]]:
+        small = torch.empty(1, device="cpu")
+        return [{"params": [torch.empty(elements, device=device)]}, {"params": [small]}]
+
+    monkeypatch.setattr(compiled_module, "_has_compiler", lambda: True)
+    assert chosen("auto", groups(2**24))
+    assert not chosen("auto", groups(2**24 - 2))
+    assert not chosen("auto", groups(2**24, "meta"))
+    assert chosen(True, groups(1))
+    assert not chosen(False, groups(2**24))
+    monkeypatch.setattr(compiled_module, "_has_compiler", lambda: False)
+    assert not chosen("auto", groups(2**24))
+    assert chosen(True, groups(1))
+
+
+def test_auto_looks_for_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = compiled_module._has_compiler.__wrapped__
+    monkeypatch.delenv("CXX", raising=False)
+    assert find()
+    monkeypatch.setenv("PATH", "")
+    assert not find()
+
+
+def test_auto_compiles(compiled_blocks: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = wrapped(FEW[0], "auto")
+    train(optimizer, [0, 1])
+    assert not compiled_blocks
+    monkeypatch.setattr(compiled_module, "_WORTHWHILE_ELEMENTS", 1000)
+    train(optimizer, [2])
+    assert compiled_blocks
+
+
+@pytest.mark.parametrize("choice", [True, False, "auto"])
+def test_the_choice_is_kept(choice: Any) -> None:
+    assert wrapped(FEW[0], choice).compiled == choice
+
+
+@pytest.mark.parametrize("choice", ["yes", None, 1, 0.0])
+def test_wrong_choices(choice: Any) -> None:
+    with pytest.raises(ValueError, match="compiled must be True, False or 'auto', got"):
+        check_choice(choice)
+    with pytest.raises(ValueError, match="MoMoWrapper\\(optimizer, compiled=True\\)"):
+        wrapped(FEW[0], choice)
