@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from momo_wrap.cutting import is_small, packs, pieces_of
 from momo_wrap.distributed import PLAIN, local
 from momo_wrap.reductions import Scalar, accumulation_dtype, to_device
 
@@ -25,8 +26,6 @@ from momo_wrap.reductions import Scalar, accumulation_dtype, to_device
 # core. An accelerator needs larger blocks to be busy; five temporaries of 2^21 are 40 MiB.
 _CPU_BLOCK_ELEMENTS = 2**18
 _ACCELERATOR_BLOCK_ELEMENTS = 2**21
-# A compiled pass has no temporaries, so that a block may be as large as 32-bit indices reach.
-_WHOLE_BLOCK_ELEMENTS = 2**30
 
 
 @contextmanager
@@ -149,7 +148,8 @@ class Block:
         Args:
             columns: Name to the values, of the block's flat shape.
         """
-        return replace(self, pieces={**self.pieces, **{name: [v] for name, v in columns.items()}})
+        pieces = {**self.pieces, **{name: [values] for name, values in columns.items()}}
+        return replace(self, pieces=pieces)
 
     def gathered(self, columns: Iterable[str]) -> Block:
         """Return the block with one flat piece per column, in the column's own dtype.
@@ -161,7 +161,8 @@ class Block:
             columns: The columns that are wanted; the result has no others.
         """
         pieces = {name: [_joined(self.pieces[name])] for name in columns}
-        return replace(self.spread(), pieces=pieces)
+        scalars = self.spread().scalars
+        return Block(pieces, scalars, self.negated, self.dtype, self.shards)
 
     def scatter(self, gathered: Block, columns: Iterable[str]) -> None:
         """Bring what was changed in a gathered block back to the columns.
@@ -202,7 +203,8 @@ def blocks(
             block, for passes without temporaries.
 
     Yields:
-        Blocks that together hold each element of the columns once, in their order.
+        Blocks that together hold each element of the columns once: those of large parameters
+        first, then those into which small ones are packed.
     """
     real = {name: [_real(tensor) for tensor in tensors] for name, tensors in columns.items()}
     first = next(iter(columns.values()))
@@ -214,29 +216,27 @@ def blocks(
         name: to_device(value, device, dtype) if isinstance(value, Tensor) else value
         for name, value in scalars.items()
     }
-    per_parameter = {n: v for n, v in values.items() if isinstance(v, Tensor) and v.dim()}
-    shared = {name: value for name, value in values.items() if name not in per_parameter}
+    names = [name for name, v in values.items() if isinstance(v, Tensor) and v.dim()]
+    shared = {name: value for name, value in values.items() if name not in names}
+    own = torch.empty(0, len(first))
+    if names:
+        own = torch.stack([v for v in values.values() if isinstance(v, Tensor) and v.dim()])
     sizes = [tensor.numel() for tensor in next(iter(real.values()))]
-    for start, stop in _runs(sizes, limit):
-        run = {name: tensors[start:stop] for name, tensors in real.items()}
-        per_piece = {n: v.narrow(0, start, stop - start) for n, v in per_parameter.items()}
-        if stop - start > 1:
-            yield Block(run, shared, negated, dtype, shards, per_piece)
-            continue
-        for views in _pieces([tensors[0] for tensors in run.values()], limit, whole):
-            pieces = {name: [view] for name, view in zip(run, views, strict=True)}
-            yield Block(pieces, shared, negated, dtype, shards, per_piece)
-
-
-def _runs(sizes: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
-    """Yield the first and one past the last of successive tensors that fit into a block."""
-    start = filled = 0
-    for position, size in enumerate(sizes):
-        if position > start and filled + size > limit:
-            yield start, position
-            start, filled = position, 0
-        filled += size
-    yield start, len(sizes)
+    for position, of_one in enumerate(own.unbind(1)):
+        if not is_small(sizes[position], limit):
+            scalars_of_one = {**shared, **dict(zip(names, of_one.unbind(), strict=True))}
+            for views in pieces_of([tensors[position] for tensors in real.values()], limit, whole):
+                pieces = {name: [view] for name, view in zip(real, views, strict=True)}
+                yield Block(pieces, scalars_of_one, negated, dtype, shards)
+    for pack in packs(sizes, limit):
+        pieces = {n: [t for run in pack for t in tensors[run]] for n, tensors in real.items()}
+        of_pack = (
+            torch.cat([own.narrow(1, run.start, run.stop - run.start) for run in pack], dim=1)
+            if names
+            else own
+        )
+        per_piece = dict(zip(names, of_pack.unbind(), strict=True))
+        yield Block(pieces, shared, negated, dtype, shards, per_piece)
 
 
 def _real(tensor: Tensor) -> Tensor:
@@ -253,31 +253,3 @@ def _joined(pieces: Sequence[Tensor]) -> Tensor:
         [p if p.is_contiguous() else p.contiguous() for p in pieces]
     )
     return joined
-
-
-def _pieces(tensors: list[Tensor], limit: int, whole: bool) -> Iterator[list[Tensor]]:
-    """Cut the tensors of one parameter, all in the same places, into views of at most `limit`."""
-    if tensors[0].numel() <= limit:
-        yield tensors
-        return
-    ordered = _in_memory_order(tensors)
-    if all(tensor.is_contiguous() for tensor in ordered):
-        largest = _WHOLE_BLOCK_ELEMENTS if whole else limit
-        flat = (torch.split(tensor.view(-1), largest) for tensor in ordered)
-        yield from map(list, zip(*flat, strict=True))
-        return
-    # The tensors lie in memory differently, or with gaps: cut along the longest dimension instead.
-    shape = tensors[0].shape
-    longest = max(range(len(shape)), key=lambda dim: shape[dim])
-    rows = max(1, limit * shape[longest] // tensors[0].numel())
-    for views in zip(*(torch.split(t, rows, dim=longest) for t in tensors), strict=True):
-        yield from _pieces(list(views), limit, whole)
-
-
-def _in_memory_order(tensors: list[Tensor]) -> list[Tensor]:
-    """Permute the dimensions of tensors with equal strides, the largest stride first."""
-    strides = tensors[0].stride()
-    if any(tensor.stride() != strides for tensor in tensors):
-        return tensors
-    order = sorted(range(len(strides)), key=lambda dim: -strides[dim])
-    return [tensor.permute(order) for tensor in tensors]

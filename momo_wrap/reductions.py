@@ -33,8 +33,10 @@ def inner_product(left: Tensor, right: Tensor) -> Tensor:
     Returns:
         A 0-dim tensor on their device.
     """
-    if torch.compiler.is_compiling():
-        return (left * right).sum()  # which can be fused, as a call of BLAS can't
+    if torch.compiler.is_compiling():  # a sum can be fused, a call of BLAS can't
+        # The generator of CPU code spends more on a careful float32 sum than on a float64 one.
+        wide = torch.float64 if left.device.type == "cpu" else left.dtype
+        return (left * right).sum(dtype=wide).to(left.dtype)
     return torch.dot(left, right)
 
 

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from momo_wrap import MoMoWrapper
 from momo_wrap import blocks as blocks_module
-from momo_wrap.blocks import blocks
+from momo_wrap.blocks import blocks, cpu_block_elements
 from momo_wrap.reductions import accumulation_dtype, total
 
 shapes = st.lists(st.lists(st.integers(1, 5), max_size=3).map(tuple), min_size=1, max_size=6)
@@ -111,11 +111,16 @@ def test_temporary_memory(kind: type[Optimizer], weight_decay: float, dtype: tor
 
 
 def test_small_tensors_fill_a_block() -> None:
-    """Small tensors share blocks that are as full as they may be."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks_module, "_CPU_BLOCK_ELEMENTS", 10)
-        found = list(blocks({"param": [torch.zeros(3) for _ in range(9)]}, {}))
-    assert [block.flat("param").numel() for block in found] == [9, 9, 9]
+    """Small tensors share blocks that are as full as they may be, wherever large ones lie."""
+    sizes = [3, 3, 50, 3, 3, 3, 13, 3, 3, 3, 3]
+    params = [torch.full((size,), float(i)) for i, size in enumerate(sizes)]
+    scalars = {"owner": torch.arange(len(sizes), dtype=torch.float64)}
+    with cpu_block_elements(12):
+        found = list(blocks({"param": params}, scalars, whole=True))
+    assert [block.flat("param").numel() for block in found] == [50, 13, 12, 12, 3]
+    for block in found:
+        values = block.flat("param")
+        assert torch.equal(values, values * 0.0 + block.scalar("owner"))
 
 
 def test_one_value_for_all_parameters() -> None:

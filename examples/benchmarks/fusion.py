@@ -36,7 +36,7 @@ def adam_advance(grad: Tensor, m: Tensor, v: Tensor, scale: Tensor, eps: Tensor)
 
 def adam_sum(m: Tensor, v: Tensor, scale: Tensor, eps: Tensor) -> Tensor:
     """Return ⟨m, m / (scale sqrt(v) + eps)⟩."""
-    return (m * m / (v.sqrt() * scale + eps)).sum()
+    return (m * m / (v.sqrt() * scale + eps)).sum(dtype=torch.float64)
 
 
 def adam_move(x: Tensor, m: Tensor, v: Tensor, scale: Tensor, eps: Tensor, pull: Tensor) -> None:
@@ -47,7 +47,7 @@ def adam_move(x: Tensor, m: Tensor, v: Tensor, scale: Tensor, eps: Tensor, pull:
 def sgd_advance(grad: Tensor, buffer: Tensor, decay: Tensor) -> Tensor:
     """Advance SGD's buffer and return its squared norm."""
     buffer.copy_(buffer * decay + grad * (1.0 - decay))
-    return (buffer * buffer).sum()
+    return (buffer * buffer).sum(dtype=torch.float64)
 
 
 def sgd_move(x: Tensor, buffer: Tensor, pull: Tensor) -> None:

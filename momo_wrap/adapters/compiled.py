@@ -20,7 +20,7 @@ from torch import Tensor
 from momo_wrap.adapters.passes import Pair, Passes, Summed
 from momo_wrap.adapters.sums import uses_gradient
 from momo_wrap.blocks import Block, blocks
-from momo_wrap.reductions import Scalar, accumulation_dtype
+from momo_wrap.reductions import Scalar, accumulation_dtype, to_device
 from momo_wrap.scalars import as_scalar
 
 if TYPE_CHECKING:
@@ -125,12 +125,15 @@ class CompiledPasses(Passes):
     def move(self, block: Block, factor: Scalar, pull: Tensor) -> None:
         """Move parameters; see `Passes`."""
         part = self._part(block, advances=False, with_param=True)
-        like = torch.empty(0, dtype=block.dtype, device=part.pieces["param"][0].device)
-        if self._run("move", part, as_scalar(factor, like), as_scalar(pull, like)) is None:
+        if self._run("move", part, *self._scales(block, factor, pull)) is None:
             for small in _recut(block):
                 self._plain.move(small, factor, pull)
         else:
             block.scatter(part, ["param"])
+
+    def _scales(self, block: Block, factor: Scalar, pull: Tensor) -> tuple[Tensor, Tensor]:
+        pull = to_device(pull, block.pieces["param"][0].device, block.dtype)
+        return (as_scalar(factor, pull) if self.decays else pull), pull
 
     @property
     def _plain(self) -> Passes:

@@ -210,10 +210,13 @@ def broken_compiler() -> Iterator[None]:
         patch.setattr(compiled_module, "_failures", {})
         patch.setattr(compiled_module, "_kernel", fresh)
         import torch._inductor.config as inductor
+        from torch._inductor.cpu_vec_isa import valid_vec_isa_list
 
         changes = {"cpp.cxx": ("/nonexistent/c++",), "force_disable_caches": True}
         with inductor.patch(changes):
             yield
+        # What it has found out with that compiler: that there are no vector instructions.
+        valid_vec_isa_list.cache_clear()
 
 
 @FEW_CASES
