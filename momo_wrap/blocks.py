@@ -119,6 +119,11 @@ class Block:
         spread = dict(zip(self.per_piece, values.unbind(), strict=True))
         return replace(self, scalars={**self.scalars, **spread}, per_piece={})
 
+    @property
+    def is_stored_in_full(self) -> bool:
+        """Whether all columns are stored in the dtype of computation."""
+        return all(pieces[0].dtype is self.dtype for pieces in self.pieces.values())
+
     def write_back(self, column: str, values: Tensor) -> None:
         """Bring what `flat` returned, changed in place since, back to the column.
 
@@ -222,9 +227,10 @@ def blocks(
     if names:
         own = torch.stack([v for v in values.values() if isinstance(v, Tensor) and v.dim()])
     sizes = [tensor.numel() for tensor in next(iter(real.values()))]
-    for position, of_one in enumerate(own.unbind(1)):
-        if not is_small(sizes[position], limit):
-            scalars_of_one = {**shared, **dict(zip(names, of_one.unbind(), strict=True))}
+    for position, size in enumerate(sizes):
+        if not is_small(size, limit):
+            of_one = own.select(1, position).unbind()
+            scalars_of_one = {**shared, **dict(zip(names, of_one, strict=True))}
             for views in pieces_of([tensors[position] for tensors in real.values()], limit, whole):
                 pieces = {name: [view] for name, view in zip(real, views, strict=True)}
                 yield Block(pieces, scalars_of_one, negated, dtype, shards)

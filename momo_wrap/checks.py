@@ -187,10 +187,11 @@ def check_gradients(groups: Sequence[ParamGroup]) -> None:
     """
     for index, group in enumerate(groups):
         for position, param in enumerate(group["params"]):
-            if param.grad is not None and param.grad.layout is not torch.strided:
+            grad = param.grad
+            if grad is not None and grad.layout is not torch.strided:
                 raise TypeError(
                     f"Parameter {position} of group {index}, of shape {list(param.shape)}, has a "
-                    f"{param.grad.layout} gradient; the momentum model needs dense ones. Use "
+                    f"{grad.layout} gradient; the momentum model needs dense ones. Use "
                     "sparse=False in the embedding that made it."
                 )
 

@@ -30,11 +30,10 @@ def scalars_like(groups: Iterable[Mapping[str, Any]]) -> Tensor:
         On the device of the first parameter that is not on the CPU (so that an accelerator never
         waits for the host), else the CPU; float64 if any parameter is, else float32.
     """
-    params = [p for group in groups for p in group["params"]]
-    devices = [p.device for p in params]
-    cpu = torch.device("cpu")
-    device = next((d for d in devices if d.type != "cpu"), cpu)
-    wide = any(accumulation_dtype(dtype) is torch.float64 for dtype in {p.dtype for p in params})
+    # In their order: a dictionary keeps it.
+    kinds = dict.fromkeys((p.device, p.dtype) for group in groups for p in group["params"])
+    device = next((d for d, _ in kinds if d.type != "cpu"), torch.device("cpu"))
+    wide = any(accumulation_dtype(dtype) is torch.float64 for _, dtype in kinds)
     return torch.empty(0, device=device, dtype=torch.float64 if wide else torch.float32)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,11 +24,12 @@ def along_average(block: Block, vector: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         ⟨p B, v⟩ and ⟨d, v⟩, 0-dim.
     """
+    product = partial(inner_product, stored_in_full=block.is_stored_in_full)
     scale, buffer = block.scalar("buffer_scale"), block.flat("buffer")
     if isinstance(scale, Tensor) and scale.dim():
-        along_buffer = inner_product(buffer * scale, vector)
+        along_buffer = product(buffer * scale, vector)
     else:
-        along_buffer = inner_product(buffer, vector) * scale
+        along_buffer = product(buffer, vector) * scale
     if block.shards != 1:
         along_buffer = along_buffer * block.shards
     if not uses_gradient(block):
@@ -35,9 +37,9 @@ def along_average(block: Block, vector: Tensor) -> tuple[Tensor, Tensor]:
     grad_scale = block.scalar("grad_scale")
     grad = block.flat("grad")
     if isinstance(grad_scale, Tensor) and grad_scale.dim():
-        along_grad = inner_product(grad * grad_scale, vector)
+        along_grad = product(grad * grad_scale, vector)
     else:
-        along_grad = inner_product(grad, vector) * grad_scale
+        along_grad = product(grad, vector) * grad_scale
     return along_buffer, along_buffer + along_grad * block.shards
 
 
