@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ def a_model() -> dict[str, Any]:
     }
 
 
+# When torch's compiler is imported.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
 @pytest.mark.parametrize("page", [p for p in PAGES if snippets(p)], ids=lambda page: page.name)
 def test_snippets_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The snippets of a page build on each other."""
@@ -51,13 +54,25 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert all((page.parent / target).exists() for target in local), local
 
 
-def test_cost_table_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cost_tables_are_the_measured_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     results = load_script("benchmarks/results", monkeypatch)
     measured = results.Results.load(ROOT / "docs" / "results" / "step_cost.json")
     transformer = measured.cases["transformer"]
     readme = (ROOT / "README.md").read_text()
-    assert results.table(transformer.costs) in readme
+    assert results.table(transformer.costs, results.SUMMARY) in readme
     assert f"{transformer.elements / 1e6:.0f} M" in readme
+    page = (ROOT / "docs" / "performance.md").read_text()
+    assert set(measured.cases) == {"transformer", "small", "one", "bf16"}
+    assert all(results.table(case.costs) in page for case in measured.cases.values())
+    assert measured.scale is not None
+    for what, growths in measured.scale.growths.items():
+        assert results.scale_table(what, growths) in page
+
+
+def test_table_of_passes_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    fusion = load_script("benchmarks/fusion", monkeypatch)
+    measured = json.loads((ROOT / "docs" / "results" / "fusion.json").read_text())
+    assert fusion.table(measured["families"]) in (ROOT / "docs" / "performance.md").read_text()
 
 
 def test_quickstart_table_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,17 @@ def measure(family: str, elements: int, tensors: int, rounds: int) -> dict[str, 
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def table(families: dict[str, dict[str, float]]) -> str:
+    """The costs as a Markdown table."""
+    lines = ["| pass | ms | / bare fused step |", "|---|--:|--:|"]
+    for family, costs in families.items():
+        lines += [
+            f"| {family}: {name} | {cost:.1f} | {cost / costs['bare fused step']:.2f} |"
+            for name, cost in costs.items()
+        ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--elements", type=int, default=8_000_000, help="in a tensor")
@@ -120,16 +131,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--json", type=Path, help="also write the raw result there")
     options = parser.parse_args()
-    result: dict[str, Any] = {"families": {}}
-    print("| pass | ms | / bare fused step |\n|---|--:|--:|")
-    for family in ("AdamW", "SGD-M"):
-        costs = measure(family, options.elements, options.tensors, options.rounds)
-        result["families"][family] = costs
-        for name, cost in costs.items():
-            print(f"| {family}: {name} | {cost:.1f} | {cost / costs['bare fused step']:.2f} |")
+    families = {
+        family: measure(family, options.elements, options.tensors, options.rounds)
+        for family in ("AdamW", "SGD-M")
+    }
+    print(table(families))
     if options.json:
-        result |= {"elements": options.elements, "tensors": options.tensors}
-        result |= {"environment": environment(torch.device("cpu"), options.rounds, 0)}
+        result = {
+            "families": families,
+            "elements": options.elements,
+            "tensors": options.tensors,
+            "environment": environment(torch.device("cpu"), options.rounds, 0),
+        }
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
