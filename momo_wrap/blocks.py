@@ -221,28 +221,45 @@ def blocks(
         name: to_device(value, device, dtype) if isinstance(value, Tensor) else value
         for name, value in scalars.items()
     }
-    names = [name for name, v in values.items() if isinstance(v, Tensor) and v.dim()]
-    shared = {name: value for name, value in values.items() if name not in names}
-    own = torch.empty(0, len(first))
-    if names:
-        own = torch.stack([v for v in values.values() if isinstance(v, Tensor) and v.dim()])
+    per_parameter = {n: v for n, v in values.items() if isinstance(v, Tensor) and v.dim()}
+    shared = {name: value for name, value in values.items() if name not in per_parameter}
+    own = _Columns(list(per_parameter), list(per_parameter.values()))
     sizes = [tensor.numel() for tensor in next(iter(real.values()))]
     for position, size in enumerate(sizes):
         if not is_small(size, limit):
-            of_one = own.select(1, position).unbind()
-            scalars_of_one = {**shared, **dict(zip(names, of_one, strict=True))}
+            of_one = {**shared, **own.of(position)}
             for views in pieces_of([tensors[position] for tensors in real.values()], limit, whole):
                 pieces = {name: [view] for name, view in zip(real, views, strict=True)}
-                yield Block(pieces, scalars_of_one, negated, dtype, shards)
+                yield Block(pieces, of_one, negated, dtype, shards)
     for pack in packs(sizes, limit):
         pieces = {n: [t for run in pack for t in tensors[run]] for n, tensors in real.items()}
-        of_pack = (
-            torch.cat([own.narrow(1, run.start, run.stop - run.start) for run in pack], dim=1)
-            if names
-            else own
-        )
-        per_piece = dict(zip(names, of_pack.unbind(), strict=True))
-        yield Block(pieces, shared, negated, dtype, shards, per_piece)
+        yield Block(pieces, shared, negated, dtype, shards, own.of_all(pack))
+
+
+class _Columns:
+    """Values per parameter by name, which are taken out of all columns at once.
+
+    Args:
+        names: The names.
+        values: For each a tensor of shape [parameters].
+    """
+
+    def __init__(self, names: Sequence[str], values: Sequence[Tensor]) -> None:
+        self._names = names
+        self._values = torch.stack(list(values)) if names else None
+
+    def of(self, position: int) -> dict[str, Tensor]:
+        """Return the values of one parameter, 0-dim."""
+        if self._values is None:
+            return {}
+        return dict(zip(self._names, self._values.select(1, position).unbind(), strict=True))
+
+    def of_all(self, runs: Sequence[slice]) -> dict[str, Tensor]:
+        """Return the values of runs of parameters, each of shape [parameters]."""
+        if self._values is None:
+            return {}
+        parts = [self._values.narrow(1, run.start, run.stop - run.start) for run in runs]
+        return dict(zip(self._names, torch.cat(parts, dim=1).unbind(), strict=True))
 
 
 def _real(tensor: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -36,18 +35,17 @@ def packs(sizes: Sequence[int], limit: int) -> Iterator[list[slice]]:
     """
     pack: list[slice] = []
     filled = 0
-    for are_small, run in groupby(range(len(sizes)), lambda i: is_small(sizes[i], limit)):
-        if not are_small:
+    for position, size in enumerate(sizes):
+        if not is_small(size, limit):
             continue
-        positions = list(run)
-        start = positions[0]
-        for position in positions:
-            if filled + sizes[position] > limit:
-                pack.append(slice(start, position))
-                yield [run for run in pack if run.start < run.stop]
-                pack, filled, start = [], 0, position
-            filled += sizes[position]
-        pack.append(slice(start, positions[-1] + 1))
+        if pack and filled + size > limit:
+            yield pack
+            pack, filled = [], 0
+        if pack and pack[-1].stop == position:
+            pack[-1] = slice(pack[-1].start, position + 1)
+        else:
+            pack.append(slice(position, position + 1))
+        filled += size
     if pack:
         yield pack
 
