@@ -90,20 +90,16 @@ def is_fused(base: Optimizer) -> bool:
 
 
 def can_take_traced_step(base: Optimizer) -> bool:
-    """Return whether `take_traced_step` can take a base's step.
+    """Return whether `take_traced_step` can take a base's step, once there is a state.
 
     Args:
         base: The optimizer.
 
     Returns:
-        True for the optimizers of torch itself, unless somebody watches or has replaced the step,
-        or it has to make the state of several groups: a traced step finds that of the first only.
+        True for the optimizers of torch itself, unless somebody watches or has replaced the step.
     """
-    if not (type(base).__module__.startswith("torch.optim.") and is_plain(base)):
-        return False
-    params = [p for group in base.param_groups for p in group["params"] if p.grad is not None]
-    finds_state = len(base.param_groups) == 1 or all(param in base.state for param in params)
-    return finds_state and "step" not in vars(base)
+    is_own = type(base).__module__.startswith("torch.optim.") and "step" not in vars(base)
+    return is_own and is_plain(base)
 
 
 def take_traced_step(base: Optimizer, settings: list[dict[str, Any]]) -> None:

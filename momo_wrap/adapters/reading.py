@@ -172,7 +172,10 @@ class ReadingAdapter(Adapter):
         """Return whether the base's step is, or `advanced` stands in for it; see `Adapter`."""
         if is_fused(base):
             return self._replaces_step(base)  # torch does not trace it
-        return can_take_traced_step(base)
+        # What a traced step makes of the state is found for the first group only.
+        return can_take_traced_step(base) and (
+            len(base.param_groups) == 1 or self._finds_state(base)
+        )
 
     def observe(self, base: Optimizer, weight_decay: WeightDecayForm) -> Observation:
         """Advance the base's state and read it; see `Adapter`."""
@@ -206,13 +209,13 @@ class ReadingAdapter(Adapter):
 
     def _replaces_step(self, base: Optimizer) -> bool:
         """Return whether `advanced` can stand in for the base's own code at this step."""
-        return (
-            type(base) in self.advances
-            and is_plain(base)
-            and all(
-                self.is_ready(group, [p for p in group["params"] if p.grad is not None], base.state)
-                for group in base.param_groups
-            )
+        return type(base) in self.advances and is_plain(base) and self._finds_state(base)
+
+    def _finds_state(self, base: Optimizer) -> bool:
+        """Return whether the base has made the state of all parameters that have a gradient."""
+        return all(
+            self.is_ready(group, [p for p in group["params"] if p.grad is not None], base.state)
+            for group in base.param_groups
         )
 
 
