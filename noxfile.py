@@ -52,4 +52,5 @@ def examples(session: nox.Session) -> None:
     for name in ("ddp", "fsdp2"):
         session.run("torchrun", "--standalone", "--nproc-per-node=2", f"examples/train_{name}.py")
     session.run("python", "examples/custom_adapter.py")
+    session.run("python", "examples/custom_rule.py")
     session.run("python", "examples/benchmarks/step_cost.py", "--check")

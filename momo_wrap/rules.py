@@ -106,7 +106,9 @@ class StepRule(ABC):
         """
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(lower_bound={self.lower_bound})"
+        settings = {"lower_bound": self.lower_bound, **vars(self)}
+        listed = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        return f"{type(self).__name__}({listed})"
 
 
 def _checked_bound(lower_bound: object, rule: str) -> float:

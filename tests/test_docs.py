@@ -106,3 +106,10 @@ def test_adapter_of_the_page_is_that_of_the_example() -> None:
     )
     assert len(adapter.splitlines()) < 40
     assert f"{adapter}\n```" in (ROOT / "docs" / "write_an_adapter.md").read_text()
+
+
+def test_rule_of_the_page_is_that_of_the_example() -> None:
+    example = (ROOT / "examples" / "custom_rule.py").read_text()
+    (rule,) = re.findall(r"^class SlowRise.*?(?=\n\n\n)", example, flags=re.DOTALL | re.MULTILINE)
+    assert sum(bool(line.strip()) for line in example.splitlines()) < 40
+    assert f"{rule}\n```" in (ROOT / "docs" / "write_a_rule.md").read_text()

@@ -1,0 +1,54 @@
+"""What the settings of a rule may be, and the error for what they may not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Real
+from typing import NamedTuple
+
+
+class Range(NamedTuple):
+    """The numbers that a setting may be.
+
+    Attributes:
+        holds: Whether a number is one of them; False for NaN.
+        text: The end of the sentence "expected a number ...".
+    """
+
+    holds: Callable[[float], bool]
+    text: str
+
+
+ABOVE_0 = Range(lambda value: value > 0.0, "above 0")
+AT_LEAST_1 = Range(lambda value: value >= 1.0, "of at least 1")
+ABOVE_0_TO_1 = Range(lambda value: 0.0 < value <= 1.0, "above 0 and of at most 1")
+FROM_0_TO_1 = Range(lambda value: 0.0 <= value <= 1.0, "from 0 to 1")
+FROM_0_BELOW_1 = Range(lambda value: 0.0 <= value < 1.0, "of at least 0 and below 1")
+
+
+def checked(owner: object, name: str, value: object, allowed: Range, example: float) -> float:
+    """Return a setting as a float.
+
+    Args:
+        owner: What has the setting.
+        name: The setting's name.
+        value: What the user gave.
+        allowed: What it may be.
+        example: A value that it may be.
+
+    Raises:
+        TypeError: It is not a number.
+        ValueError: It is out of range.
+    """
+    kind = type(owner).__name__
+    if not isinstance(value, Real):
+        raise TypeError(
+            f"{name} must be a Python number, got {type(value).__name__}. Write "
+            f"{kind}({name}={example})."
+        )
+    if not allowed.holds(float(value)):
+        raise ValueError(
+            f"{kind} got {name}={value}, expected a number {allowed.text}. Write "
+            f"{kind}({name}={example})."
+        )
+    return float(value)
