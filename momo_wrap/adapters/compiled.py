@@ -82,10 +82,10 @@ def chosen(compiled: Compiled, groups: Iterable[ParamGroup]) -> bool:
     if compiled != "auto":
         return compiled
     params = [param for group in groups for param in group["params"]]
-    if not _has_compiler() or any(param.device.type != "cpu" for param in params):
+    # Counted first, because a model of many small parameters should not pay for more.
+    if sum(param.numel() for param in params) < _WORTHWHILE_ELEMENTS:
         return False
-    elements: int = sum(param.numel() for param in params)
-    return elements >= _WORTHWHILE_ELEMENTS
+    return _has_compiler() and all(param.device.type == "cpu" for param in params)
 
 
 @functools.cache
