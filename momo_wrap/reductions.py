@@ -35,7 +35,7 @@ def inner_product(left: Tensor, right: Tensor, *, stored_in_full: bool = True) -
     Returns:
         A 0-dim tensor on their device.
     """
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_dynamo_compiling():
         return torch.dot(left, right)
     # A sum can be fused, a call of BLAS can't. On the CPU torch's compiler spends more on a careful
     # float32 sum than on a float64 one, unless there are values of 16 bits in the same loop.

@@ -106,7 +106,7 @@ def write_scalars(kept: Sequence[Mapping[str, Tensor]], values: Mapping[str, Ten
     columns = {name: value.reshape(-1).unbind() for name, value in values.items()}
     targets = [scalars[name] for scalars in kept for name in scalars]
     sources = [columns[name][i] for i, scalars in enumerate(kept) for name in scalars]
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         # Inductor may compute a source of a foreach copy from a target that it has written already,
         # and it forgets a plain copy into a 0-dim float64 tensor (torch 2.13).
         for target, source in zip(targets, sources, strict=True):

@@ -183,7 +183,7 @@ class MoMoWrapper(OptimizerFacade):
         rule or an adapter returns is refused later: nothing has moved, but the base has taken in
         the gradients.
         """
-        if torch.compiler.is_compiling() and not self._is_traceable():
+        if torch.compiler.is_dynamo_compiling() and not self._is_traceable():
             return self._untraced_step(closure, loss)
         return self._step(closure, loss)
 

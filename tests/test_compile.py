@@ -273,6 +273,7 @@ def test_more_settings_through_inductor(make: Make) -> None:
     assert_same(compiled, run_step_alone(make, 20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BARE)
 def test_whole_training_step_breaks_where_torch_does(name: str) -> None:
     """In backward() and zero_grad(), but not in the step, where a bare one breaks the graph."""
@@ -286,6 +287,7 @@ def test_whole_training_step_breaks_where_torch_does(name: str) -> None:
     assert_same(wrapped, run(TRACED[name], whole, [False] * 20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["AdamW"])
 @pytest.mark.parametrize("form", ["closure_step", "accumulating_step"])
 def test_closures_and_recorded_losses(name: str, form: str) -> None:
@@ -325,6 +327,7 @@ def test_steps_that_are_skipped_are_counted() -> None:
     assert training.optimizer.last_step is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", BARE.values(), ids=BARE)
 def test_first_step_of_several_groups_makes_their_state(base: Callable[[Any], Optimizer]) -> None:
     """It is taken as it is; all others are traced."""
@@ -337,6 +340,7 @@ def test_first_step_of_several_groups_makes_their_state(base: Callable[[Any], Op
     assert_same(compiled, run_step_alone(make, 20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BARE)
 def test_eager_steps_in_between(name: str) -> None:
     """Nothing that only compiled steps may find stays behind in the base."""
@@ -345,6 +349,7 @@ def test_eager_steps_in_between(name: str) -> None:
     assert_same(mixed, run(TRACED[name], whole, [False] * 8))
 
 
+@pytest.mark.slow
 def test_group_that_joins_late() -> None:
     """Its scalars are made in a step that is taken as it is, and traced from then on."""
 

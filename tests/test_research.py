@@ -360,6 +360,7 @@ def test_runs_where_no_visit_is_possible(rule: StepRule) -> None:
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @rules
+@pytest.mark.slow
 def test_step_is_traced_without_breaks(rule: StepRule) -> None:
     torch._dynamo.reset()
     problem, twin = Problem(), Problem()

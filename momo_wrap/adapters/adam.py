@@ -58,12 +58,17 @@ class AdamAdapter(ReadingAdapter):
             },
         )
 
+    def is_ready(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> bool:
+        """Return whether there is a state, that of amsgrad included; see `ReadingAdapter`."""
+        wanted = "max_exp_avg_sq" if group.get("amsgrad") else "step"
+        return all(wanted in state.get(param, {}) for param in params)
+
     def count_step(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> None:
         """Count the step for each parameter; see `ReadingAdapter`."""
         steps = [state[p]["step"] for p in params]
-        on_host = steps[0].device.type == "cpu" and not torch.compiler.is_compiling()
+        on_host = steps[0].device.type == "cpu" and not torch.compiler.is_dynamo_compiling()
         # On the CPU a number would become a tensor for each parameter anew.
-        torch._foreach_add_(steps, torch.ones(()) if on_host else 1.0)
+        torch._foreach_add_(steps, torch.ones((), device="cpu") if on_host else 1.0)
 
     def advanced(self, group: ParamGroup, block: Block) -> dict[str, Tensor]:
         """Return both moments with the gradient in them; see `ReadingAdapter`."""

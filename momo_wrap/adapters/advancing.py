@@ -8,10 +8,13 @@ the base's step is then taken on a stand-in that has copies of the groups.
 from __future__ import annotations
 
 import inspect
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
@@ -64,6 +67,25 @@ def is_plain(base: Optimizer) -> bool:
     )
 
 
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+
+
+def has_own_step(kind: type[Optimizer]) -> bool:
+    """Return whether the step of a class, and all that is wrapped around it, is its own or torch's.
+
+    Args:
+        kind: A class of optimizers, whose step somebody may have replaced.
+    """
+    own = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    function: Any = kind.step
+    while function is not None:
+        file = getattr(getattr(function, "__code__", None), "co_filename", "")
+        if file != own and not file.startswith(_TORCH):
+            return False
+        function = getattr(function, "__wrapped__", None)
+    return True
+
+
 def _is_watched_only(base: Optimizer, own_step: Any) -> bool:
     """Return whether a step is that of the class, and a scheduler's wrapper around it."""
     watched = hasattr(own_step, "_wrapped_by_lr_sched")
@@ -98,8 +120,8 @@ def can_take_traced_step(base: Optimizer) -> bool:
     Returns:
         True for the optimizers of torch itself, unless somebody watches or has replaced the step.
     """
-    is_own = type(base).__module__.startswith("torch.optim.") and "step" not in vars(base)
-    return is_own and is_plain(base)
+    is_of_torch = type(base).__module__.startswith("torch.optim.") and has_own_step(type(base))
+    return is_of_torch and "step" not in vars(base) and is_plain(base)
 
 
 def take_traced_step(base: Optimizer, settings: list[dict[str, Any]]) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from momo_wrap.adapters.passes import Pair, Passes, Summed
 from momo_wrap.adapters.sums import uses_gradient
@@ -49,9 +50,17 @@ def can_compile(groups: Iterable[ParamGroup]) -> bool:
     Args:
         groups: The base's parameter groups.
     """
-    return not _failures or not any(
-        param.device.type in _failures for group in groups for param in group["params"]
-    )
+    # Tensors without values have nothing to compile for.
+    hopeless = {"meta", *_failures}
+    params = (param for group in groups for param in group["params"])
+    return not _is_switched_off() and all(p.device.type not in hopeless for p in params)
+
+
+def _is_switched_off() -> bool:
+    """Return whether Dynamo would run a kernel as it is, and then complain (`fullgraph`)."""
+    import torch._dynamo.config as dynamo
+
+    return bool(dynamo.disable) or is_in_torch_dispatch_mode(include_infra_modes=False)
 
 
 def check_choice(compiled: object) -> None:
@@ -77,7 +86,7 @@ def chosen(compiled: Compiled, groups: Iterable[ParamGroup]) -> bool:
         compiled: The choice.
         groups: The base's parameter groups.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         return False  # everything is being compiled, by the caller
     if compiled != "auto":
         return compiled
@@ -183,14 +192,28 @@ class CompiledPasses(Passes):
 _first_of_type: dict[type, ReadingAdapter] = {}
 
 
-def _shared(adapter: ReadingAdapter) -> ReadingAdapter:
-    return adapter if vars(adapter) else _first_of_type.setdefault(type(adapter), adapter)
+class _Itself:
+    """An adapter as a key, whatever its own `__eq__` and `__hash__` say."""
+
+    def __init__(self, adapter: ReadingAdapter) -> None:
+        self.adapter = adapter
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self.adapter is other.adapter
+
+    def __hash__(self) -> int:
+        return id(self.adapter)
+
+
+def _shared(adapter: ReadingAdapter) -> _Itself:
+    same = adapter if vars(adapter) else _first_of_type.setdefault(type(adapter), adapter)
+    return _Itself(same)
 
 
 @functools.lru_cache(maxsize=256)
 def _kernel(
     which: Literal["sum_up", "move"],
-    adapter: ReadingAdapter,
+    shared: _Itself,
     advances: bool,
     decays: bool,
     constants: frozenset[tuple[str, float]],
@@ -200,7 +223,7 @@ def _kernel(
     """Return a compiled pass over the flat tensors of a block."""
     _import_compiler()
     # A setting of a group would be a constant of the kernel, and need one for each of its values.
-    passes = Passes(adapter, {}, advances, decays)
+    passes = Passes(shared.adapter, {}, advances, decays)
 
     def run(columns: dict[str, Tensor], scalars: dict[str, Tensor], *scales: Tensor) -> Any:
         pieces = {name: [tensor] for name, tensor in columns.items()}

@@ -58,7 +58,7 @@ class Passes:
         shards: int,
     ) -> Iterator[Block]:
         """Cut the group into the blocks that the passes are for; see `momo_wrap.blocks.blocks`."""
-        return blocks(columns, scalars, negated, shards, whole=torch.compiler.is_compiling())
+        return blocks(columns, scalars, negated, shards, whole=torch.compiler.is_dynamo_compiling())
 
     def sum_up(self, block: Block) -> Summed:
         """Take in the gradients, where the base has not, and sum up.

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from momo_wrap.adapters.advancing import (
     at_rest,
     can_take_traced_step,
+    has_own_step,
     is_fused,
     is_plain,
     mark_stepped,
@@ -57,10 +58,16 @@ class ReadingAdapter(Adapter):
 
     Attributes:
         advances: The classes of bases, subclasses not included, whose code the adapter can stand in
-            for with `advanced`, so that one compiled pass advances the state and sums up.
+            for with `advanced`, so that one compiled pass advances the state and sums up. A
+            subclass that changes how the base is read says so anew.
     """
 
     advances: frozenset[type[Optimizer]] = frozenset()
+    _may_advance = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._may_advance = _speaks_for_itself(cls)
 
     @abstractmethod
     def averaging(self, group: ParamGroup, state: State) -> Averaging:
@@ -181,7 +188,7 @@ class ReadingAdapter(Adapter):
         """Advance the base's state and read it; see `Adapter`."""
         groups = base.param_groups
         steps = [GroupStep(self, base, group, weight_decay) for group in groups]
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_dynamo_compiling():
             with at_rest(groups, [self.while_advancing(group) for group in groups]):
                 base.step()
         elif is_fused(base):
@@ -209,7 +216,13 @@ class ReadingAdapter(Adapter):
 
     def _replaces_step(self, base: Optimizer) -> bool:
         """Return whether `advanced` can stand in for the base's own code at this step."""
-        return type(base) in self.advances and is_plain(base) and self._finds_state(base)
+        return (
+            type(base) in self.advances
+            and self._may_advance
+            and is_plain(base)
+            and has_own_step(type(base))
+            and self._finds_state(base)
+        )
 
     def _finds_state(self, base: Optimizer) -> bool:
         """Return whether the base has made the state of all parameters that have a gradient."""
@@ -217,6 +230,19 @@ class ReadingAdapter(Adapter):
             self.is_ready(group, [p for p in group["params"] if p.grad is not None], base.state)
             for group in base.param_groups
         )
+
+
+_READ = frozenset({"averaging", "read", "preconditioned", "grad_avg", "while_advancing"})
+
+
+def _speaks_for_itself(adapter: type[ReadingAdapter]) -> bool:
+    """Return whether `advances` was said by a class that knew all that makes the direction."""
+    for cls in adapter.__mro__:
+        if {"advances", "advanced"} & vars(cls).keys():
+            return True
+        if _READ & vars(cls).keys():
+            return False
+    return False
 
 
 class _ReadingObservation(Observation):
