@@ -168,7 +168,8 @@ class CompiledPasses(Passes):
             return None
         columns = {name: pieces[0].detach() for name, pieces in part.pieces.items()}
         numbers = {k: v for k, v in part.scalars.items() if not isinstance(v, Tensor)}
-        scalars = {k: v for k, v in part.scalars.items() if isinstance(v, Tensor)}
+        # Detached, or else a kernel would depend on the shape of what they are views of.
+        scalars = {k: v.detach() for k, v in part.scalars.items() if isinstance(v, Tensor)}
         kernel = _kernel(
             which,
             _shared(self.adapter),

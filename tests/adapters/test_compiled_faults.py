@@ -126,8 +126,9 @@ def test_another_thread_that_compiles_changes_nothing() -> None:
 
     def compile_again_and_again() -> None:
         while not done.is_set():
-            fresh = eval("lambda x: x.sin() + 1.0")  # with code of its own
-            torch.compile(fresh, backend="eager")(torch.zeros(3))
+            fresh: Any = eval("lambda x: x.sin() + 1.0")  # with code of its own
+            compiled: Any = torch.compile(fresh, backend="eager")
+            compiled(torch.zeros(3))
 
     calls: list[int] = []
     base = AdamW(params(), lr=1e-3, fused=True)
