@@ -51,6 +51,7 @@ def examples(session: nox.Session) -> None:
         session.run("python", f"examples/train_{name}.py")
     for name in ("ddp", "fsdp2"):
         session.run("torchrun", "--standalone", "--nproc-per-node=2", f"examples/train_{name}.py")
+    session.run("python", "examples/lr_sweep.py", "--output", session.create_tmp() + "/lr_sweep")
     session.run("python", "examples/custom_adapter.py")
     session.run("python", "examples/custom_rule.py")
     session.run("python", "examples/benchmarks/step_cost.py", "--check")

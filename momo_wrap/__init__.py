@@ -16,6 +16,7 @@ from momo_wrap.adapters import (
 from momo_wrap.averaging import Averaging
 from momo_wrap.joint import JointOptimizer
 from momo_wrap.record import StepRecord
+from momo_wrap.recorder import Recorder
 from momo_wrap.rules import ModelStats, MoMo, MoMoStar, StepDecision, StepRule
 from momo_wrap.wrapper import MoMoWrapper
 
@@ -31,6 +32,7 @@ __all__ = [
     "ModelStats",
     "ProposingAdapter",
     "ReadingAdapter",
+    "Recorder",
     "StepDecision",
     "StepRecord",
     "StepRule",

@@ -4,34 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from momo_wrap.wrapper import MoMoWrapper
-
-
-def wrapper_of(optimizer: object) -> MoMoWrapper:
-    """Return the `MoMoWrapper` inside the optimizer that a trainer hands out.
-
-    Args:
-        optimizer: The wrapper itself, or what a trainer made of it, which keeps it as `optimizer`.
-
-    Returns:
-        The wrapper.
-
-    Raises:
-        TypeError: There is none.
-
-    Example:
-        >>> model, optimizer = accelerator.prepare(model, MoMoWrapper(base))
-        >>> wrapper_of(optimizer).last_step.theta
-    """
-    inner = optimizer
-    while not isinstance(inner, MoMoWrapper):
-        if not hasattr(inner, "optimizer"):
-            raise TypeError(
-                f"Expected a MoMoWrapper, or what a trainer made of one, got "
-                f"{type(optimizer).__name__}. Give the trainer MoMoWrapper(optimizer)."
-            )
-        inner = inner.optimizer
-    return inner
+from momo_wrap.finding import group_suffixes
+from momo_wrap.finding import wrapper_of as wrapper_of
 
 
 def step_metrics(optimizer: object) -> dict[str, Tensor]:
@@ -55,10 +29,7 @@ def step_metrics(optimizer: object) -> dict[str, Tensor]:
     wrapper = wrapper_of(optimizer)
     if wrapper.last_step is None:
         return {}
-    groups = enumerate(wrapper.param_groups, start=1)
-    suffixes = [f"/{group.get('name', f'pg{number}')}" for number, group in groups]
-    if len(suffixes) == 1:
-        suffixes = [""]
+    suffixes = group_suffixes(wrapper.param_groups)
     lrs = zip(suffixes, wrapper.effective_lrs(), strict=False)  # a group may be new since the step
     metrics = {f"momo/effective_lr{suffix}": lr for suffix, lr in lrs}
     return {"momo/theta": wrapper.last_step.theta, **metrics}

@@ -1,0 +1,208 @@
+"""What every step amounted to, kept on the device and brought to the host in batches."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from momo_wrap.finding import group_suffixes, wrapper_of
+from momo_wrap.record import StepRecord
+from momo_wrap.scalars import as_scalar
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(StepRecord))
+
+
+class ScalarWriter(Protocol):
+    """What TensorBoard's `SummaryWriter` and its like have in common."""
+
+    def add_scalar(self, tag: str, scalar_value: Any, global_step: int) -> object:
+        """Log one number."""
+
+
+class Recorder:
+    """Records every step of a `MoMoWrapper` without waiting for the device at every step.
+
+    The values of a step are copied on the device that they are on. One transfer brings those of
+    `every` steps to the host, where they go to a CSV file, to TensorBoard, or to memory. There is
+    one row per step: `step`, counted from 0, the fields of `StepRecord`, and for each parameter
+    group the cap `lr` and the `effective_lr` that the step amounted to; with several groups
+    `lr/pg1` and so on, or with the group's `"name"` in place of `pg1`. A step that was skipped as
+    not finite has no row. The last rows are written by `close`, or by leaving the `with` block.
+
+    Args:
+        optimizer: The wrapper, or what a trainer made of it.
+        every: The number of steps between two transfers.
+        path: The CSV file, which is overwritten; None: rows are kept in memory for `curve`.
+        tensorboard: A directory for TensorBoard, or a writer that there is already, which is left
+            open; None: nothing is written there.
+
+    Attributes:
+        every: The number of steps between two transfers.
+        path: The CSV file, if there is one.
+
+    Raises:
+        TypeError: There is no `MoMoWrapper`.
+        ValueError: `every` is not positive.
+        ImportError: `tensorboard` names a directory, and TensorBoard is not installed.
+
+    Example:
+        >>> with Recorder(optimizer, every=100, path="steps.csv") as recorder:
+        ...     for inputs, targets in batches:
+        ...         ...
+        ...         optimizer.step(loss=loss)
+        ...         recorder.record()
+    """
+
+    def __init__(
+        self,
+        optimizer: object,
+        every: int = 100,
+        path: str | PathLike[str] | None = None,
+        *,
+        tensorboard: str | PathLike[str] | ScalarWriter | None = None,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1 step, got {every}.")
+        self.every = every
+        self.path = None if path is None else Path(path)
+        self._optimizer = wrapper_of(optimizer)
+        self._columns: list[str] = []
+        self._waiting: list[tuple[int, Tensor, list[float | None]]] = []
+        self._rows: list[list[float]] = []  # where there is no file
+        self._calls = 0
+        self._skipped = self._optimizer.skipped_steps
+        self._closed = False
+        self._owns_writer = isinstance(tensorboard, (str, PathLike))
+        self._writer = _writer(tensorboard)
+        if self.path is not None:
+            self.path.write_text("")  # a path that can't be written is found before the training
+
+    def record(self) -> None:
+        """Record the step that was just taken. Call it after each `optimizer.step`.
+
+        Raises:
+            ValueError: The recorder is closed, or the number of parameter groups has changed.
+        """
+        if self._closed:
+            raise ValueError("record was called after close. Make a new Recorder.")
+        step, self._calls = self._calls, self._calls + 1
+        skipped, self._skipped = self._skipped, self._optimizer.skipped_steps
+        last = self._optimizer.last_step
+        if last is None or self._skipped > skipped:
+            return
+        effective_lrs = self._optimizer.effective_lrs()
+        caps = [group["lr"] for group in self._optimizer.param_groups[: len(effective_lrs)]]
+        self._check_groups(len(effective_lrs))
+        numbers = [getattr(last, name) for name in _FIELDS]
+        on_device, on_host = _split([*numbers, *effective_lrs, *caps], like=last.theta)
+        self._waiting.append((step, on_device, on_host))
+        if len(self._waiting) >= self.every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring what was recorded to the host, and write it."""
+        if not self._waiting:
+            return
+        steps, on_device, on_host = zip(*self._waiting, strict=True)
+        self._waiting = []
+        values = iter(torch.cat(on_device).tolist())  # the only transfer
+        rows = [
+            [step, *(next(values) if number is None else number for number in numbers)]
+            for step, numbers in zip(steps, on_host, strict=True)
+        ]
+        if self.path is not None:
+            self._append(self.path, rows)
+        elif self._writer is None:
+            self._rows += rows
+        if self._writer is not None:
+            for row in rows:
+                for name, value in zip(self._columns[1:], row[1:], strict=True):
+                    self._writer.add_scalar(f"momo/{name}", value, int(row[0]))
+
+    def curve(self) -> dict[str, list[float]]:
+        """Return what was recorded so far, after a flush.
+
+        Returns:
+            The columns by name, read back from the file if there is one. Empty where nothing was
+            recorded, and where the values went to TensorBoard alone.
+        """
+        self.flush()
+        rows = self._rows
+        if self.path is not None:
+            with self.path.open(newline="") as file:
+                rows = [[float(value) for value in row] for row in list(csv.reader(file))[1:]]
+        return {name: [row[i] for row in rows] for i, name in enumerate(self._columns)}
+
+    def close(self) -> None:
+        """Flush, and accept no further steps. A second call does nothing."""
+        if self._closed:
+            return
+        self.flush()
+        self._closed = True
+        if self._owns_writer:
+            self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _check_groups(self, groups: int) -> None:
+        if not self._columns:
+            suffixes = group_suffixes(self._optimizer.param_groups[:groups])
+            lrs = [f"{name}{suffix}" for name in ("effective_lr", "lr") for suffix in suffixes]
+            self._columns = ["step", *_FIELDS, *lrs]
+        before = (len(self._columns) - len(_FIELDS) - 1) // 2
+        if groups != before:
+            raise ValueError(
+                f"The recorder began with {before} parameter group(s), and the optimizer now has "
+                f"{groups}, for which there are no columns. Close it, and make a new Recorder with "
+                "another path after add_param_group."
+            )
+
+    def _append(self, path: Path, rows: list[list[float]]) -> None:
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if file.tell() == 0:
+                writer.writerow(self._columns)
+            writer.writerows(rows)
+
+
+def _split(values: Sequence[Tensor | float], like: Tensor) -> tuple[Tensor, list[float | None]]:
+    """Return the tensors as one on the device, and the numbers with None where a tensor was.
+
+    It is a copy: a CUDA graph or a scheduler may write the next values into the same tensors.
+    """
+    tensors = [as_scalar(value, like) for value in values if isinstance(value, Tensor)]
+    on_host = [None if isinstance(value, Tensor) else float(value) for value in values]
+    return torch.stack(tensors), on_host
+
+
+def _writer(tensorboard: str | PathLike[str] | ScalarWriter | None) -> Any:
+    if not isinstance(tensorboard, (str, PathLike)):
+        return tensorboard
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "Recorder(tensorboard=...) got a directory, and TensorBoard is not installed: "
+            "pip install tensorboard, or leave the argument out and give a path."
+        ) from error
+    return SummaryWriter(str(tensorboard))

@@ -1,0 +1,262 @@
+"""Figures of a sweep: results against the learning rate, step sizes over training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from momo_wrap.sweep.comparing import medians, values_by_seed
+
+# Okabe and Ito's palette for the colour-blind, without its yellow, which is faint on white.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_MARKERS = "osD^vP*Xhd"
+_PANELS_PER_ROW = 4
+
+
+def plot_scores(
+    results: pd.DataFrame,
+    path: str | PathLike[str],
+    task: str | None = None,
+    *,
+    higher_is_better: bool = True,
+    margin: float | None = None,
+    label: str = "score",
+    limits: tuple[float, float] | None = None,
+) -> Figure:
+    """Draw the score against the learning rate, a line for each optimizer.
+
+    The line is the median over seeds and the band reaches from the worst seed to the best.
+    Wrapped optimizers have solid lines and filled markers, bare ones dashed lines and hollow
+    markers; a pair of the same kind has one colour. A run that failed counts as the worst: it is
+    drawn at the edge, as is what lies beyond `limits`.
+
+    Args:
+        results: What `run` or `load` returned.
+        path: The figure; the ending decides the format.
+        task: The task; it may be left out where there is one only.
+        higher_is_better: Whether a high score is a good one.
+        margin: Also draw the band of scores within this of the best, see `tolerance`.
+        label: What the score is called on the axis.
+        limits: The lowest and highest score that are shown; None: all that are finite.
+
+    Returns:
+        The figure, which is saved already.
+
+    Raises:
+        ValueError: There are several tasks and none is named; runs or scores are missing.
+    """
+    drawing = _Drawing(results, _only_task(results, task), "score", higher_is_better)
+    figure = drawing.figure(label, limits, margin)
+    figure.savefig(path)
+    return figure
+
+
+def plot_losses(
+    results: pd.DataFrame,
+    path: str | PathLike[str],
+    task: str | None = None,
+    *,
+    margin: float | None = None,
+    label: str = "loss",
+    limits: tuple[float, float] | None = None,
+) -> Figure:
+    """Draw the loss against the learning rate, on a logarithmic axis; see `plot_scores`.
+
+    Args:
+        results: What `run` or `load` returned.
+        path: The figure; the ending decides the format.
+        task: The task; it may be left out where there is one only.
+        margin: Also draw the band of losses within this of the best.
+        label: What the loss is called on the axis.
+        limits: The lowest and highest loss that are shown; None: all up to 100 times the median
+            of all that are finite, since a loss may have exploded to any number.
+
+    Returns:
+        The figure, which is saved already.
+
+    Raises:
+        ValueError: There are several tasks and none is named; runs or losses are missing.
+    """
+    drawing = _Drawing(results, _only_task(results, task), "loss", higher_is_better=False)
+    figure = drawing.figure(label, limits, margin)
+    figure.savefig(path)
+    return figure
+
+
+def plot_step_sizes(
+    curves: Mapping[str, Any], path: str | PathLike[str], *, step: str = "step"
+) -> Figure:
+    """Draw the effective step size over training against its cap, a panel for each curve.
+
+    Args:
+        curves: By title: what `Recorder.curve()` or `load_curves` returned, with the columns
+            `effective_lr` and `lr`. Of several parameter groups the first is drawn.
+        path: The figure; the ending decides the format.
+        step: The column of the horizontal axis.
+
+    Returns:
+        The figure, which is saved already. Steps of size 0 are at the lower edge.
+
+    Raises:
+        ValueError: There is no curve, or columns are missing.
+    """
+    if not curves:
+        raise ValueError("There are no curves; a train function returns one under 'curve'.")
+    frames = {title: _step_sizes(title, curve, step) for title, curve in curves.items()}
+    columns = min(_PANELS_PER_ROW, len(frames))
+    rows = math.ceil(len(frames) / columns)
+    figure = Figure(figsize=(1.2 + 3 * columns, 0.9 + 2.4 * rows), dpi=150, layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    low, high = _positive_range(list(frames.values()))
+    for axes, (title, frame) in zip(grid.flat, frames.items(), strict=False):
+        sizes = frame["effective_lr"].clip(lower=low)
+        axes.plot(frame[step], sizes, ".", color=_COLOURS[0], markersize=3, label="effective lr")
+        axes.plot(frame[step], frame["lr"], "--", color=_COLOURS[1], label="cap (lr)")
+        axes.set(title=title, yscale="log", ylim=(low, high))
+        axes.title.set_fontsize("medium")
+    for axes in grid.flat[len(frames) :]:
+        axes.set_visible(False)
+    figure.supxlabel(step)
+    figure.supylabel("step size")
+    entries = grid.flat[0].get_legend_handles_labels()
+    figure.legend(*entries, loc="outside upper center", ncols=2, markerscale=3)
+    figure.savefig(path)
+    return figure
+
+
+class _Drawing:
+    """Medians and bands of a column of one task.
+
+    Args:
+        results: The results.
+        task: The task.
+        column: What is drawn.
+        higher_is_better: Whether failed runs are drawn at the lower edge or the upper.
+    """
+
+    def __init__(
+        self, results: pd.DataFrame, task: str, column: str, higher_is_better: bool
+    ) -> None:
+        self.task, self.higher_is_better = task, higher_is_better
+        self.is_loss = column == "loss"
+        self.medians = medians(results, task, column, higher_is_better)
+        self.by_seed = values_by_seed(results, task, column, higher_is_better)
+        rows = results[results["task"] == task]
+        self.styles = _styles(rows, list(self.medians.columns))
+
+    def figure(
+        self, label: str, limits: tuple[float, float] | None, margin: float | None
+    ) -> Figure:
+        figure = Figure(figsize=(7.5, 5), dpi=150, layout="constrained")
+        axes = figure.subplots()
+        low, high = self._limits() if limits is None else limits
+        if self.is_loss and low > 0:
+            axes.set_yscale("log")
+        for name, style in self.styles.items():
+            rates = self.medians.index.to_numpy()
+            seeds = self.by_seed[name].clip(low, high)
+            axes.fill_between(
+                rates, seeds.min(axis=1), seeds.max(axis=1), color=style["color"], alpha=0.15, lw=0
+            )
+            axes.plot(rates, self.medians[name].clip(low, high), label=name, clip_on=False, **style)
+        if margin is not None:
+            self._draw_margin(axes, margin)
+        axes.set(xscale="log", ylim=(low, high), xlabel="learning rate (wrapped: upper bound)")
+        axes.set(ylabel=label, title=self.task)
+        axes.grid(alpha=0.3)
+        _legend_below(figure, axes)
+        return figure
+
+    def _limits(self) -> tuple[float, float]:
+        """Return the range of the finite values, with some room around."""
+        values = self.by_seed.to_numpy()
+        finite = values[np.isfinite(values)]
+        if not len(finite):
+            raise ValueError(f"All runs of task {self.task!r} failed, see the messages.")
+        low, high = finite.min(), finite.max()
+        if self.is_loss:
+            high = min(high, 100 * float(np.median(finite)))
+        if self.is_loss and low > 0:
+            return low / 1.3, high * 1.3
+        room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+        return low - room, high + room
+
+    def _draw_margin(self, axes: Axes, margin: float) -> None:
+        values = self.medians.to_numpy()
+        best = values.max() if self.higher_is_better else values.min()
+        ends = sorted([best, best - margin if self.higher_is_better else best + margin])
+        axes.axhspan(*ends, color="0.85", zorder=0, label=f"within {margin:g} of the best")
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    """Put the legend below the axes, where it covers nothing, in as many columns as have room."""
+    handles, labels = axes.get_legend_handles_labels()
+    room = 105 // (max(map(len, labels)) + 12)  # characters in the width of the figure
+    columns = max(1, min(math.ceil(len(labels) / 2), room))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=3.5)
+
+
+def _styles(rows: pd.DataFrame, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Return how the line of each optimizer is drawn: no two alike, also without colours."""
+    kinds = {}
+    for name in names:
+        # A run that failed early may not know its kind.
+        known = rows[(rows["optimizer"] == name) & (rows["base"] != "")]
+        kinds[name] = (
+            (known["base"].iloc[0], bool(known["wrapped"].iloc[0])) if len(known) else (name, False)
+        )
+    in_pairs = len(set(kinds.values())) == len(names)
+    hues = {name: kinds[name][0] if in_pairs else name for name in names}
+    order = list(dict.fromkeys(hues.values()))
+    styles = {}
+    for number, name in enumerate(names):
+        colour = _COLOURS[order.index(hues[name]) % len(_COLOURS)]
+        wrapped = kinds[name][1]
+        styles[name] = {
+            "color": colour,
+            "marker": _MARKERS[number % len(_MARKERS)],
+            "linestyle": "-" if wrapped else "--",
+            "markersize": 8 if wrapped else 6,
+            "markerfacecolor": colour if wrapped else "white",
+            # Bare lines are thin and on top, so that both show where they coincide.
+            "linewidth": 2 if wrapped else 1.5,
+            "zorder": 3 if wrapped else 4,
+        }
+    return styles
+
+
+def _only_task(results: pd.DataFrame, task: str | None) -> str:
+    tasks = list(dict.fromkeys(results["task"])) if "task" in results else []
+    if task is None and len(tasks) != 1:
+        raise ValueError(f"The results are of the tasks {tasks}; name one: task=...")
+    return tasks[0] if task is None else task
+
+
+def _step_sizes(title: str, curve: Any, step: str) -> pd.DataFrame:
+    frame = pd.DataFrame(curve)
+    chosen = {}
+    for name in ("effective_lr", "lr"):
+        found = [c for c in frame.columns if c == name or str(c).startswith(f"{name}/")]
+        if not found or step not in frame.columns:
+            raise ValueError(
+                f"The curve {title!r} lacks {step if found else name!r}; it has "
+                f"{list(frame.columns)}. Return Recorder.curve() from the train function."
+            )
+        chosen[name] = frame[found[0]]
+    return pd.DataFrame({step: frame[step], **chosen})
+
+
+def _positive_range(frames: list[pd.DataFrame]) -> tuple[float, float]:
+    """Return the range of a logarithmic axis for all curves."""
+    values = np.concatenate([frame[["effective_lr", "lr"]].to_numpy().ravel() for frame in frames])
+    values = values[np.isfinite(values) & (values > 0)]
+    if not len(values):
+        raise ValueError("No step of the curves has a positive size.")
+    return float(values.min()) / 1.5, float(values.max()) * 1.5

@@ -1,0 +1,98 @@
+"""Each mistake meets a message that says what to write instead."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from momo_wrap import sweep
+from tests.sweep.training import bare, quadratic
+
+WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"train": 3}, TypeError, "train['train'] must be a function, got int"),
+    ({"train": {}}, ValueError, "train is empty, so that there is nothing to run"),
+    ({"train": lambda *_: {}, "processes": 1}, TypeError, "train['<lambda>'] = <fun"),
+    ({"optimizers": {"a": lambda *_: None}, "processes": 1}, TypeError, "top level of a module"),
+    ({"optimizers": [bare]}, TypeError, 'got list. Write {"AdamW": adamw}'),
+    ({"optimizers": {"two\nlines": bare}}, ValueError, "must be strings on one line"),
+    ({"learning_rates": [0.1, 0.1]}, ValueError, "learning_rates has a value twice: [0.1, 0.1]"),
+    ({"learning_rates": []}, ValueError, "learning_rates is empty"),
+    ({"learning_rates": [0.0]}, ValueError, "must be positive and finite, got 0.0"),
+    ({"learning_rates": ["fast"]}, TypeError, "A learning rate must be a number, got 'fast'"),
+    ({"seeds": [0.5]}, TypeError, "A seed must be an integer, got 0.5"),
+    ({"settings": {"net": [1, 2]}}, TypeError, "'net' must be a number"),
+    ({"settings": {"seed": 1}}, ValueError, "Settings can't be called ['seed']"),
+    ({"processes": -1}, ValueError, "processes must be None, 0 or positive, got -1"),
+    ({"threads": 0}, ValueError, "threads must be at least 1, got 0"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), WRONG, ids=lambda value: str(value)[:40])
+def test_wrong_arguments(
+    tmp_path: Path, change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    path = tmp_path / "sweep.csv"
+    right = {"train": quadratic, "optimizers": {"SGD": bare}, "learning_rates": [0.1], "seeds": [0]}
+    with pytest.raises(error, match=re.escape(message)):
+        sweep.run(**{**right, "path": path, "processes": 0, **change})
+    assert not path.exists()
+
+
+def test_function_that_other_processes_lack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a notebook, whose functions are in `__main__` here and nowhere there."""
+    main = sys.modules["__main__"]
+    monkeypatch.setattr(main, "only_here", _only_here, raising=False)
+    monkeypatch.setattr(_only_here, "__module__", "__main__")
+    monkeypatch.setattr(_only_here, "__qualname__", "only_here")
+    train: dict[str, sweep.Train] = {"here": partial(quadratic), "only here": _only_here}
+    with pytest.raises(RuntimeError, match=r"can't load the functions: AttributeError.*only_here"):
+        sweep.run(train, {"SGD": bare}, [0.1], [0], tmp_path / "s.csv", processes=1)
+
+
+def _only_here(lr: float, _make_optimizer: sweep.OptimizerFactory, seed: int) -> dict[str, Any]:
+    return {"loss": lr, "given": seed}
+
+
+SCRIPT = """
+from momo_wrap import sweep
+from tests.sweep.training import bare, quadratic
+sweep.run(quadratic, {"SGD": bare}, [0.1], [0], "sweep.csv", processes=1)
+"""
+
+
+def test_script_without_guard(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "script.py"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert 'must call run under `if __name__ == "__main__":`' in done.stderr
+
+
+IMPORTS = """
+import sys
+sys.modules["pandas"] = None
+import momo_wrap
+assert not {"matplotlib", "momo_wrap.sweep"} & set(sys.modules)
+try:
+    import momo_wrap.sweep
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_import_without_the_extra() -> None:
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", IMPORTS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "needs pandas, which is not installed: pip install momo_wrap[sweep]" in done.stdout

@@ -1,0 +1,179 @@
+"""Sweeps run all combinations once, whatever happens in between."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from momo_wrap import sweep
+from tests.sweep import killed
+from tests.sweep.training import (
+    LOG,
+    OPTIMIZERS,
+    bare,
+    draws,
+    faulty,
+    logged,
+    quadratic,
+    threads,
+    two_kinds,
+)
+
+BARE: dict[str, sweep.OptimizerFactory] = {"SGD": bare}
+
+
+def test_every_combination_in_processes(tmp_path: Path) -> None:
+    rates, path = [0.1, 0.4], tmp_path / "new folder" / "sweep.csv"
+    results = sweep.run(quadratic, OPTIMIZERS, rates, range(2), path, processes=2, progress=False)
+    found = set(zip(results["optimizer"], results["lr"], results["seed"], strict=True))
+    assert found == {(name, lr, seed) for name in OPTIMIZERS for lr in rates for seed in range(2)}
+    assert len(results) == 8
+    assert set(results["status"]) == {"ok"}
+    assert set(results["task"]) == {"quadratic"}
+    assert os.getpid() not in set(results["process"])
+    assert (results["wrapped"] == (results["optimizer"] == "SGD + MoMo")).all()
+    assert set(results["base"]) == {"SGD"}
+    assert set(results["torch"]) == {torch.__version__}
+    assert (results["score"] == -results["loss"]).all()
+    again = sweep.run(quadratic, OPTIMIZERS, rates, range(2), path, processes=0, progress=False)
+    assert again.equals(results)
+    loaded = sweep.load(path)
+    assert loaded.sort_values(["optimizer", "lr", "seed"], ignore_index=True).equals(
+        results.sort_values(["optimizer", "lr", "seed"], ignore_index=True)
+    )
+
+
+def test_loss_is_that_of_the_training(tmp_path: Path) -> None:
+    results = sweep.run(quadratic, BARE, [0.1], [0], tmp_path / "s.csv", processes=0)
+    assert results["loss"][0] == pytest.approx(3 * 0.8**8)  # each step is x <- 0.8 x
+
+
+def wait_for_lines(path: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_goes_on_after_sigkill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, log = tmp_path / "sweep.csv", tmp_path / "log"
+    monkeypatch.setenv(LOG, str(log))
+    command = [sys.executable, "-m", "tests.sweep.killed", str(path)]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL) as own:
+        wait_for_lines(path, 4)
+        own.kill()
+    before = sweep.load(path)
+    assert 3 <= len(before) < 12
+    with path.open("ab") as file:
+        file.write(b"logged,SGD,0.6,1,o")  # as if the kill had come in the middle of a write
+    results = sweep.run(logged, BARE, killed.RATES, killed.SEEDS, path, processes=0, progress=False)
+    assert len(results) == len(sweep.load(path)) == 12
+    runs = Counter(tuple(map(float, line.split())) for line in log.read_text().splitlines())
+    assert all(runs[lr, seed] == 1 for lr, seed in zip(before["lr"], before["seed"], strict=True))
+    # What was under way, in two processes, ran twice at most; they ended with the sweep.
+    assert sum(runs.values()) <= 12 + 2
+
+
+def test_failures_are_rows(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.csv"
+    with pytest.warns(UserWarning, match=r"7 of 10 runs failed, the first \(faulty, SGD, lr 1"):
+        results = sweep.run(faulty, BARE, [1], range(10), path, processes=1, progress=False)
+    expected = [
+        ("error", r"KeyError: 'two\\nlines, and \"quotes\"' \(training.py, line \d+\)"),
+        ("diverged", "loss is nan"),
+        ("error", "The process ended with exit code 7"),
+        ("diverged", "FloatingPointError: the loss is inf"),
+        ("error", r"must return 'loss' or 'score', or a 'curve' with 'loss', got \['accuracy'\]"),
+        ("error", "'loss' must be a number, a one-element tensor, a text or a bool, got Tensor"),
+        ("error", r"equally long, got {'a': 1, 'b': 2}"),
+        ("error", r"Results can't be called \['lr'\]"),
+        ("error", "must return a dict with 'loss' or 'score', got float"),
+        ("ok", ""),
+    ]
+    for row, (status, message) in zip(results.to_dict("records"), expected, strict=True):
+        assert row["status"] == status, row
+        assert re.search(message, row["message"]), row
+    assert results["score"][1] == 0.25
+    assert results["loss"][9] == 2.0
+
+
+def test_other_results_are_not_mixed_in(tmp_path: Path) -> None:
+    for name in ("once", "resumed"):
+        path = tmp_path / f"{name}.csv"
+        if name == "resumed":
+            sweep.run(two_kinds, BARE, [1.0], [0], path, processes=0)
+        with pytest.warns(UserWarning, match="1 of 2 runs failed"):
+            results = sweep.run(two_kinds, BARE, [1.0], [0, 1], path, processes=0)
+        assert (
+            "returned ['loss', 'score'], earlier runs of its task ['loss']" in results["message"][1]
+        )
+        assert results["score"][1] == 1.0
+
+
+def test_settings_are_kept_and_compared(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.csv"
+    settings = {"epochs": 3, "size": "small", "rate": 0.1}
+    results = sweep.run(quadratic, BARE, [0.1], [0], path, processes=0, settings=settings)
+    assert results[list(settings)].to_dict("records") == [settings]
+    sweep.run(quadratic, BARE, [0.1], [0], path, processes=0, settings=settings)
+    with pytest.raises(
+        ValueError, match=r"with the settings {'epochs': 3.*this sweep has {'epochs'"
+    ):
+        sweep.run(quadratic, BARE, [0.1], [0], path, processes=0, settings={"epochs": 4})
+
+
+def test_other_versions_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.csv"
+    sweep.run(quadratic, BARE, [0.1], [0], path, processes=0)
+    path.write_text(path.read_text().replace(torch.__version__, "1.0"))
+    with pytest.warns(UserWarning, match=r"other versions \(momo_wrap .*, torch 1.0, python 3"):
+        sweep.run(quadratic, BARE, [0.1], [0], path, processes=0)
+
+
+def test_threads(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    results = sweep.run(threads, BARE, [0.1], [0], tmp_path / "s.csv", processes=0, threads=3)
+    assert results["threads"][0] == 3
+    assert torch.get_num_threads() == before
+
+
+def test_runs_are_seeded(tmp_path: Path) -> None:
+    def without_first(path: Path, rates: list[float]) -> Any:
+        results = sweep.run(draws, BARE, rates, [5], path, processes=0)
+        return results[results["lr"] == 0.2][["loss", "numpy", "builtin"]].to_numpy().tolist()
+
+    assert without_first(tmp_path / "a.csv", [0.2]) == without_first(tmp_path / "b.csv", [0.1, 0.2])
+
+
+def test_several_tasks_and_more_rates(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.csv"
+    tasks = {'first, with "quotes"': quadratic, "second": two_kinds}
+    sweep.run(tasks, BARE, [0.1], [0], path, processes=0)
+    results = sweep.run(tasks, BARE, [0.2], [0], path, processes=0)
+    assert list(results["task"]) == list(tasks)
+    assert list(results["lr"]) == [0.2, 0.2]
+    assert len(sweep.load(path)) == 4
+
+
+def test_curves_are_kept_beside(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.csv"
+    results = sweep.run(quadratic, OPTIMIZERS, [0.1, 10.0], [0, 1], path, processes=0)
+    assert list(results["curve"] != "") == list(results["wrapped"])
+    curves = sweep.load_curves(path, seed=0)
+    assert list(curves) == ["lr 0.1", "lr 10"]
+    assert list(curves["lr 10"]["step"]) == [0, 1, 2, 3, 4]
+    assert (curves["lr 10"]["lr"] == 10).all()
+    assert (curves["lr 10"]["effective_lr"] < 1).all()
+    assert list(sweep.load_curves(path, lr=[0.1])) == ["seed 0", "seed 1"]
+    with pytest.raises(ValueError, match="no column 'learning_rate', only"):
+        sweep.load_curves(path, learning_rate=0.1)
+    assert not list(tmp_path.rglob("*.tmp"))
