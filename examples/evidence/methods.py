@@ -1,0 +1,135 @@
+"""The optimizers that are compared, by name: bare, wrapped, and those that tune themselves."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from dadaptation import DAdaptAdam
+from lion_pytorch import Lion
+from mechanic_pytorch import mechanize
+from prodigyopt import Prodigy
+from schedulefree import AdamWScheduleFree, SGDScheduleFree
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from momo_wrap import MoMo, MoMoWrapper, StepRule
+from momo_wrap.sweep import OptimizerFactory
+
+Params = Iterable[nn.Parameter]
+
+
+def sgd_m(params: Params, lr: float) -> Optimizer:
+    """Return SGD with the average of gradients as momentum, as MoMo's paper has it."""
+    return torch.optim.SGD(params, lr=lr, momentum=0.9, dampening=0.9)
+
+
+def adam(params: Params, lr: float) -> Optimizer:
+    return torch.optim.Adam(params, lr=lr)
+
+
+def adamw(params: Params, lr: float) -> Optimizer:
+    return torch.optim.AdamW(params, lr=lr)
+
+
+def lion(params: Params, lr: float) -> Optimizer:
+    return Lion(params, lr=lr)
+
+
+def adagrad(params: Params, lr: float) -> Optimizer:
+    return torch.optim.Adagrad(params, lr=lr)
+
+
+def muon_and_adamw(params: Params, lr: float) -> list[Optimizer]:
+    """Return Muon for the matrices, with steps as long as AdamW's, and AdamW for the rest."""
+    listed = list(params)
+    matrices = [p for p in listed if p.dim() == 2]
+    rest = [p for p in listed if p.dim() != 2]
+    muon = torch.optim.Muon(matrices, lr=lr, adjust_lr_fn="match_rms_adamw")
+    return [muon, *([torch.optim.AdamW(rest, lr=lr)] if rest else [])]
+
+
+class Together(Optimizer):
+    """Several optimizers that step together: what `MoMoWrapper` is given, bare."""
+
+    def __init__(self, parts: list[Optimizer]) -> None:
+        self._parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        # The groups themselves, not copies: schedulers write into them.
+        self.param_groups = [group for part in parts for group in part.param_groups]
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Step with each."""
+        loss = None if closure is None else closure()
+        for part in self._parts:
+            part.step()
+        return loss
+
+
+def muon(params: Params, lr: float) -> Optimizer:
+    return Together(muon_and_adamw(params, lr))
+
+
+def mechanic(params: Params, lr: float) -> Optimizer:
+    """Return Mechanic around AdamW; lr is what it multiplies its own with."""
+    return mechanize(torch.optim.AdamW)(params, lr=lr)  # type: ignore[no-any-return]
+
+
+def prodigy(params: Params, lr: float) -> Optimizer:
+    return Prodigy(params, lr=lr)
+
+
+def d_adaptation(params: Params, lr: float) -> Optimizer:
+    return DAdaptAdam(params, lr=lr)
+
+
+def schedule_free_adamw(params: Params, lr: float) -> Optimizer:
+    return AdamWScheduleFree(params, lr=lr)
+
+
+def schedule_free_sgd(params: Params, lr: float) -> Optimizer:
+    return SGDScheduleFree(params, lr=lr)
+
+
+def wrapped(
+    params: Params, lr: float, *, base: Callable[..., Any], rule: type[StepRule] = MoMo
+) -> Optimizer:
+    """Return a base with a step rule."""
+    with warnings.catch_warnings():
+        # Of Muon there is no reading adapter; that is no news here.
+        warnings.filterwarnings("ignore", message=".*ProposingAdapter")
+        return MoMoWrapper(base(params, lr), rule())
+
+
+BARE: dict[str, Callable[..., Optimizer]] = {
+    "SGD-M": sgd_m,
+    "Adam": adam,
+    "AdamW": adamw,
+    "Lion": lion,
+    "Adagrad": adagrad,
+    "Muon": muon,
+}
+TUNERS: dict[str, OptimizerFactory] = {
+    "Prodigy": prodigy,
+    "D-Adaptation": d_adaptation,
+    "Mechanic": mechanic,
+    "schedule-free AdamW": schedule_free_adamw,
+    "schedule-free SGD": schedule_free_sgd,
+}
+
+
+def with_rule(name: str, rule: type[StepRule]) -> dict[str, OptimizerFactory]:
+    """Return all bases with a rule, as "SGD-M + MoMo" and so on.
+
+    Args:
+        name: What the rule is called.
+        rule: Its class.
+    """
+    bases: dict[str, Callable[..., Any]] = {**BARE, "Muon": muon_and_adamw}
+    return {f"{base}{name}": partial(wrapped, base=make, rule=rule) for base, make in bases.items()}
+
+
+METHODS: dict[str, OptimizerFactory] = {**BARE, **with_rule(" + MoMo", MoMo), **TUNERS}

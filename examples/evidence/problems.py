@@ -1,0 +1,117 @@
+"""What a task consists of, and the one training loop that all of them share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from momo_wrap.sweep import OptimizerFactory
+
+Batch = tuple[Tensor, ...]
+Schedule = Callable[[int, int], float]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model to train, what to train it on, and how to judge it.
+
+    Attributes:
+        model: The model, freshly initialised.
+        batches: The training batches, one for each step.
+        steps: Their number.
+        loss: Maps the model and a batch to the 0-dim loss.
+        evaluate: Maps the trained model to what is held against it: `"loss"` on data that was held
+            out, and `"score"` where the task has one.
+    """
+
+    model: nn.Module
+    batches: Iterator[Batch]
+    steps: int
+    loss: Callable[[nn.Module, Batch], Tensor]
+    evaluate: Callable[[nn.Module], Mapping[str, Tensor | float]]
+
+
+def constant(step: int, steps: int) -> float:
+    """Return the factor of the learning rate at a step, counted from 0: always 1."""
+    return 1.0
+
+
+def warmup_and_linear_decay(step: int, steps: int) -> float:
+    """Return a factor that rises to 1 over the first tenth of the steps and then falls to 0."""
+    warmup = max(steps // 10, 1)
+    return min((step + 1) / warmup, (steps - step) / max(steps - warmup, 1), 1.0)
+
+
+def train(
+    lr: float,
+    make_optimizer: OptimizerFactory,
+    seed: int,
+    *,
+    make_problem: Callable[[], Problem],
+    schedule: Schedule = constant,
+    observe: Callable[[Any], object] | None = None,
+) -> dict[str, Any]:
+    """Train once.
+
+    Args:
+        lr: The learning rate.
+        make_optimizer: Makes the optimizer from parameters and a learning rate.
+        seed: Seeds initial parameters and the order of batches.
+        make_problem: Makes the problem, from torch's seeded generator.
+        schedule: Maps the step, from 0, and the number of steps to a factor of the learning rate.
+        observe: Is called with the optimizer after each step.
+
+    Returns:
+        What `Problem.evaluate` returns. A run whose loss is no longer finite ends with a loss (and
+        score, if the task has one) of NaN.
+    """
+    torch.manual_seed(seed)
+    problem = make_problem()
+    optimizer = make_optimizer(problem.model.parameters(), lr)
+    scheduler = LambdaLR(optimizer, lambda step: schedule(step, problem.steps))
+    problem.model.train()
+    _mode(optimizer, "train")
+    for batch in problem.batches:
+        loss = problem.loss(problem.model, batch)
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"the training loss is {loss.item()}")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step(lambda loss=loss: loss)  # type: ignore[misc]  # bare and wrapped alike
+        scheduler.step()
+        if observe is not None:
+            observe(optimizer)
+    _mode(optimizer, "eval")
+    problem.model.eval()
+    with torch.no_grad():
+        return dict(problem.evaluate(problem.model))
+
+
+def epochs(data: Batch, batch_size: int, steps: int) -> Iterator[Batch]:
+    """Yield batches of data that is shuffled anew in each epoch; the rest of an epoch is dropped.
+
+    Args:
+        data: Tensors of equal length.
+        batch_size: The number of examples in a batch.
+        steps: How many batches are yielded.
+    """
+    order: list[Tensor] = []
+    for _ in range(steps):
+        if not order:
+            order = [*torch.randperm(len(data[0])).split(batch_size)]
+            order = [chosen for chosen in order if len(chosen) == batch_size]
+        chosen = order.pop()
+        yield tuple(tensor[chosen] for tensor in data)
+
+
+def _mode(optimizer: Any, mode: str) -> None:
+    """Tell schedule-free optimizers, which train and evaluate at different parameters."""
+    switch = getattr(optimizer, mode, None)
+    if callable(switch):
+        switch()
