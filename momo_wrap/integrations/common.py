@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from momo_wrap.finding import group_suffixes
@@ -32,12 +34,12 @@ def step_metrics(optimizer: object) -> dict[str, Tensor]:
         return {}
     suffixes = group_suffixes(wrapper.param_groups)
     theta = wrapper.last_step.theta
-    values = {"momo/theta": [theta], "momo/effective_lr": wrapper.effective_lrs()}
-    if theta.dim():
-        values["momo/theta"] = list(theta.unbind())
-    return {
-        f"{name}{suffix}": value
-        for name, column in values.items()
-        # A group may be new since the step.
-        for suffix, value in zip(suffixes, column, strict=False)
-    }
+    thetas = (
+        _named("momo/theta", suffixes, theta.unbind()) if theta.dim() else {"momo/theta": theta}
+    )
+    return {**thetas, **_named("momo/effective_lr", suffixes, wrapper.effective_lrs())}
+
+
+def _named(name: str, suffixes: Sequence[str], values: Sequence[Tensor]) -> dict[str, Tensor]:
+    pairs = zip(suffixes, values, strict=False)  # a group may be new since the step
+    return {f"{name}{suffix}": value for suffix, value in pairs}

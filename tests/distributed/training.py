@@ -104,7 +104,8 @@ def adamw_star(model: nn.Module) -> MoMoWrapper:
 
 def per_group(model: nn.Module) -> MoMoWrapper:
     """Give each group a θ of its own."""
-    return MoMoWrapper(SGD(two_groups(model, 0.3), weight_decay=1e-3), PerGroup(BOUND))
+    base = SGD(two_groups(model, 0.3), momentum=0.9, weight_decay=1e-3)
+    return MoMoWrapper(base, PerGroup(BOUND))
 
 
 def proposing(model: nn.Module) -> MoMoWrapper:

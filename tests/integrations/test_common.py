@@ -37,7 +37,8 @@ def test_groups_keep_the_names_that_they_have() -> None:
     optimizer = task.wrapped(task.network())
     optimizer.param_groups[0]["name"] = "body"
     optimizer.step(loss=1.0)
-    assert list(step_metrics(optimizer))[1:] == ["momo/effective_lr/body", "momo/effective_lr/pg2"]
+    names = ["momo/theta", "momo/effective_lr/body", "momo/effective_lr/pg2"]
+    assert list(step_metrics(optimizer)) == names
 
 
 def test_thetas_of_groups_have_the_same_names() -> None:
