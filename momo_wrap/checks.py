@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from numbers import Real
 from typing import Literal, TypeAlias, get_args
 
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from momo_wrap.adapters.base import Adapter, ParamGroup, WeightDecayForm, maximizes
 from momo_wrap.distributed import local
-from momo_wrap.rules import StepDecision, StepRule
+from momo_wrap.rules import StepRule
 
 Loss: TypeAlias = Tensor | float
 NonFinite: TypeAlias = Literal["propagate", "skip", "raise"]
@@ -79,37 +79,6 @@ def check_bound(lower_bound: float) -> None:
         raise ValueError(
             "The lower bound is infinite, so that no step would ever be taken. For no bound, write "
             "MoMo(-math.inf), or MoMo(math.inf) for a base with maximize=True."
-        )
-
-
-def check_decision(decision: object, memory: Mapping[str, Tensor]) -> None:
-    """Refuse a rule's decision that can't be carried out, before the parameters move.
-
-    Args:
-        decision: What the rule answered.
-        memory: What the rule remembers.
-
-    Raises:
-        TypeError: It is no `StepDecision`, or a value in it no 0-dim tensor.
-        ValueError: The decision remembers something else than the rule said it would.
-    """
-    if not isinstance(decision, StepDecision):
-        raise TypeError(
-            f"The rule returned {type(decision).__name__}, expected a StepDecision. Write return "
-            "StepDecision(theta, theta_uncapped, lower_bound)."
-        )
-    values: list[tuple[str, object]] = [("theta", decision.theta), *decision.memory.items()]
-    for name, value in values:
-        if not (isinstance(value, Tensor) and value.dim() == 0):
-            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(
-                f"The rule's {name} must be a 0-dim tensor, got {found}. Compute it from the "
-                "tensors in stats, which are."
-            )
-    if decision.memory.keys() != memory.keys():
-        raise ValueError(
-            f"The rule's initial_memory names {sorted(memory)}, but its decision has memory for "
-            f"{sorted(decision.memory)}. Return StepDecision(..., memory={{...}}) with those names."
         )
 
 

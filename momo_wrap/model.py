@@ -31,12 +31,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from momo_wrap.adapters.base import StepSums
+from momo_wrap.adapters.base import Adapter, StepSums
 from momo_wrap.averaging import HAS_HISTORY, Averaging, last_weight_sum
 from momo_wrap.reductions import Scalar
-from momo_wrap.rules import ModelStats
-from momo_wrap.scalars import as_scalar
+from momo_wrap.rules import GroupStats, ModelStats
+from momo_wrap.scalars import PREFIX, as_scalar, kept_scalars
 
 
 @dataclass(frozen=True)
@@ -124,14 +125,21 @@ class MomentumModel:
         Returns:
             The model's values.
         """
-        decreases = sums.predicted_decrease / self.normaliser
-        decrease = decreases.sum()
-        value = (_shares(decreases) * self.mean_loss + self.mean_displacement).sum()
+        groups = GroupStats(
+            mean_loss=self.mean_loss,
+            displacement=self.mean_displacement,
+            decay_shift=sums.decay_shift / self.normaliser,
+            predicted_decrease=sums.predicted_decrease / self.normaliser,
+            gradient_decrease=sums.gradient_decrease / self.normaliser,
+        )
+        shares = _shares(groups.predicted_decrease)
+        value = (shares * groups.mean_loss + groups.displacement).sum()
         return ModelSums(
             value=value,
-            value_after_decay=value + (sums.decay_shift / self.normaliser).sum(),
-            predicted_decrease=decrease,
-            gradient_decrease=(sums.gradient_decrease / self.normaliser).sum(),
+            value_after_decay=value + groups.decay_shift.sum(),
+            predicted_decrease=groups.predicted_decrease.sum(),
+            gradient_decrease=groups.gradient_decrease.sum(),
+            groups=groups,
         )
 
     def scalars_after(self, buffer_move: Tensor) -> dict[str, Tensor]:
@@ -155,19 +163,21 @@ class MomentumModel:
 
 
 class ModelSums(NamedTuple):
-    """The model over all groups, as 0-dim tensors.
+    """The model over all groups, as 0-dim tensors, and what it is made of.
 
     Attributes:
         value: m(x_k), the loss that the model has at the current parameters.
         value_after_decay: The same where weight decay has taken its part of the step, h/ρ.
         predicted_decrease: Σ_i N_i/ρ_i.
         gradient_decrease: Σ_i α_i ⟨d_i, u_i⟩/ρ_i.
+        groups: What each group contributes.
     """
 
     value: Tensor
     value_after_decay: Tensor
     predicted_decrease: Tensor
     gradient_decrease: Tensor
+    groups: GroupStats
 
     def statistics(self, loss: Tensor, lower_bound: float) -> ModelStats:
         """Return what a step rule may ask for.
@@ -183,7 +193,29 @@ class ModelSums(NamedTuple):
             predicted_decrease=self.predicted_decrease,
             gradient_decrease=self.gradient_decrease,
             lower_bound=lower_bound,
+            groups=self.groups,
         )
+
+
+def kept_model(base: Optimizer, adapter: Adapter, like: Tensor) -> list[dict[str, Tensor]]:
+    """Return what the parameter groups keep of the model, making what is missing.
+
+    Args:
+        base: The optimizer that is wrapped.
+        adapter: Its adapter.
+        like: A tensor of the device and dtype that the scalars have.
+
+    Returns:
+        For each group, the names of `MomentumModel.initial_scalars` with the group's entries.
+    """
+    kept = []
+    for optimizer, its_adapter in adapter.parts(base):
+        for group in optimizer.param_groups:
+            is_new = f"{PREFIX}weight_sum" not in group
+            history = is_new and its_adapter.has_history(optimizer, group)
+            initial = MomentumModel.initial_scalars(history=history)
+            kept.append(kept_scalars(group, PREFIX, initial, like))
+    return kept
 
 
 def _column(values: Sequence[Scalar], like: Tensor) -> Scalar:

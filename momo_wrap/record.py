@@ -12,12 +12,13 @@ from momo_wrap.scalars import as_scalar
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What happened in a step, as 0-dim tensors that nobody has waited for.
+    """What happened in a step, as tensors that nobody has waited for, 0-dim but for θ.
 
     Values are in the sign of the user's objective, also with `maximize=True`.
 
     Attributes:
-        theta: The fraction of the base's step that was taken, in [0, 1].
+        theta: The fraction of the base's step that was taken, in [0, 1]; of shape [groups] where
+            the rule chose one for each parameter group, 0-dim with all others.
         theta_uncapped: The same before it was cut at 1.
         model_value: h/ρ, the loss that the momentum model had before the step.
         predicted_decrease: N/ρ, by how much the whole step of the base would have lowered it

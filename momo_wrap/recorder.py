@@ -37,8 +37,9 @@ class Recorder:
     `every` steps to the host, where they go to a CSV file, to TensorBoard, or to memory. There is
     one row per step: `step`, counted from 0, the fields of `StepRecord`, and for each parameter
     group the cap `lr` and the `effective_lr` that the step amounted to; with several groups
-    `lr/pg1` and so on, or with the group's `"name"` in place of `pg1`. A step that was skipped as
-    not finite has no row. The last rows are written by `close`, or by leaving the `with` block.
+    `lr/pg1` and so on, or with the group's `"name"` in place of `pg1`, and likewise `theta/pg1`
+    where the rule chose a fraction for each. A step that was skipped as not finite has no row. The
+    last rows are written by `close`, or by leaving the `with` block.
 
     Args:
         optimizer: The wrapper, or what a trainer made of it.
@@ -78,6 +79,7 @@ class Recorder:
         self.path = None if path is None else Path(path)
         self._optimizer = wrapper_of(optimizer)
         self._columns: list[str] = []
+        self._form: tuple[int, list[str]] = (0, [])
         self._waiting: list[tuple[int, Tensor, list[float | None]]] = []
         self._rows: list[list[float]] = []  # where there is no file
         self._calls = 0
@@ -92,7 +94,8 @@ class Recorder:
         """Record the step that was just taken. Call it after each `optimizer.step`.
 
         Raises:
-            ValueError: The recorder is closed, or the number of parameter groups has changed.
+            ValueError: The recorder is closed, or the number of parameter groups has changed, or
+                whether the rule chooses a fraction for each.
         """
         if self._closed:
             raise ValueError("record was called after close. Make a new Recorder.")
@@ -103,8 +106,8 @@ class Recorder:
             return
         effective_lrs = self._optimizer.effective_lrs()
         caps = [group["lr"] for group in self._optimizer.param_groups[: len(effective_lrs)]]
-        self._check_groups(len(effective_lrs))
-        numbers = [getattr(last, name) for name in _FIELDS]
+        self._check_columns(last, len(effective_lrs))
+        numbers = [number for name in _FIELDS for number in _unbound(getattr(last, name))]
         on_device, on_host = _split([*numbers, *effective_lrs, *caps], like=last.theta)
         self._waiting.append((step, on_device, on_host))
         if len(self._waiting) >= self.every:
@@ -164,17 +167,26 @@ class Recorder:
     ) -> None:
         self.close()
 
-    def _check_groups(self, groups: int) -> None:
+    def _check_columns(self, last: StepRecord, groups: int) -> None:
+        per_group = [name for name in _FIELDS if getattr(last, name).dim()]
         if not self._columns:
             suffixes = group_suffixes(self._optimizer.param_groups[:groups])
-            lrs = [f"{name}{suffix}" for name in ("effective_lr", "lr") for suffix in suffixes]
-            self._columns = ["step", *_FIELDS, *lrs]
-        before = (len(self._columns) - len(_FIELDS) - 1) // 2
+            repeated = {*per_group, "effective_lr", "lr"}
+            for name in ("step", *_FIELDS, "effective_lr", "lr"):
+                self._columns += [name + s for s in (suffixes if name in repeated else [""])]
+            self._form = groups, per_group
+        before, per_group_before = self._form
         if groups != before:
             raise ValueError(
                 f"The recorder began with {before} parameter group(s), and the optimizer now has "
                 f"{groups}, for which there are no columns. Close it, and make a new Recorder with "
                 "another path after add_param_group."
+            )
+        if per_group != per_group_before:
+            raise ValueError(
+                f"The recorder began with a rule whose values per group were {per_group_before}, "
+                f"and with the present one they are {per_group}, for which there are no columns. "
+                "Close it, and make a new Recorder with another path after setting optimizer.rule."
             )
 
     def _append(self, path: Path, rows: list[list[float]]) -> None:
@@ -183,6 +195,10 @@ class Recorder:
             if file.tell() == 0:
                 writer.writerow(self._columns)
             writer.writerows(rows)
+
+
+def _unbound(value: Tensor) -> Sequence[Tensor]:
+    return value.unbind() if value.dim() else [value]
 
 
 def _split(values: Sequence[Tensor | float], like: Tensor) -> tuple[Tensor, list[float | None]]:

@@ -1,7 +1,8 @@
 """THE ALGORITHM: from a few scalars to the fraction θ of the base's step that is taken.
 
-A step rule sees the momentum model of the loss only through a handful of 0-dim tensors and answers
-with θ in [0, 1]. To try a variant, subclass `StepRule`; nothing else has to change.
+A step rule sees the momentum model of the loss only through a handful of small tensors and answers
+with θ in [0, 1], for all parameter groups or for each. To try a variant, subclass `StepRule`;
+nothing else has to change.
 """
 
 from __future__ import annotations
@@ -11,14 +12,33 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Real
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
+class GroupStats(NamedTuple):
+    """What each parameter group contributes to the momentum model, of shape [groups].
+
+    Attributes:
+        mean_loss: f̄_i/ρ_i, the average of all losses, as the group averages.
+        displacement: e_i/ρ_i, what the group's own moves have done to the model.
+        decay_shift: (c_i - 1) ⟨d_i, x_i⟩/ρ_i, what its weight decay does.
+        predicted_decrease: N_i/ρ_i.
+        gradient_decrease: α_i ⟨d_i, u_i⟩/ρ_i.
+    """
+
+    mean_loss: Tensor
+    displacement: Tensor
+    decay_shift: Tensor
+    predicted_decrease: Tensor
+    gradient_decrease: Tensor
+
+
 @dataclass(frozen=True)
 class ModelStats:
-    """What a step rule knows of this step. All tensors are 0-dim and on one device.
+    """What a step rule knows of this step. All tensors are on one device, and 0-dim.
 
     Values are those of a minimisation: for a base with `maximize=True` the loss and the bound have
     changed sign.
@@ -32,6 +52,7 @@ class ModelStats:
         gradient_decrease: Σ_i α_i ⟨d_i, u_i⟩/ρ, the same without the shrinking factor of the
             proximal weight decay.
         lower_bound: The bound f* that the user gave.
+        groups: What each parameter group contributes, of shape [groups]; None: there is one group.
     """
 
     loss: Tensor
@@ -40,6 +61,39 @@ class ModelStats:
     predicted_decrease: Tensor
     gradient_decrease: Tensor
     lower_bound: float
+    groups: GroupStats | None = None
+
+    @property
+    def by_group(self) -> ModelStats:
+        """The models of single groups, each as if no other had ever moved: shape [groups].
+
+        That of group i has all the losses, and of displacement, weight decay and decrease the
+        group's own:
+
+            value_at_params:  (f̄_i + e_i)/ρ_i
+            model_value:      (f̄_i + e_i + (c_i - 1) ⟨d_i, x_i⟩)/ρ_i
+
+        It is computed where it is asked for, so that other rules do not pay for it.
+        """
+        if self.groups is None:
+            return ModelStats(
+                loss=self.loss.reshape(-1),
+                value_at_params=self.value_at_params.reshape(-1),
+                model_value=self.model_value.reshape(-1),
+                predicted_decrease=self.predicted_decrease.reshape(-1),
+                gradient_decrease=self.gradient_decrease.reshape(-1),
+                lower_bound=self.lower_bound,
+            )
+        loss, displacement, decay_shift, predicted_decrease, gradient_decrease = self.groups
+        value = loss + displacement
+        return ModelStats(
+            loss=self.loss.expand_as(value),
+            value_at_params=value,
+            model_value=value + decay_shift,
+            predicted_decrease=predicted_decrease,
+            gradient_decrease=gradient_decrease,
+            lower_bound=self.lower_bound,
+        )
 
 
 @dataclass(frozen=True)
@@ -47,8 +101,9 @@ class StepDecision:
     """What a step rule answers.
 
     Attributes:
-        theta: The fraction of the base's step that is taken, 0-dim, in [0, 1].
-        theta_uncapped: The same before it was cut at 1, 0-dim.
+        theta: The fraction of the base's step that is taken, in [0, 1]: 0-dim, or of shape
+            [groups] with one for each parameter group.
+        theta_uncapped: The same before it was cut at 1, 0-dim or of shape [groups].
         lower_bound: The bound that was aimed at, as a number or a 0-dim tensor.
         memory: New values of what the rule remembers, by the names of `initial_memory`.
     """
@@ -137,11 +192,11 @@ def truncate(stats: ModelStats, lower_bound: float | Tensor) -> tuple[Tensor, Te
     Source: arXiv 2305.07583, sections 2 and 3.
 
     Args:
-        stats: The momentum model.
+        stats: The momentum model, or those of single groups.
         lower_bound: f*, a number or a 0-dim tensor.
 
     Returns:
-        θ, and θ before it was cut at 1; both 0-dim.
+        θ, and θ before it was cut at 1; both of the shape of what is in `stats`.
     """
     gap = stats.model_value - lower_bound
     decrease = stats.predicted_decrease

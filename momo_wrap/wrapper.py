@@ -18,10 +18,10 @@ from momo_wrap.checks import (
     NonFinite,
     check_arguments,
     check_bound,
-    check_decision,
     check_gradients,
     check_groups,
 )
+from momo_wrap.decision import checked_fractions
 from momo_wrap.distributed import (
     ProcessGroup,
     any_rank,
@@ -33,7 +33,7 @@ from momo_wrap.facade import OptimizerFacade
 from momo_wrap.joint import joined, members
 from momo_wrap.loading import check_loaded
 from momo_wrap.losses import RecordedLosses
-from momo_wrap.model import MomentumModel
+from momo_wrap.model import MomentumModel, kept_model
 from momo_wrap.numerics import count_nonfinite, is_at_rest, nonfinite_error
 from momo_wrap.record import Outcome, StepRecord
 from momo_wrap.rules import MoMo, StepRule
@@ -45,7 +45,7 @@ class MoMoWrapper(OptimizerFacade):
 
     At each step the base optimizer averages gradients and preconditions them, as always, to a
     direction u_i for each parameter group i. Where it would move by -α_i u_i (α_i the group's
-    learning rate), the wrapper moves by -θ α_i u_i with one θ in [0, 1],
+    learning rate), the wrapper moves by -θ α_i u_i with one θ in [0, 1] for all groups,
 
         θ = clip( (h - ρ f*) / Σ_i c_i α_i ⟨d_i, u_i⟩ , 0, 1 )                                 (3)
         x_i <- c_i ( x_i - θ α_i u_i ),    c_i = 1/(1 + α_i λ_i)                               (4)
@@ -195,7 +195,8 @@ class MoMoWrapper(OptimizerFacade):
     def _step(self, closure: Callable[[], Loss] | None, loss: Loss | None) -> Loss | None:
         if closure is None and loss is None and not self._recorded and is_at_rest(self.base):
             zero = as_scalar(0.0, scalars_like(self.param_groups))
-            self.adapter.observe(self.base, self.weight_decay).apply(zero)
+            observation = self.adapter.observe(self.base, self.weight_decay)
+            observation.apply([zero] * len(self.param_groups))
             return None
         loss = self._recorded.evaluate(closure, loss)
         check_groups(self.base, self.adapter)
@@ -219,8 +220,8 @@ class MoMoWrapper(OptimizerFacade):
         model = MomentumModel.of(stacked(scalars), observation.averagings, minimised)  # (1), (2)
         stats = model.total(sums).statistics(minimised, bound)
         decision = self.rule(stats, memory)  # (3)
-        check_decision(decision, memory)
-        effective_lrs = observation.apply(decision.theta)  # (4)
+        thetas = checked_fractions(decision, memory, groups=len(scalars))
+        effective_lrs = observation.apply(thetas)  # (4)
         # Where nothing moves, a sum that overflowed does not count.
         moved = torch.where(decision.theta == 0, 0.0, decision.theta * sums.buffer_move)
         buffer_move = moved + sums.buffer_move_by_decay  # (5)
@@ -294,12 +295,6 @@ class MoMoWrapper(OptimizerFacade):
 
     def _kept_scalars(self, like: Tensor) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """Return the scalars of the momentum model of each group, and those of the rule."""
-        kept = []
-        for optimizer, adapter in self.adapter.parts(self.base):
-            for group in optimizer.param_groups:
-                is_new = f"{PREFIX}weight_sum" not in group
-                history = is_new and adapter.has_history(optimizer, group)
-                initial = MomentumModel.initial_scalars(history=history)
-                kept.append(kept_scalars(group, PREFIX, initial, like))
+        kept = kept_model(self.base, self.adapter, like)
         memory = self.rule.initial_memory(self._sign * self.rule.lower_bound)
         return kept, kept_scalars(self.param_groups[0], f"{PREFIX}rule_", memory, like)

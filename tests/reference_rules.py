@@ -30,6 +30,10 @@ def clip(value: float) -> float:
     return min(max(value, 0.0), 1.0)
 
 
+def momo(bound: float) -> Rule:
+    return lambda seen: clip((seen.height - bound) / seen.decrease)
+
+
 def sps_max(bound: float, c: float) -> Rule:
     """As a step size relative to that of the base."""
 

@@ -6,6 +6,7 @@ import copy
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -74,10 +75,15 @@ class NumberRule(StepRule):
 
 
 class VectorRule(StepRule):
-    """Answers with a vector."""
+    """Answers with a vector, where there are two groups."""
+
+    def __init__(self, name: str, size: int) -> None:
+        super().__init__()
+        self.name, self.size = name, size
 
     def __call__(self, stats: ModelStats, memory: Any) -> StepDecision:
-        return StepDecision(stats.loss.reshape(1), stats.loss, 0.0)
+        values: dict[str, Any] = {self.name: stats.loss.expand(self.size)}
+        return replace(StepDecision(stats.loss, stats.loss, 0.0), **values)
 
 
 class SilentRule(StepRule):
@@ -429,12 +435,30 @@ AFTER_ADVANCING: dict[str, tuple[Callable[[MoMoWrapper], Any], type[Exception], 
     "a rule that answers a number": (
         lambda o: _with_rule(o, NumberRule()).step(loss=1.0),
         TypeError,
-        "The rule's theta must be a 0-dim tensor, got float. Compute it from the tensors in stats",
+        "The rule's theta must be a 0-dim tensor, or one of shape [2] with a value for each "
+        "parameter group, got float. Compute it from the tensors in stats",
     ),
-    "a rule that answers a vector": (
-        lambda o: _with_rule(o, VectorRule()).step(loss=1.0),
+    "a rule that answers one of two thetas": (
+        lambda o: _with_rule(o, VectorRule("theta", 1)).step(loss=1.0),
         TypeError,
-        "The rule's theta must be a 0-dim tensor, got [1]",
+        "The rule's theta must be a 0-dim tensor, or one of shape [2] with a value for each "
+        "parameter group, got [1]. Compute it from the tensors in stats, or from those in "
+        "stats.by_group.",
+    ),
+    "a rule that answers three of two thetas": (
+        lambda o: _with_rule(o, VectorRule("theta", 3)).step(loss=1.0),
+        TypeError,
+        "The rule's theta must be a 0-dim tensor, or one of shape [2]",
+    ),
+    "a rule with another number of uncapped thetas": (
+        lambda o: _with_rule(o, VectorRule("theta_uncapped", 3)).step(loss=1.0),
+        TypeError,
+        "The rule's theta_uncapped must be a 0-dim tensor, or one of shape [2]",
+    ),
+    "a rule with a bound for each group": (
+        lambda o: _with_rule(o, VectorRule("lower_bound", 2)).step(loss=1.0),
+        TypeError,
+        "The rule's lower_bound must be a number or a 0-dim tensor, got [2]: there is one loss",
     ),
     "a rule that answers nothing": (
         lambda o: _with_rule(o, SilentRule()).step(loss=1.0),

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW
 
-from momo_wrap import MoMoWrapper, Recorder
+from momo_wrap import MoMo, MoMoWrapper, Recorder
+from momo_wrap.research import PerGroup
 from tests.problems import Problem
 from tests.test_host_visits import VISITS, HostVisits
 
@@ -150,6 +151,48 @@ def test_groups_are_named() -> None:
     assert curve["lr/head"] == [0.5, 0.5]
     ratio = curve["effective_lr/head"][1] / curve["effective_lr/pg1"][1]
     assert ratio == pytest.approx(2.0)
+
+
+def two_thetas() -> tuple[Problem, MoMoWrapper]:
+    problem = Problem()
+    halves: list[dict[str, Any]] = [
+        {"params": problem.params[:2]},
+        {"params": problem.params[2:], "name": "head"},
+    ]
+    return problem, MoMoWrapper(SGD(halves, lr=5.0), PerGroup())
+
+
+def test_each_group_has_its_theta(tmp_path: Path) -> None:
+    problem, optimizer = two_thetas()
+    thetas = []
+    with Recorder(optimizer, every=2, path=tmp_path / "steps.csv") as recorder:
+        for _ in range(3):
+            optimizer.step(loss=problem.gradients())
+            recorder.record()
+            assert optimizer.last_step is not None
+            thetas.append(optimizer.last_step.theta.tolist())
+        curve = recorder.curve()
+    assert list(curve)[:6] == [
+        *("step", "theta/pg1", "theta/head", "theta_uncapped/pg1", "theta_uncapped/head"),
+        "model_value",
+    ]
+    assert list(zip(curve["theta/pg1"], curve["theta/head"], strict=True)) == list(
+        map(tuple, thetas)
+    )
+    assert any(first != second for first, second in thetas)
+    assert len(curve["lr/head"]) == 3
+
+
+def test_a_rule_of_another_kind_has_no_columns() -> None:
+    problem, optimizer = two_thetas()
+    recorder = Recorder(optimizer)
+    optimizer.step(loss=problem.gradients())
+    recorder.record()
+    optimizer.rule = MoMo()
+    optimizer.step(loss=problem.gradients())
+    message = r"values per group were \['theta', 'theta_uncapped'\], and with the present .* \[\]"
+    with pytest.raises(ValueError, match=message):
+        recorder.record()
 
 
 def test_skipped_steps_have_no_row() -> None:

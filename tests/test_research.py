@@ -22,6 +22,7 @@ from momo_wrap.research import (
     LimitedGrowth,
     LinearSchedule,
     MovingTarget,
+    PerGroup,
     PowerLaw,
     ScheduledBound,
     SPSMax,
@@ -77,6 +78,7 @@ RULES: dict[str, tuple[StepRule, Reference]] = {
         TrustRegion(BOUND, floor=0.01),
         lambda: reference_rules.TrustRegion(BOUND, 0.01),
     ),
+    "PerGroup": (PerGroup(BOUND), lambda: reference_rules.momo(BOUND)),
 }
 rules = pytest.mark.parametrize("rule", [rule for rule, _ in RULES.values()], ids=RULES)
 
@@ -172,6 +174,7 @@ IS_MOMO: dict[str, StepRule] = {
     "a target that rests": MovingTarget(BOUND, speed=0.0),
     "growth without limit": LimitedGrowth(BOUND, factor=math.inf),
     "a region that is always trusted": TrustRegion(BOUND, floor=1.0),
+    "one group": PerGroup(BOUND),
 }
 
 
@@ -336,7 +339,7 @@ def test_run_goes_on_bit_for_bit(rule: StepRule, case: Case, transfer: Transfer)
     go_on(run, HALF)
     go_on(moved, HALF)
     assert torch.equal(flat(moved[0].params), flat(run[0].params))
-    assert last_step(moved[1]) == last_step(run[1])
+    assert same(vars(last_step(moved[1])), vars(last_step(run[1])))
     assert same(moved[1].state_dict(), run[1].state_dict())
 
 

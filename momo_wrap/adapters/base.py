@@ -50,13 +50,14 @@ class Observation(ABC):
     averagings: Sequence[Averaging]
 
     @abstractmethod
-    def apply(self, theta: Tensor) -> list[Tensor]:
-        """Move the parameters by the fraction `theta` of the base's step, equation (4).
+    def apply(self, thetas: Sequence[Tensor]) -> list[Tensor]:
+        """Move the parameters by a fraction of the base's step, equation (4).
 
         Called once, after `sums` has been read.
 
         Args:
-            theta: 0-dim, in [0, 1].
+            thetas: The fraction θ for each parameter group, 0-dim, in [0, 1]. Most rules have one
+                for all, which is then the same tensor.
 
         Returns:
             The effective learning rate θα of each parameter group, 0-dim.

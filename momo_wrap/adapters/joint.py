@@ -61,5 +61,7 @@ class _JointObservation(Observation):
             for sums in observation.sums
         ]
 
-    def apply(self, theta: Tensor) -> list[Tensor]:
-        return [lr for observation in self._observations for lr in observation.apply(theta)]
+    def apply(self, thetas: Sequence[Tensor]) -> list[Tensor]:
+        remaining = iter(thetas)
+        parts = [(o, [next(remaining) for _ in o.averagings]) for o in self._observations]
+        return [lr for observation, own in parts for lr in observation.apply(own)]

@@ -190,11 +190,14 @@ class _ProposingObservation(Observation):
             pairs = [pair for proposal in own for pair in proposal.inner_products(averaging)]
             self.sums.append(_sums(pairs, like))
 
-    def apply(self, theta: Tensor) -> list[Tensor]:
-        for proposal in self._proposals:
-            proposal.apply(theta)
+    def apply(self, thetas: Sequence[Tensor]) -> list[Tensor]:
+        pairs = list(zip(self._groups, thetas, strict=True))
+        for group, theta in pairs:
+            for proposal in self._proposals:
+                if proposal.group is group:
+                    proposal.apply(theta)
         self._proposals = []  # and with them the copies of the parameters
-        return [_effective_lr(theta, group) for group in self._groups]
+        return [_effective_lr(theta, group) for group, theta in pairs]
 
 
 def _sums(pairs: list[tuple[Tensor, Tensor]], like: Tensor) -> StepSums:

@@ -251,5 +251,5 @@ class _ReadingObservation(Observation):
         self.sums = [step.sums(scalars.device, scalars.dtype) for step in steps]
         self.averagings = [step.averaging for step in steps]
 
-    def apply(self, theta: Tensor) -> list[Tensor]:
-        return [step.apply(theta) for step in self._steps]
+    def apply(self, thetas: Sequence[Tensor]) -> list[Tensor]:
+        return [step.apply(theta) for step, theta in zip(self._steps, thetas, strict=True)]

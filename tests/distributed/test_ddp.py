@@ -20,7 +20,7 @@ def train_each(makes: Sequence[MakeOptimizer]) -> list[Run]:
 @pytest.mark.parametrize(
     ("size", "makes"),
     [
-        (2, (training.sgd, training.adamw_star, training.proposing, training.joint)),
+        (2, (training.sgd, training.per_group, training.proposing, training.joint)),
         (4, (training.muon,)),
         pytest.param(2, training.EVERY, marks=pytest.mark.slow),
         pytest.param(4, training.EVERY, marks=pytest.mark.slow),

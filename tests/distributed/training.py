@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Muon
 
 from momo_wrap import MoMo, MoMoStar, MoMoWrapper, ProposingAdapter
+from momo_wrap.research import PerGroup
 
 BATCH = 16
 UNEVEN = (5, 7, 3, 1)  # divisible neither by 2 nor by 4, and with tensors of fewer rows than ranks
@@ -101,6 +102,12 @@ def adamw_star(model: nn.Module) -> MoMoWrapper:
     return MoMoWrapper(base, MoMoStar(), weight_decay="decoupled")
 
 
+def per_group(model: nn.Module) -> MoMoWrapper:
+    """Give each group a θ of its own."""
+    base = SGD(two_groups(model, 0.3), momentum=0.9, weight_decay=1e-3)
+    return MoMoWrapper(base, PerGroup(BOUND))
+
+
 def proposing(model: nn.Module) -> MoMoWrapper:
     """Let the adapter keep an average of its own."""
     base = AdamW(two_groups(model, 0.1), weight_decay=1e-2)
@@ -129,7 +136,7 @@ def muon(model: nn.Module) -> MoMoWrapper:
         return MoMoWrapper(bases, MoMo(BOUND))
 
 
-ELEMENTWISE = (sgd, nesterov, adamw, adamw_star, proposing, proposing_momentum, joint)
+ELEMENTWISE = (sgd, nesterov, adamw, adamw_star, per_group, proposing, proposing_momentum, joint)
 EVERY = (*ELEMENTWISE, muon)
 
 

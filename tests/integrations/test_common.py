@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from momo_wrap.integrations import step_metrics, wrapper_of
+from momo_wrap.research import PerGroup
 from tests.integrations import task
 
 
@@ -36,7 +37,17 @@ def test_groups_keep_the_names_that_they_have() -> None:
     optimizer = task.wrapped(task.network())
     optimizer.param_groups[0]["name"] = "body"
     optimizer.step(loss=1.0)
-    assert list(step_metrics(optimizer))[1:] == ["momo/effective_lr/body", "momo/effective_lr/pg2"]
+    names = ["momo/theta", "momo/effective_lr/body", "momo/effective_lr/pg2"]
+    assert list(step_metrics(optimizer)) == names
+
+
+def test_thetas_of_groups_have_the_same_names() -> None:
+    optimizer = task.wrapped(task.network())
+    optimizer.rule = PerGroup()
+    optimizer.step(loss=1.0)
+    metrics = step_metrics(optimizer)
+    assert list(metrics)[:2] == ["momo/theta/pg1", "momo/theta/pg2"]
+    assert all(value.dim() == 0 for value in metrics.values())
 
 
 def test_nothing_but_a_wrapper_is_looked_for() -> None:

@@ -9,7 +9,7 @@ base's own step the untruncated minimiser,
         + Σ_i 1/ρ_i [ ‖x_i - x_{k,i}‖²_{D_i}/(2 α_i) + (λ_i/2) ‖x_i‖²_{D_i} ].
 
 With equal weights the shares do not matter, and this is ρ times the model (2) in the form of the
-paper, divided by ρ.
+paper, divided by ρ. `PerGroup` minimises this for each group without the others.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -25,11 +26,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
-from momo_wrap import MoMo, MoMoWrapper
+from momo_wrap import MoMo, MoMoWrapper, StepRule
+from momo_wrap.research import PerGroup
 
 SIZE = 4  # parameters of a group
 
 Weights = Callable[[int], list[float]]
+Params = Sequence[Tensor]
+Groups = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -90,14 +94,24 @@ class History:
     gradients: list[list[Tensor]]
     positions: list[list[Tensor]]
 
+    def of_group(self, index: int) -> History:
+        """Return what a single group has met."""
+        gradients = [[of_groups[index]] for of_groups in self.gradients]
+        return History(self.losses, gradients, [[x[index]] for x in self.positions])
+
     def objective(
-        self, optimizer: MoMoWrapper, bases: Sequence[Base], at: list[Tensor], bound: float
+        self,
+        optimizer: MoMoWrapper,
+        groups: Groups,
+        bases: Sequence[Base],
+        at: Params,
+        bound: float,
     ) -> Tensor:
         """The function that the last step is to have minimised."""
         model = torch.zeros((), dtype=torch.float64)
         proximal = torch.zeros((), dtype=torch.float64)
-        shares = self.shares(optimizer, bases)
-        for i, (base, group, y) in enumerate(zip(bases, optimizer.param_groups, at, strict=True)):
+        shares = self.shares(optimizer, groups, bases)
+        for i, (base, group, y) in enumerate(zip(bases, groups, at, strict=True)):
             weights = base.weights(len(self.losses))
             rho = sum(weights)
             for w, f, g, x in zip(
@@ -110,10 +124,10 @@ class History:
             proximal += group["weight_decay"] / 2 * (d * y**2).sum() / rho
         return model.clamp(min=bound) + proximal
 
-    def shares(self, optimizer: MoMoWrapper, bases: Sequence[Base]) -> list[float]:
+    def shares(self, optimizer: MoMoWrapper, groups: Groups, bases: Sequence[Base]) -> list[float]:
         """ω, from the decrease that the whole step of each group predicts."""
         decreases = []
-        for i, (base, group) in enumerate(zip(bases, optimizer.param_groups, strict=True)):
+        for i, (base, group) in enumerate(zip(bases, groups, strict=True)):
             weights = base.weights(len(self.losses))
             pairs = zip(weights, self.gradients, strict=True)
             average = torch.stack([w * g[i] for w, g in pairs]).sum(dim=0)
@@ -123,10 +137,20 @@ class History:
         return [decrease / sum(decreases) for decrease in decreases]
 
 
+Settings = list[tuple[float, float]]
+
+
 def check_minimality(
-    bases: list[Base], settings: list[tuple[float, float]], steps: int, bound: float, seed: int
+    bases: list[Base], settings: Settings, steps: int, bound: float, seed: int
 ) -> None:
     """Take random steps with an optimizer for each group, and perturb the last one."""
+    optimizer, history = random_steps(bases, settings, steps, MoMo(bound), seed)
+    check_last_step(optimizer, optimizer.param_groups, bases, history, bound)
+
+
+def random_steps(
+    bases: list[Base], settings: Settings, steps: int, rule: StepRule, seed: int
+) -> tuple[MoMoWrapper, History]:
     generator = torch.Generator().manual_seed(seed)
 
     def random(scale: float = 1.0) -> Tensor:
@@ -138,10 +162,10 @@ def check_minimality(
         for p, (log_lr, decay) in zip(params, settings, strict=True)
     ]
     if all(base is bases[0] for base in bases):
-        optimizer = MoMoWrapper(bases[0].make(groups), MoMo(bound))
+        optimizer = MoMoWrapper(bases[0].make(groups), rule)
     else:
         members = [base.make([group]) for base, group in zip(bases, groups, strict=True)]
-        optimizer = MoMoWrapper(members, MoMo(bound))
+        optimizer = MoMoWrapper(members, rule)
     history = History([], [], [])
     for _ in range(steps):
         history.losses.append(float(random().abs().sum()))
@@ -150,17 +174,24 @@ def check_minimality(
         for param, gradient in zip(params, history.gradients[-1], strict=True):
             param.grad = gradient.clone()
         optimizer.step(loss=history.losses[-1])
+    return optimizer, history
 
-    reached = [p.detach() for p in params]
-    best = history.objective(optimizer, bases, reached, bound)
+
+def check_last_step(
+    optimizer: MoMoWrapper, groups: Groups, bases: list[Base], history: History, bound: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    reached = [group["params"][0].detach() for group in groups]
+    best = history.objective(optimizer, groups, bases, reached, bound)
     slack = 1e-9 * (1 + best.abs())
     moves = [y - x for y, x in zip(reached, history.positions[-1], strict=True)]
     for scale in (1e-4, 1e-2, 1.0):
-        trials = [[random(scale) for _ in params] for _ in range(4)]
+        noise = torch.randn(4, len(groups), SIZE, generator=generator, dtype=torch.float64)
+        trials = [list(trial.unbind()) for trial in scale * noise]
         trials += [[sign * scale * move for move in moves] for sign in (-1.0, 1.0)]
         for trial in trials:
             other = [y + t for y, t in zip(reached, trial, strict=True)]
-            assert history.objective(optimizer, bases, other, bound) >= best - slack
+            assert history.objective(optimizer, groups, bases, other, bound) >= best - slack
 
 
 @pytest.mark.parametrize("base", BASES.values(), ids=BASES)
@@ -191,6 +222,25 @@ def test_step_of_several_optimizers_is_the_minimiser(
     check_minimality(bases, [settings for _, settings in choices], steps, bound, seed)
 
 
+@given(
+    choices=st.lists(
+        st.tuples(st.sampled_from(list(BASES)), group_settings), min_size=1, max_size=4
+    ),
+    alike=st.booleans(),
+    steps=st.integers(1, 4),
+    bound=st.floats(-3, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_per_group_minimises_the_model_of_each_group(
+    choices: list[tuple[str, tuple[float, float]]], alike: bool, steps: int, bound: float, seed: int
+) -> None:
+    bases = [BASES[choices[0][0] if alike else name] for name, _ in choices]
+    settings = [settings for _, settings in choices]
+    optimizer, history = random_steps(bases, settings, steps, PerGroup(bound), seed)
+    for i, (base, group) in enumerate(zip(bases, optimizer.param_groups, strict=True)):
+        check_last_step(optimizer, [group], [base], history.of_group(i), bound)
+
+
 def test_objective_tells_another_theta() -> None:
     """The objective above is not minimal where θ is off by a little."""
     base = BASES["momentum"]
@@ -202,6 +252,7 @@ def test_objective_tells_another_theta() -> None:
     assert optimizer.last_step is not None
     assert 0 < optimizer.last_step.theta < 1
     reached = param.detach()
-    best = history.objective(optimizer, [base], [reached], 0.0)
+    groups = optimizer.param_groups
+    best = history.objective(optimizer, groups, [base], [reached], 0.0)
     off = copy.copy(reached) - 0.01 * optimizer.last_step.theta * param.grad
-    assert history.objective(optimizer, [base], [off], 0.0) > best + 1e-6
+    assert history.objective(optimizer, groups, [base], [off], 0.0) > best + 1e-6

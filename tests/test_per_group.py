@@ -1,0 +1,319 @@
+"""A θ for each parameter group: against a NumPy reference, in its limits, and on every path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from momo_wrap import Adapter, ModelStats, MoMo, MoMoWrapper, ProposingAdapter, StepRule
+from momo_wrap.research import PerGroup
+from momo_wrap.rules import GroupStats
+from tests import mixture, reference_rules
+from tests.problems import Problem, flat, last_step, relative_distance, take_step, trajectory
+from tests.property.test_theta import stats as stats_of_one
+from tests.reference import AdamBase, ReferenceGroup, SGDBase
+from tests.reference_rules import ReferenceRun
+from tests.test_checkpoint import same
+from tests.test_joint import ADAM, DAMPENED, MOMENTUM, NESTEROV, PLAIN, Pair, numpy_vectors
+
+BOUND = 0.05
+STEPS = 100
+LRS = (40.0, 80.0, 20.0, 60.0)
+
+Params = list[Tensor]
+Make = Callable[[Any], Optimizer]
+
+
+def settings(params: Params, decay: float = 0.02, scale: float = 1.0) -> list[dict[str, Any]]:
+    """A group for each parameter, with settings of its own."""
+    return [
+        {"params": [param], "lr": scale * lr, "weight_decay": decay / lr}
+        for param, lr in zip(params, LRS, strict=True)
+    ]
+
+
+def gradients_of(problem: Problem) -> list[Tensor]:
+    return [param.grad for param in problem.params if param.grad is not None]
+
+
+def check_against_reference(
+    problem: Problem, optimizer: MoMoWrapper, bases: list[SGDBase | AdamBase]
+) -> None:
+    """Compare with a run for each group, of all the losses and the group's gradients."""
+    runs = [
+        ReferenceRun(
+            ReferenceGroup(x, group["lr"], group["weight_decay"], base), reference_rules.momo(BOUND)
+        )
+        for x, group, base in zip(
+            numpy_vectors(problem.params), optimizer.param_groups, bases, strict=True
+        )
+    ]
+    cut = np.zeros(len(runs))
+    for step in range(STEPS):
+        # Both move on from the library's parameters, see test_research.
+        for run, x in zip(runs, numpy_vectors(problem.params), strict=True):
+            np.testing.assert_allclose(run.group.x, x, rtol=1e-9, atol=1e-11)
+            run.group.x = x
+        loss = problem.gradients()
+        gradients = numpy_vectors(gradients_of(problem))
+        optimizer.step(loss=loss)
+        for run, gradient in zip(runs, gradients, strict=True):
+            run.step(float(loss), gradient)
+        thetas = last_step(optimizer).theta.numpy()
+        np.testing.assert_allclose(thetas, [run.theta for run in runs], atol=1e-9, err_msg=step)
+        cut += (thetas > 0) & (thetas < 1)
+    assert (cut > 0).all()
+    assert cut.sum() > STEPS
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.02])
+@pytest.mark.parametrize("pair", [PLAIN, MOMENTUM, NESTEROV, ADAM], ids=lambda pair: pair[1]())
+def test_trajectory_is_that_of_the_reference(pair: Pair, decay: float) -> None:
+    problem = Problem()
+    optimizer = MoMoWrapper(pair[0](settings(problem.params, decay)), PerGroup(BOUND))
+    check_against_reference(problem, optimizer, [pair[1]() for _ in LRS])
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.02])
+def test_trajectory_of_several_optimizers_is_that_of_the_reference(decay: float) -> None:
+    """Each averages in another way."""
+    problem, pairs = Problem(), (MOMENTUM, ADAM, PLAIN, DAMPENED)
+    groups = settings(problem.params, decay)
+    bases = [make([group]) for (make, _), group in zip(pairs, groups, strict=True)]
+    check_against_reference(problem, MoMoWrapper(bases, PerGroup(BOUND)), [b() for _, b in pairs])
+
+
+def momentum(groups: Any) -> Optimizer:
+    return SGD(groups, momentum=0.9)
+
+
+def adam(groups: Any) -> Optimizer:
+    return Adam(groups, betas=(0.8, 0.9))
+
+
+MAKES: dict[str, tuple[Make, Adapter | None]] = {
+    "SGD": (momentum, None),
+    "Adam": (adam, None),
+    "proposed SGD": (momentum, ProposingAdapter("momentum_buffer", beta=0.9)),
+    "proposed Adam": (adam, ProposingAdapter("exp_avg", beta=0.8)),
+    "proposed, with an average of its own": (adam, ProposingAdapter()),
+}
+makes = pytest.mark.parametrize(("make", "adapter"), MAKES.values(), ids=MAKES)
+
+
+class Separate:
+    """A wrapper with MoMo for each group, all of which see the same losses."""
+
+    def __init__(self, optimizers: list[MoMoWrapper]) -> None:
+        self.optimizers = optimizers
+
+    def step(self, *, loss: Tensor) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step(loss=loss)
+
+
+@makes
+def test_groups_are_stepped_as_if_each_were_alone(make: Make, adapter: Adapter | None) -> None:
+    """Bit for bit."""
+    problem, twin = Problem(), Problem()
+    optimizer = MoMoWrapper(make(settings(problem.params)), PerGroup(BOUND), adapter=adapter)
+    separate = [
+        MoMoWrapper(make([group]), MoMo(BOUND), adapter=adapter) for group in settings(twin.params)
+    ]
+    for _ in range(STEPS):
+        optimizer.step(loss=problem.gradients())
+        loss = twin.gradients()
+        for alone in separate:
+            alone.step(loss=loss)
+        assert torch.equal(flat(problem.params), flat(twin.params))
+        assert last_step(optimizer).theta.tolist() == [float(last_step(o).theta) for o in separate]
+
+
+@makes
+def test_one_group_is_momo(make: Make, adapter: Adapter | None) -> None:
+    """Bit for bit."""
+
+    def wrapped(rule: StepRule) -> Callable[[Params], Optimizer]:
+        group = {"lr": 10.0, "weight_decay": 0.01}
+        return lambda p: MoMoWrapper(make([{"params": p, **group}]), rule, adapter=adapter)
+
+    expected = trajectory(wrapped(MoMo(BOUND)), STEPS)
+    assert torch.equal(trajectory(wrapped(PerGroup(BOUND)), STEPS), expected)
+
+
+@makes
+def test_with_one_moving_group_it_is_momo(make: Make, adapter: Adapter | None) -> None:
+    def wrapped(rule: StepRule, problem: Problem) -> MoMoWrapper:
+        groups = settings(problem.params)
+        for group in (*groups[:2], groups[3]):
+            group["lr"] = 0.0
+        return MoMoWrapper(make(groups), rule, adapter=adapter)
+
+    problem, twin = Problem(), Problem()
+    optimizer, momo = wrapped(PerGroup(BOUND), problem), wrapped(MoMo(BOUND), twin)
+    cut = 0
+    for _ in range(STEPS):
+        optimizer.step(loss=problem.gradients())
+        momo.step(loss=twin.gradients())
+        theta = last_step(momo).theta
+        torch.testing.assert_close(last_step(optimizer).theta[2], theta, rtol=1e-9, atol=1e-12)
+        cut += int(0 < theta < 1)
+    torch.testing.assert_close(flat(problem.params), flat(twin.params), rtol=1e-9, atol=1e-12)
+    assert cut > STEPS / 4
+
+
+def test_proposed_steps_are_those_that_are_read() -> None:
+    def wrapped(adapter: Adapter | None) -> Callable[[Params], Optimizer]:
+        return lambda p: MoMoWrapper(adam(settings(p, 0.0)), PerGroup(BOUND), adapter=adapter)
+
+    proposed = trajectory(wrapped(ProposingAdapter("exp_avg", beta=0.8)), 20)
+    assert relative_distance(proposed, trajectory(wrapped(None), 20)) < 1e-7
+
+
+def test_two_of_a_kind_are_one_with_as_many_groups() -> None:
+    """Bit for bit, also where they are read in different ways."""
+
+    def joint(params: Params) -> Optimizer:
+        groups = settings(params, 0.0)
+        adapters = [None, ProposingAdapter("exp_avg", beta=0.8)]
+        bases = [adam(groups[:1]), adam(groups[1:])]
+        return MoMoWrapper(bases, PerGroup(BOUND), adapter=adapters)
+
+    def separate(params: Params) -> Any:
+        groups = settings(params, 0.0)
+        proposing = ProposingAdapter("exp_avg", beta=0.8)
+        first = MoMoWrapper(adam(groups[:1]), PerGroup(BOUND))
+        return Separate([first, MoMoWrapper(adam(groups[1:]), PerGroup(BOUND), adapter=proposing)])
+
+    assert torch.equal(trajectory(joint, 50), trajectory(separate, 50))
+
+
+@given(
+    parts=st.lists(
+        st.tuples(st.floats(-10, 10), st.floats(-10, 10), st.floats(-10, 10), st.floats(-1, 1e3)),
+        min_size=1,
+        max_size=5,
+    ),
+    bound=st.floats(-10, 10),
+)
+def test_theta_of_each_group_is_a_fraction(
+    parts: list[tuple[float, float, float, float]], bound: float
+) -> None:
+    loss, displacement, shift, decrease = torch.tensor(parts, dtype=torch.float64).unbind(dim=1)
+    zero = torch.zeros((), dtype=torch.float64)
+    groups = GroupStats(loss, displacement, shift, decrease, decrease)
+    decision = PerGroup(bound)(ModelStats(zero, zero, zero, zero, zero, bound, groups), {})
+    assert decision.theta.shape == (len(parts),)
+    assert ((decision.theta >= 0) & (decision.theta <= 1)).all()
+    after = groups.mean_loss + groups.displacement + groups.decay_shift
+    height = after.clone()
+    after -= decision.theta * groups.predicted_decrease
+    cut = (decision.theta > 0) & (decision.theta < 1)
+    torch.testing.assert_close(after[cut], torch.full_like(after[cut], bound), atol=1e-9, rtol=0)
+    assert (after[(decision.theta == 1) & (groups.predicted_decrease > 0)] >= bound - 1e-9).all()
+    assert (height[decision.theta == 0] <= bound).all()
+
+
+def test_groups_may_overshoot_what_momo_would_not() -> None:
+    """Without momentum and decay, θ_i = min(1, θ Σ_j N_j/N_i) where MoMo cuts, as documented."""
+    problem = Problem()
+    groups = settings(problem.params, 0.0)
+    seen: list[ModelStats] = []
+
+    class Watching(PerGroup):
+        def __call__(self, stats: ModelStats, memory: Any) -> Any:
+            seen.append(stats)
+            return super().__call__(stats, memory)
+
+    optimizer = MoMoWrapper(SGD(groups), Watching(BOUND))
+    overshot = 0
+    for _ in range(STEPS):
+        optimizer.step(loss=problem.gradients())
+        stats, thetas = seen[-1], last_step(optimizer).theta
+        theta = MoMo(BOUND)(stats, {}).theta
+        assert stats.groups is not None
+        decreases = stats.groups.predicted_decrease
+        assert (thetas >= theta).all()
+        if theta < 1:
+            torch.testing.assert_close(
+                thetas, (theta * decreases.sum() / decreases).clamp(max=1.0), rtol=1e-9, atol=0
+            )
+        gap = stats.model_value - BOUND
+        assert (thetas * decreases).sum() <= len(groups) * gap.clamp(min=0.0) * (1 + 1e-9)
+        overshot += int((thetas * decreases).sum() > gap * 1.01)
+    assert overshot > STEPS / 4
+
+
+def test_stats_of_one_group_are_those_of_all() -> None:
+    stats = stats_of_one(2.0, 1.0, 0.5, shift=-0.5).by_group
+    assert stats.model_value.tolist() == [1.5]
+    assert stats.lower_bound == 0.5
+    assert same(vars(stats.by_group), vars(stats))
+
+
+def test_each_group_shows_its_effective_lr() -> None:
+    problem = Problem()
+    optimizer = MoMoWrapper(momentum(settings(problem.params)), PerGroup(BOUND))
+    for _ in range(5):
+        optimizer.step(loss=problem.gradients())
+    thetas = last_step(optimizer).theta.tolist()
+    assert optimizer.effective_lrs() == [t * lr for t, lr in zip(thetas, LRS, strict=True)]
+    assert len(set(thetas)) == len(LRS)
+
+
+def test_a_group_that_overflows_does_not_stop_the_others() -> None:
+    params = [torch.ones(2, dtype=torch.float32, requires_grad=True) for _ in range(2)]
+    optimizer = MoMoWrapper(
+        SGD([{"params": [p]} for p in params], lr=1.0, momentum=0.5), PerGroup()
+    )
+    for param, scale in zip(params, (1e30, 0.5), strict=True):
+        param.grad = torch.full_like(param, scale)
+    optimizer.step(loss=1.0)
+    assert last_step(optimizer).theta.tolist() == [0.0, 1.0]
+    for param in params:
+        param.grad = torch.full_like(param, 0.5)
+    optimizer.step(loss=1.0)
+    assert last_step(optimizer).theta.isfinite().all()
+
+
+@pytest.mark.parametrize("form", ["proximal", "decoupled"])
+@pytest.mark.parametrize("case", mixture.FEW, ids=str)
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
+@pytest.mark.slow
+def test_compiled_passes(case: Any, form: Any) -> None:
+    runs = []
+    for compiled in (True, False):
+        optimizer = mixture.wrapped(case, compiled, form=form)
+        optimizer.rule = PerGroup()
+        thetas = mixture.train(optimizer, range(20))
+        runs.append({**mixture.snapshot(optimizer), "thetas": thetas})
+    assert (runs[1]["thetas"][:, 0] != runs[1]["thetas"][:, 1]).any()
+    assert mixture.distance(*runs) < 1e-12
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.slow
+def test_step_is_traced_without_breaks(backend: str) -> None:
+    torch._dynamo.reset()
+    problem, twin = Problem(), Problem()
+    optimizer, other = (
+        MoMoWrapper(AdamW(settings(p.params)), PerGroup(BOUND)) for p in (problem, twin)
+    )
+    for compiled in (False, True, True, True):
+        step: Any = lambda loss: optimizer.step(loss=loss)  # noqa: E731
+        if compiled:  # the base makes its state in the first step
+            step = torch.compile(step, fullgraph=True, backend=backend)
+        step(problem.gradients())
+        take_step(other, twin.gradients())
+        torch.testing.assert_close(last_step(optimizer).theta, last_step(other).theta)
+    torch.testing.assert_close(flat(problem.params), flat(twin.params), rtol=1e-9, atol=1e-12)
