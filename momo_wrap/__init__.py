@@ -18,6 +18,7 @@ from momo_wrap.joint import JointOptimizer
 from momo_wrap.record import StepRecord
 from momo_wrap.recorder import Recorder
 from momo_wrap.rules import ModelStats, MoMo, MoMoStar, StepDecision, StepRule
+from momo_wrap.trusted import TrustedMoMo
 from momo_wrap.wrapper import MoMoWrapper
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "StepDecision",
     "StepRecord",
     "StepRule",
+    "TrustedMoMo",
     "adapter_for",
     "register_adapter",
 ]

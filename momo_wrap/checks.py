@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.base import Adapter, ParamGroup, WeightDecayForm, maximizes
+from momo_wrap.adapters.base import Adapter, ParamGroup, maximizes
 from momo_wrap.distributed import local
-from momo_wrap.rules import StepRule
+from momo_wrap.rules import StepRule, WeightDecayForm
 
 Loss: TypeAlias = Tensor | float
 NonFinite: TypeAlias = Literal["propagate", "skip", "raise"]
@@ -54,10 +54,10 @@ def check_arguments(
                 f"adapter must be an instance of Adapter, got {entry!r}. Write "
                 "MoMoWrapper(optimizer, adapter=MyAdapter())."
             )
-    if weight_decay not in get_args(WeightDecayForm):
+    if weight_decay not in (None, *get_args(WeightDecayForm)):
         raise ValueError(
-            f"weight_decay chooses the form of the decay and must be 'proximal' or 'decoupled', "
-            f"got {weight_decay!r}. Its strength is the base's own weight_decay."
+            f"weight_decay chooses the form of the decay and must be 'proximal', 'decoupled' or "
+            f"'scaled', got {weight_decay!r}. Its strength is the base's own weight_decay."
         )
     if nonfinite not in get_args(NonFinite):
         raise ValueError(

@@ -133,8 +133,10 @@ class MomentumModel:
             gradient_decrease=sums.gradient_decrease / self.normaliser,
         )
         shares = _shares(groups.predicted_decrease)
-        value = (shares * groups.mean_loss + groups.displacement).sum()
+        mean_loss = (shares * groups.mean_loss).sum()
+        value = mean_loss + groups.displacement.sum()
         return ModelSums(
+            mean_loss=mean_loss,
             value=value,
             value_after_decay=value + groups.decay_shift.sum(),
             predicted_decrease=groups.predicted_decrease.sum(),
@@ -166,6 +168,7 @@ class ModelSums(NamedTuple):
     """The model over all groups, as 0-dim tensors, and what it is made of.
 
     Attributes:
+        mean_loss: Σ_i ω_i f̄_i/ρ_i.
         value: m(x_k), the loss that the model has at the current parameters.
         value_after_decay: The same where weight decay has taken its part of the step, h/ρ.
         predicted_decrease: Σ_i N_i/ρ_i.
@@ -173,26 +176,30 @@ class ModelSums(NamedTuple):
         groups: What each group contributes.
     """
 
+    mean_loss: Tensor
     value: Tensor
     value_after_decay: Tensor
     predicted_decrease: Tensor
     gradient_decrease: Tensor
     groups: GroupStats
 
-    def statistics(self, loss: Tensor, lower_bound: float) -> ModelStats:
+    def statistics(self, loss: Tensor, lower_bound: float, learning_rate: Tensor) -> ModelStats:
         """Return what a step rule may ask for.
 
         Args:
             loss: The loss of this step, of the function that is minimised.
             lower_bound: The user's bound, likewise.
+            learning_rate: The largest of the groups, 0-dim.
         """
         return ModelStats(
             loss=loss,
+            mean_loss=self.mean_loss,
             value_at_params=self.value,
             model_value=self.value_after_decay,
             predicted_decrease=self.predicted_decrease,
             gradient_decrease=self.gradient_decrease,
             lower_bound=lower_bound,
+            learning_rate=learning_rate,
             groups=self.groups,
         )
 

@@ -12,10 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+
+WeightDecayForm: TypeAlias = Literal["proximal", "decoupled", "scaled"]
 
 
 class GroupStats(NamedTuple):
@@ -45,6 +47,7 @@ class ModelStats:
 
     Attributes:
         loss: f_k, the loss of this batch.
+        mean_loss: f̄/ρ, the average of the losses so far.
         value_at_params: (f̄ + e)/ρ, the loss that the momentum model has at the current parameters.
         model_value: h/ρ, the same where weight decay has taken its part of the step; equal to
             `value_at_params` without weight decay.
@@ -52,15 +55,18 @@ class ModelStats:
         gradient_decrease: Σ_i α_i ⟨d_i, u_i⟩/ρ, the same without the shrinking factor of the
             proximal weight decay.
         lower_bound: The bound f* that the user gave.
+        learning_rate: α, the largest learning rate of the parameter groups.
         groups: What each parameter group contributes, of shape [groups]; None: there is one group.
     """
 
     loss: Tensor
+    mean_loss: Tensor
     value_at_params: Tensor
     model_value: Tensor
     predicted_decrease: Tensor
     gradient_decrease: Tensor
     lower_bound: float
+    learning_rate: Tensor
     groups: GroupStats | None = None
 
     @property
@@ -78,21 +84,25 @@ class ModelStats:
         if self.groups is None:
             return ModelStats(
                 loss=self.loss.reshape(-1),
+                mean_loss=self.mean_loss.reshape(-1),
                 value_at_params=self.value_at_params.reshape(-1),
                 model_value=self.model_value.reshape(-1),
                 predicted_decrease=self.predicted_decrease.reshape(-1),
                 gradient_decrease=self.gradient_decrease.reshape(-1),
                 lower_bound=self.lower_bound,
+                learning_rate=self.learning_rate,
             )
-        loss, displacement, decay_shift, predicted_decrease, gradient_decrease = self.groups
-        value = loss + displacement
+        mean_loss, displacement, decay_shift, predicted_decrease, gradient_decrease = self.groups
+        value = mean_loss + displacement
         return ModelStats(
             loss=self.loss.expand_as(value),
+            mean_loss=mean_loss,
             value_at_params=value,
             model_value=value + decay_shift,
             predicted_decrease=predicted_decrease,
             gradient_decrease=gradient_decrease,
             lower_bound=self.lower_bound,
+            learning_rate=self.learning_rate,
         )
 
 
@@ -126,12 +136,16 @@ class StepRule(ABC):
             turns the truncation of `MoMo` off. For a base with `maximize=True`, a number that the
             objective can't exceed, and `math.inf` for none.
 
+    Attributes:
+        weight_decay: The form of weight decay where the user of the wrapper chooses none.
+
     Raises:
         TypeError: The bound is not a number.
         ValueError: The bound is NaN.
     """
 
     lower_bound: float = 0.0
+    weight_decay: ClassVar[WeightDecayForm] = "proximal"
 
     def __init__(self, lower_bound: float = 0.0) -> None:
         self.lower_bound = _checked_bound(lower_bound, type(self).__name__)

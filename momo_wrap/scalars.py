@@ -58,6 +58,20 @@ def as_scalar(value: Scalar, like: Tensor) -> Tensor:
     return torch.full((), value, device=like.device, dtype=like.dtype)
 
 
+def largest_lr(groups: Iterable[Mapping[str, Any]], like: Tensor) -> Tensor:
+    """Return the largest learning rate as a 0-dim tensor.
+
+    Args:
+        groups: The base's parameter groups; a group without a learning rate counts as 1.
+        like: A tensor of the wanted device and dtype.
+    """
+    rates = [1.0 if group.get("lr") is None else group["lr"] for group in groups]
+    numbers = [rate for rate in rates if not isinstance(rate, Tensor)]
+    if len(numbers) == len(rates):
+        return as_scalar(max(numbers), like)
+    return torch.stack([as_scalar(rate, like) for rate in rates]).amax()
+
+
 def kept_scalars(
     group: dict[str, Any], prefix: str, initial: Mapping[str, float], like: Tensor
 ) -> dict[str, Tensor]:

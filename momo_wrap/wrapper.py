@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.base import Adapter, StepSums, WeightDecayForm, maximizes
+from momo_wrap.adapters.base import Adapter, StepSums, maximizes
 from momo_wrap.adapters.compiled import Compiled, check_choice, chosen
 from momo_wrap.adapters.registry import chosen_adapter
 from momo_wrap.checks import (
@@ -36,8 +36,16 @@ from momo_wrap.losses import RecordedLosses
 from momo_wrap.model import MomentumModel, kept_model
 from momo_wrap.numerics import count_nonfinite, is_at_rest, nonfinite_error
 from momo_wrap.record import Outcome, StepRecord
-from momo_wrap.rules import MoMo, StepRule
-from momo_wrap.scalars import PREFIX, as_scalar, kept_scalars, scalars_like, stacked, write_scalars
+from momo_wrap.rules import MoMo, StepRule, WeightDecayForm
+from momo_wrap.scalars import (
+    PREFIX,
+    as_scalar,
+    kept_scalars,
+    largest_lr,
+    scalars_like,
+    stacked,
+    write_scalars,
+)
 
 
 class MoMoWrapper(OptimizerFacade):
@@ -71,7 +79,9 @@ class MoMoWrapper(OptimizerFacade):
         adapter: How to read the base; None: the one of `adapter_for`. With several optimizers, a
             list with an entry for each.
         weight_decay: "proximal", equation (4), or "decoupled",
-            x_i <- (1 - α_i λ_i) x_i - θ α_i u_i with the same θ.
+            x_i <- (1 - α_i λ_i) x_i - θ α_i u_i with the same θ, or "scaled",
+            x_i <- x_i - θ α_i (u_i + λ_i x_i); None: the rule's own form, "proximal" for all but
+            `TrustedMoMo`.
         nonfinite: What to do where the loss or a gradient is not finite: "propagate", the step
             writes NaN, as the base's would; "skip", the step changes nothing and is counted;
             "raise", it changes nothing and raises. The last two wait for the device at every step.
@@ -86,7 +96,7 @@ class MoMoWrapper(OptimizerFacade):
         base: The optimizer that was wrapped, a `JointOptimizer` for several.
         rule: The step rule.
         adapter: The adapter.
-        weight_decay: The form of weight decay.
+        weight_decay: The form of weight decay; None: the rule's.
         nonfinite: What is done where the loss or a gradient is not finite.
         process_group: The ranks that share the model.
         compiled: Whether the passes are compiled.
@@ -103,7 +113,7 @@ class MoMoWrapper(OptimizerFacade):
         rule: StepRule | None = None,
         *,
         adapter: Adapter | Sequence[Adapter | None] | None = None,
-        weight_decay: WeightDecayForm = "proximal",
+        weight_decay: WeightDecayForm | None = None,
         nonfinite: NonFinite = "propagate",
         process_group: ProcessGroup = "auto",
         compiled: Compiled = "auto",
@@ -195,7 +205,7 @@ class MoMoWrapper(OptimizerFacade):
     def _step(self, closure: Callable[[], Loss] | None, loss: Loss | None) -> Loss | None:
         if closure is None and loss is None and not self._recorded and is_at_rest(self.base):
             zero = as_scalar(0.0, scalars_like(self.param_groups))
-            observation = self.adapter.observe(self.base, self.weight_decay)
+            observation = self.adapter.observe(self.base, self._decay_form)
             observation.apply([zero] * len(self.param_groups))
             return None
         loss = self._recorded.evaluate(closure, loss)
@@ -214,11 +224,12 @@ class MoMoWrapper(OptimizerFacade):
         scalars, memory = self._kept_scalars(like)
         compiles = chosen(self.compiled, self.param_groups)
         observe = self.adapter.observe_compiled if compiles else self.adapter.observe
-        observation = observe(self.base, self.weight_decay)
+        observation = observe(self.base, self._decay_form)
         sums = StepSums(*(torch.stack(parts) for parts in zip(*observation.sums, strict=True)))
         minimised, sums = reduced(as_scalar(loss, like) * self._sign, sums, group)
         model = MomentumModel.of(stacked(scalars), observation.averagings, minimised)  # (1), (2)
-        stats = model.total(sums).statistics(minimised, bound)
+        lr = largest_lr(self.param_groups, like)
+        stats = model.total(sums).statistics(minimised, bound, lr)
         decision = self.rule(stats, memory)  # (3)
         thetas = checked_fractions(decision, memory, groups=len(scalars))
         effective_lrs = observation.apply(thetas)  # (4)
@@ -279,6 +290,10 @@ class MoMoWrapper(OptimizerFacade):
     def __repr__(self) -> str:
         settings = f"rule={self.rule!r}, weight_decay={self.weight_decay!r}"
         return f"MoMoWrapper({settings}, base={self.base!r})"
+
+    @property
+    def _decay_form(self) -> WeightDecayForm:
+        return self.weight_decay or self.rule.weight_decay
 
     @property
     def _sign(self) -> float:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from momo_wrap import MoMo, MoMoWrapper, ReadingAdapter, adapter_for
-from momo_wrap.adapters.base import WeightDecayForm
 from momo_wrap.adapters.compiled import Compiled
+from momo_wrap.rules import WeightDecayForm
 from tests.cases import ALGORITHMS, Case
 from tests.problems import take_step
 

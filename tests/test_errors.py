@@ -251,7 +251,7 @@ AT_CONSTRUCTION: dict[str, Row] = {
     "form of weight decay": (
         lambda: MoMoWrapper(SGD([parameter()], lr=0.1), weight_decay=0.1),  # type: ignore[arg-type]
         ValueError,
-        "must be 'proximal' or 'decoupled', got 0.1. Its strength is the base's own weight_decay",
+        "must be 'proximal', 'decoupled' or 'scaled', got 0.1. Its strength is the base's own weight_decay",
     ),
     "NaN lr": (
         lambda: wrapped(lr=math.nan),

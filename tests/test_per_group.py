@@ -210,7 +210,8 @@ def test_theta_of_each_group_is_a_fraction(
     loss, displacement, shift, decrease = torch.tensor(parts, dtype=torch.float64).unbind(dim=1)
     zero = torch.zeros((), dtype=torch.float64)
     groups = GroupStats(loss, displacement, shift, decrease, decrease)
-    decision = PerGroup(bound)(ModelStats(zero, zero, zero, zero, zero, bound, groups), {})
+    whole = ModelStats(zero, zero, zero, zero, zero, zero, bound, zero, groups)
+    decision = PerGroup(bound)(whole, {})
     assert decision.theta.shape == (len(parts),)
     assert ((decision.theta >= 0) & (decision.theta <= 1)).all()
     after = groups.mean_loss + groups.displacement + groups.decay_shift

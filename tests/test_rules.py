@@ -21,7 +21,16 @@ def test_momo_star_by_hand() -> None:
     def number(value: float) -> Tensor:
         return torch.tensor(value, dtype=torch.float64)
 
-    stats = ModelStats(number(4.0), number(4.0), number(1.0), number(8.0), number(16.0), 0.0)
+    stats = ModelStats(
+        loss=number(4.0),
+        mean_loss=number(4.0),
+        value_at_params=number(4.0),
+        model_value=number(1.0),
+        predicted_decrease=number(8.0),
+        gradient_decrease=number(16.0),
+        lower_bound=0.0,
+        learning_rate=number(1.0),
+    )
     decision = MoMoStar()(stats, {"lower_bound": number(2.0)})
     assert decision.lower_bound == 0.5
     assert decision.theta == 0.0625

@@ -16,7 +16,7 @@ from schedulefree import AdamWScheduleFree, SGDScheduleFree
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from momo_wrap import MoMo, MoMoWrapper, StepRule
+from momo_wrap import MoMo, MoMoWrapper, StepRule, TrustedMoMo
 from momo_wrap.sweep import OptimizerFactory
 
 Params = Iterable[nn.Parameter]
@@ -132,4 +132,9 @@ def with_rule(name: str, rule: type[StepRule]) -> dict[str, OptimizerFactory]:
     return {f"{base}{name}": partial(wrapped, base=make, rule=rule) for base, make in bases.items()}
 
 
-METHODS: dict[str, OptimizerFactory] = {**BARE, **with_rule(" + MoMo", MoMo), **TUNERS}
+METHODS: dict[str, OptimizerFactory] = {
+    **BARE,
+    **with_rule(" + MoMo", MoMo),
+    **with_rule(" + TrustedMoMo", TrustedMoMo),
+    **TUNERS,
+}

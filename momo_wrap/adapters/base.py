@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from momo_wrap.averaging import Averaging
+from momo_wrap.rules import WeightDecayForm
 
 ParamGroup: TypeAlias = dict[str, Any]
 State: TypeAlias = Mapping[Tensor, dict[str, Any]]
-WeightDecayForm: TypeAlias = Literal["proximal", "decoupled"]
 
 
 class StepSums(NamedTuple):

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.base import ParamGroup, State, StepSums, WeightDecayForm, maximizes
+from momo_wrap.adapters.base import ParamGroup, State, StepSums, maximizes
 from momo_wrap.adapters.passes import Passes
 from momo_wrap.adapters.sums import Kind, added, with_gradient_by_kind
 from momo_wrap.averaging import Averaging
 from momo_wrap.blocks import Block
+from momo_wrap.rules import WeightDecayForm
 from momo_wrap.scalars import scalar
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 class GroupStep:
     """One parameter group's share of a step: its sums first, its move afterwards.
 
-    Both forms of weight decay are x <- factor x - θ pull u: proximal with factor = c and pull =
-    c α, equation (4); decoupled with factor = 1 - α λ and pull = α.
+    All forms of weight decay are x <- factor x - θ pull u: proximal with factor = c and pull = c α,
+    equation (4); decoupled with factor = 1 - α λ and pull = α; scaled with factor = 1 - θ α λ and
+    pull = α, which is the fraction θ of the step α (u + λ x), equation (8).
 
     Args:
         adapter: The adapter.
@@ -47,8 +49,10 @@ class GroupStep:
         self._lr = lr if isinstance(lr, Tensor) else max(lr, 0.0)  # a schedule's rounding
         decay = scalar(group.get("weight_decay", 0.0))
         self._decays = isinstance(decay, Tensor) or decay != 0.0
-        self._shrink = 1.0 / (1.0 + self._lr * decay)  # c_i
-        self._decay_factor = self._shrink if form == "proximal" else 1.0 - self._lr * decay
+        self._decay_in_step = decay if form == "scaled" and self._decays else None
+        by_itself = 0.0 if form == "scaled" else decay
+        self._shrink = 1.0 / (1.0 + self._lr * by_itself)  # c_i
+        self._decay_factor = self._shrink if form == "proximal" else 1.0 - self._lr * by_itself
         self._pull = self._shrink * self._lr if form == "proximal" else self._lr
         # Gradients are held on to before the base steps: a hook of the base may drop them.
         self._kinds = with_gradient_by_kind(group["params"])
@@ -102,6 +106,9 @@ class GroupStep:
         buffer_slope, slope = added([block.slope for block in summed], device, dtype)
         levels = [block.level for block in summed if block.level is not None]
         buffer_level, level = added(levels, device, dtype)
+        if self._decay_in_step is not None:
+            slope = slope + self._decay_in_step * level
+            buffer_slope = buffer_slope + self._decay_in_step * buffer_level
         return StepSums(
             predicted_decrease=self._shrink * self._lr * slope,
             gradient_decrease=self._lr * slope,
@@ -113,8 +120,11 @@ class GroupStep:
     def apply(self, theta: Tensor) -> Tensor:
         """Move the group's parameters and return θα."""
         pull = theta * self._pull
+        factor = self._decay_factor
+        if self._decay_in_step is not None:
+            factor = factor - pull * self._decay_in_step
         for block in self._blocks:
-            self._passes.move(block, self._decay_factor, pull)
+            self._passes.move(block, factor, pull)
         return theta * self._lr
 
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.base import Adapter, Observation, StepSums, WeightDecayForm
+from momo_wrap.adapters.base import Adapter, Observation, StepSums
 from momo_wrap.joint import members
 from momo_wrap.reductions import to_device
+from momo_wrap.rules import WeightDecayForm
 from momo_wrap.scalars import scalars_like
 
 

@@ -92,6 +92,6 @@ class Passes:
         u = self.adapter.preconditioned(self.group, block)
         x = block.flat("param")
         if self.decays:
-            x.mul_(factor)
+            x.mul_(to_device(factor, u.device, u.dtype) if isinstance(factor, Tensor) else factor)
         x.addcmul_(u, to_device(pull, u.device, u.dtype), value=-1.0)
         block.write_back("param", x)

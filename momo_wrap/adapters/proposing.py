@@ -15,11 +15,11 @@ from momo_wrap.adapters.base import (
     ParamGroup,
     State,
     StepSums,
-    WeightDecayForm,
 )
 from momo_wrap.adapters.proposal import GRAD_AVG_KEY, Proposal
 from momo_wrap.adapters.sums import added, with_gradient_by_kind
 from momo_wrap.averaging import Averaging
+from momo_wrap.rules import WeightDecayForm
 from momo_wrap.scalars import scalar, scalars_like
 
 # The entries of a group that the model is made of.

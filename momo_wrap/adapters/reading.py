@@ -20,13 +20,14 @@ from momo_wrap.adapters.advancing import (
     mark_stepped,
     take_traced_step,
 )
-from momo_wrap.adapters.base import Adapter, Observation, ParamGroup, State, WeightDecayForm
+from momo_wrap.adapters.base import Adapter, Observation, ParamGroup, State
 from momo_wrap.adapters.compiled import CompiledPasses, can_compile
 from momo_wrap.adapters.group_step import GroupStep
 from momo_wrap.adapters.passes import Passes
 from momo_wrap.averaging import Averaging
 from momo_wrap.blocks import Block
 from momo_wrap.reductions import Scalar
+from momo_wrap.rules import WeightDecayForm
 from momo_wrap.scalars import scalars_like
 
 

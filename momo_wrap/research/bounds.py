@@ -9,8 +9,8 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from momo_wrap.research.settings import ABOVE_0, FROM_0_BELOW_1, FROM_0_TO_1, checked
 from momo_wrap.rules import ModelStats, StepDecision, StepRule, truncate
+from momo_wrap.settings import ABOVE_0, FROM_0_BELOW_1, FROM_0_TO_1, checked
 
 
 class ScheduledBound(StepRule):

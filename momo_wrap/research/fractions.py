@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from momo_wrap.research.settings import ABOVE_0, ABOVE_0_TO_1, AT_LEAST_1, checked
 from momo_wrap.rules import ModelStats, StepDecision, StepRule, truncate
+from momo_wrap.settings import ABOVE_0, ABOVE_0_TO_1, AT_LEAST_1, checked
 
 
 class SPSMax(StepRule):

@@ -25,11 +25,13 @@ def scalar(value: float) -> torch.Tensor:
 def stats(value: float, decrease: float, bound: float, shift: float = 0.0) -> ModelStats:
     return ModelStats(
         loss=scalar(value),
+        mean_loss=scalar(value),
         value_at_params=scalar(value),
         model_value=scalar(value + shift),
         predicted_decrease=scalar(decrease),
         gradient_decrease=scalar(decrease),
         lower_bound=bound,
+        learning_rate=scalar(1.0),
     )
 
 

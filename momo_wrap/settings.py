@@ -20,7 +20,9 @@ class Range(NamedTuple):
 
 
 ABOVE_0 = Range(lambda value: value > 0.0, "above 0")
+AT_LEAST_0 = Range(lambda value: value >= 0.0, "of at least 0")
 AT_LEAST_1 = Range(lambda value: value >= 1.0, "of at least 1")
+AT_LEAST_2 = Range(lambda value: value >= 2.0, "of at least 2")
 ABOVE_0_TO_1 = Range(lambda value: 0.0 < value <= 1.0, "above 0 and of at most 1")
 FROM_0_TO_1 = Range(lambda value: 0.0 <= value <= 1.0, "from 0 to 1")
 FROM_0_BELOW_1 = Range(lambda value: 0.0 <= value < 1.0, "of at least 0 and below 1")
