@@ -49,7 +49,8 @@ class Factorisation(nn.Module):
 def squared_error(model: nn.Module, batch: Batch) -> Tensor:
     """Return the mean squared error of rows, columns and values."""
     *places, values = batch
-    return (model(*places) - values).square().mean()
+    loss: Tensor = (model(*places) - values).square().mean()
+    return loss
 
 
 def matrix_completion() -> Problem:

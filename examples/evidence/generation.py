@@ -51,7 +51,8 @@ def noisy(images: Tensor, times: Tensor, noise: Tensor) -> Batch:
 def noise_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Return the mean squared error of the noise."""
     images, times, noise = batch
-    return (model(images, times) - noise).square().mean()
+    loss: Tensor = (model(images, times) - noise).square().mean()
+    return loss
 
 
 def diffusion() -> Problem:

@@ -1,5 +1,8 @@
-"""Handwritten digits (scikit-learn, 8 x 8 pixels): a perceptron, a convolutional network without
-normalisation, a residual network with it, and a vision transformer."""
+"""Handwritten digits (scikit-learn, 8 x 8 pixels), told apart by four networks.
+
+They are a perceptron, a convolutional network without normalisation, a residual network with it,
+and a vision transformer.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +31,17 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return split[0], split[1], split[2], split[3]
 
 
-def classification(model: nn.Module, steps: int) -> Problem:
-    """Return the problem to tell digits apart.
+def classification_of(
+    data: tuple[Tensor, Tensor, Tensor, Tensor], model: nn.Module, steps: int
+) -> Problem:
+    """Return the problem to tell images apart.
 
     Args:
-        model: Maps images of shape [n, 1, 8, 8] to logits of shape [n, 10].
+        data: Images to train on and to test with, then both labels.
+        model: Maps images to logits of shape [n, classes].
         steps: The number of steps.
     """
-    train_images, test_images, train_labels, test_labels = digits()
+    train_images, test_images, train_labels, test_labels = data
 
     def evaluate(model: nn.Module) -> Mapping[str, Tensor]:
         logits = model(test_images)
@@ -44,6 +50,11 @@ def classification(model: nn.Module, steps: int) -> Problem:
 
     batches = epochs((train_images, train_labels), BATCH_SIZE, steps)
     return Problem(model, batches, steps, cross_entropy, evaluate)
+
+
+def classification(model: nn.Module, steps: int) -> Problem:
+    """Return the problem to tell digits apart; see `classification_of`."""
+    return classification_of(digits(), model, steps)
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:

@@ -13,7 +13,7 @@ from lion_pytorch import Lion
 from mechanic_pytorch import mechanize
 from prodigyopt import Prodigy
 from schedulefree import AdamWScheduleFree, SGDScheduleFree
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from momo_wrap import MoMo, MoMoWrapper, StepRule, TrustedMoMo
@@ -36,7 +36,8 @@ def adamw(params: Params, lr: float) -> Optimizer:
 
 
 def lion(params: Params, lr: float) -> Optimizer:
-    return Lion(params, lr=lr)
+    optimizer: Optimizer = Lion(params, lr=lr)
+    return optimizer
 
 
 def adagrad(params: Params, lr: float) -> Optimizer:
@@ -61,7 +62,7 @@ class Together(Optimizer):
         # The groups themselves, not copies: schedulers write into them.
         self.param_groups = [group for part in parts for group in part.param_groups]
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step with each."""
         loss = None if closure is None else closure()
         for part in self._parts:
@@ -75,23 +76,28 @@ def muon(params: Params, lr: float) -> Optimizer:
 
 def mechanic(params: Params, lr: float) -> Optimizer:
     """Return Mechanic around AdamW; lr is what it multiplies its own with."""
-    return mechanize(torch.optim.AdamW)(params, lr=lr)  # type: ignore[no-any-return]
+    optimizer: Optimizer = mechanize(torch.optim.AdamW)(params, lr=lr)
+    return optimizer
 
 
 def prodigy(params: Params, lr: float) -> Optimizer:
-    return Prodigy(params, lr=lr)
+    optimizer: Optimizer = Prodigy(params, lr=lr)
+    return optimizer
 
 
 def d_adaptation(params: Params, lr: float) -> Optimizer:
-    return DAdaptAdam(params, lr=lr)
+    optimizer: Optimizer = DAdaptAdam(params, lr=lr)
+    return optimizer
 
 
 def schedule_free_adamw(params: Params, lr: float) -> Optimizer:
-    return AdamWScheduleFree(params, lr=lr)
+    optimizer: Optimizer = AdamWScheduleFree(params, lr=lr)
+    return optimizer
 
 
 def schedule_free_sgd(params: Params, lr: float) -> Optimizer:
-    return SGDScheduleFree(params, lr=lr)
+    optimizer: Optimizer = SGDScheduleFree(params, lr=lr)
+    return optimizer
 
 
 def wrapped(

@@ -37,7 +37,7 @@ class Problem:
     evaluate: Callable[[nn.Module], Mapping[str, Tensor | float]]
 
 
-def constant(step: int, steps: int) -> float:
+def constant(_step: int, _steps: int) -> float:
     """Return the factor of the learning rate at a step, counted from 0: always 1."""
     return 1.0
 

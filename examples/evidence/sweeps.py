@@ -1,7 +1,9 @@
 """Run the comparison of optimizers, or go on with it; then draw the figures and write the tables.
 
+    pip install -e ".[evidence]"
     python examples/evidence/sweeps.py                     # what is missing, then the report
     python examples/evidence/sweeps.py --schedule constant --task "digits, conv net"
+    python examples/evidence/sweeps.py --data DIR          # also what torchvision has put there
 
 trains every optimizer of `methods.py` on every task of `tasks.py`, at 10 learning rates over 6
 decades, with 3 seeds and two schedules. From nothing that takes some two hours on two cores; the
@@ -13,11 +15,13 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 from methods import METHODS
 from problems import Schedule, constant, train, warmup_and_linear_decay
 from tasks import TASKS
+from torchvision_images import found
 
 from momo_wrap import sweep
 
@@ -35,7 +39,8 @@ def path_of(schedule: str, folder: Path = RESULTS) -> Path:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--schedule", nargs="+", choices=SCHEDULES, default=list(SCHEDULES))
-    parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--task", nargs="+", help="some tasks alone")
+    parser.add_argument("--data", type=Path, help="a folder with datasets of torchvision")
     parser.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--processes", type=int, help="default: as many as there are cores")
     parser.add_argument("--folder", type=Path, default=RESULTS, help="default: %(default)s")
@@ -44,18 +49,17 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    for name in arguments.schedule:
-        schedule = SCHEDULES[name]
-        for task in arguments.task:
-            sweep.run(
-                {task: partial(train, make_problem=TASKS[task], schedule=schedule)},
-                {method: METHODS[method] for method in arguments.method},
-                LEARNING_RATES,
-                SEEDS,
-                path_of(name, arguments.folder),
-                settings={"schedule": name},
-                processes=arguments.processes,
-            )
+    tasks = {**TASKS, **(found(arguments.data) if arguments.data else {})}
+    for name, task in product(arguments.schedule, arguments.task or tasks):
+        sweep.run(
+            {task: partial(train, make_problem=tasks[task], schedule=SCHEDULES[name])},
+            {method: METHODS[method] for method in arguments.method},
+            LEARNING_RATES,
+            SEEDS,
+            path_of(name, arguments.folder),
+            settings={"schedule": name},
+            processes=arguments.processes,
+        )
 
 
 if __name__ == "__main__":
