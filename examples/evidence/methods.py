@@ -101,7 +101,7 @@ def schedule_free_sgd(params: Params, lr: float) -> Optimizer:
 
 
 def wrapped(
-    params: Params, lr: float, *, base: Callable[..., Any], rule: type[StepRule] = MoMo
+    params: Params, lr: float, *, base: Callable[..., Any], rule: Callable[[], StepRule] = MoMo
 ) -> Optimizer:
     """Return a base with a step rule."""
     with warnings.catch_warnings():
@@ -127,12 +127,12 @@ TUNERS: dict[str, OptimizerFactory] = {
 }
 
 
-def with_rule(name: str, rule: type[StepRule]) -> dict[str, OptimizerFactory]:
+def with_rule(name: str, rule: Callable[[], StepRule]) -> dict[str, OptimizerFactory]:
     """Return all bases with a rule, as "SGD-M + MoMo" and so on.
 
     Args:
         name: What the rule is called.
-        rule: Its class.
+        rule: Makes it.
     """
     bases: dict[str, Callable[..., Any]] = {**BARE, "Muon": muon_and_adamw}
     return {f"{base}{name}": partial(wrapped, base=make, rule=rule) for base, make in bases.items()}

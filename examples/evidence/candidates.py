@@ -1,0 +1,67 @@
+"""Rules that were tried for high learning rates, on the tasks that rules are chosen on.
+
+    python examples/evidence/candidates.py      # what is missing; a quarter of an hour on two cores
+
+trains SGD-M and Adam with each rule at learning rates of 1, 10 and 100 on the design tasks. The
+results in docs/results/evidence/candidates.csv are taken up where they are; the table in
+docs/evidence.md is written by report.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+
+from methods import adam, sgd_m, wrapped
+from problems import train
+from sweeps import RESULTS, SEEDS
+from tasks import DESIGN
+
+from momo_wrap import MoMo, MoMoStar, StepRule, TrustedMoMo, sweep
+from momo_wrap.research import NGN, LimitedGrowth, PerGroup, TrustRegion, WarmTarget
+from momo_wrap.sweep import OptimizerFactory
+
+CANDIDATES = RESULTS / "candidates.csv"
+LEARNING_RATES = [1.0, 10.0, 100.0]
+BASES = {"SGD-M": sgd_m, "Adam": adam}
+RULES: dict[str, Callable[[], StepRule]] = {
+    "MoMo": MoMo,
+    "MoMoStar": MoMoStar,
+    "WarmTarget(steps=20)": partial(WarmTarget, steps=20),
+    "LimitedGrowth(factor=1.1)": partial(LimitedGrowth, factor=1.1),
+    "NGN": NGN,
+    "PerGroup": PerGroup,
+    "TrustRegion": TrustRegion,
+    "TrustedMoMo": TrustedMoMo,
+    "TrustedMoMo(required=0.1)": partial(TrustedMoMo, required=0.1),
+    "TrustedMoMo(required=0.3)": partial(TrustedMoMo, required=0.3),
+    "TrustedMoMo(confidence=1)": partial(TrustedMoMo, confidence=1.0),
+    "TrustedMoMo(confidence=0)": partial(TrustedMoMo, confidence=0.0),
+    "TrustedMoMo(rate=0.2)": partial(TrustedMoMo, rate=0.2),
+    "TrustedMoMo(start=0.01)": partial(TrustedMoMo, start=0.01),
+    "TrustedMoMo(start=0.2)": partial(TrustedMoMo, start=0.2),
+    "TrustedMoMo(window=10)": partial(TrustedMoMo, window=10.0),
+    "TrustedMoMo(window=40)": partial(TrustedMoMo, window=40.0),
+}
+
+
+def methods() -> dict[str, OptimizerFactory]:
+    """Return both bases with each rule, by names such as "SGD-M + MoMo"."""
+    return {
+        f"{base} + {name}": partial(wrapped, base=make, rule=rule)
+        for base, make in BASES.items()
+        for name, rule in RULES.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--processes", type=int, help="default: as many as there are cores")
+    processes = parser.parse_args().processes
+    tasks = {name: partial(train, make_problem=make) for name, make in DESIGN.items()}
+    sweep.run(tasks, methods(), LEARNING_RATES, SEEDS, CANDIDATES, processes=processes)
+
+
+if __name__ == "__main__":
+    main()
