@@ -3,7 +3,7 @@
     python examples/quickstart_seeds.py
 
 runs examples/quickstart.py for the seeds whose result is not in docs/results/quickstart yet, about
-90 s each, and prints the table of tolerated learning rates that is in the README.
+three minutes each, and prints the table of tolerated learning rates that is in the README.
 """
 
 from __future__ import annotations
