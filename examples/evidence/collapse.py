@@ -28,7 +28,7 @@ from momo_wrap import MoMo, Recorder, StepRule, TrustedMoMo
 
 DOCS = Path(__file__).parents[2] / "docs"
 STEPS = DOCS / "results" / "evidence" / "collapse.csv"
-FIGURE = DOCS / "figures" / "collapse.png"
+FIGURE = DOCS / "results" / "evidence" / "collapse.png"
 LR = 100.0
 SEED = 1
 # With the learning rates at which bare SGD-M trains best, of those that were tried.
