@@ -14,8 +14,8 @@ from collections.abc import Callable
 from functools import partial
 
 from methods import adam, sgd_m, wrapped
+from plan import RESULTS, SEEDS
 from problems import train
-from sweeps import RESULTS, SEEDS
 from tasks import DESIGN
 
 from momo_wrap import MoMo, MoMoStar, StepRule, TrustedMoMo, sweep

@@ -7,8 +7,8 @@
 
 trains every optimizer of `methods.py` on every task of `tasks.py`, at 10 learning rates over 6
 decades, with 3 seeds and two schedules. From nothing that takes some two hours on two cores; the
-raw results in docs/results/evidence are taken up where they are, and each run that ends is kept. A
-report of what is there is written by `report.py`.
+raw results in docs/results/evidence are taken up where they are, and each run that ends is kept.
+The report is that of `report.py`; for another `--folder` run that by itself.
 """
 
 from __future__ import annotations
@@ -19,21 +19,13 @@ from itertools import product
 from pathlib import Path
 
 from methods import METHODS
-from problems import Schedule, constant, train, warmup_and_linear_decay
+from plan import LEARNING_RATES, RESULTS, SCHEDULES, SEEDS, path_of
+from problems import train
+from report import PAGE, write
 from tasks import TASKS
 from torchvision_images import found
 
 from momo_wrap import sweep
-
-RESULTS = Path(__file__).parents[2] / "docs" / "results" / "evidence"
-LEARNING_RATES = [float(f"{10 ** (-4 + 2 * i / 3):.3g}") for i in range(10)]
-SEEDS = [0, 1, 2]
-SCHEDULES: dict[str, Schedule] = {"constant": constant, "decay": warmup_and_linear_decay}
-
-
-def path_of(schedule: str, folder: Path = RESULTS) -> Path:
-    """Return the file of results of a schedule."""
-    return folder / f"{schedule}.csv"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -50,6 +42,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     tasks = {**TASKS, **(found(arguments.data) if arguments.data else {})}
+    if unknown := set(arguments.task or []) - tasks.keys():
+        raise SystemExit(f"There are no tasks {sorted(unknown)}, only {list(tasks)}.")
     for name, task in product(arguments.schedule, arguments.task or tasks):
         sweep.run(
             {task: partial(train, make_problem=tasks[task], schedule=SCHEDULES[name])},
@@ -60,6 +54,8 @@ def main() -> None:
             settings={"schedule": name},
             processes=arguments.processes,
         )
+    if arguments.folder == RESULTS:
+        write(RESULTS, PAGE, RESULTS)
 
 
 if __name__ == "__main__":
