@@ -276,7 +276,7 @@ def test_the_page_is_that_of_the_results(evidence: Any) -> None:
     """`python examples/evidence/report.py` writes it anew."""
     comparisons = evidence.report.load()
     page = evidence.report.PAGE.read_text(encoding="utf-8")
-    assert evidence.report.replace_sections(page, evidence.report.generated(comparisons)) == page
+    assert evidence.report.replace_sections(page, evidence.report.all_sections()) == page
     summary = evidence.measures.summary(comparisons).to_csv(index=False, float_format="%.6g")
     assert (evidence.report.RESULTS / "summary.csv").read_text() == summary
 

@@ -15,9 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import figures
+from candidates import CANDIDATES
 from measures import Comparison, summary
 from plan import RESULTS, SCHEDULES, path_of
 from sections import SECTIONS
+from trials import trials
 
 from momo_wrap import sweep
 
@@ -48,6 +50,17 @@ def load(folder: Path = RESULTS) -> dict[str, Comparison]:
 def generated(comparisons: Mapping[str, Comparison]) -> dict[str, str]:
     """Return the generated sections of the page, by name."""
     return {name: section(comparisons) for name, section in SECTIONS.items()}
+
+
+def all_sections(folder: Path = RESULTS) -> dict[str, str]:
+    """Return the generated sections of the page and the table of the candidates, by name.
+
+    Args:
+        folder: Where the files of results are.
+    """
+    comparisons = load(folder)
+    tried = trials(comparisons["constant"], folder / CANDIDATES.name)
+    return {**generated(comparisons), "candidates": tried}
 
 
 def replace_sections(page: str, sections: Mapping[str, str]) -> str:
@@ -86,7 +99,7 @@ def write(results: Path, page: Path, output: Path) -> None:
         output: The folder of the summary and the figures.
     """
     comparisons = load(results)
-    text = replace_sections(page.read_text(encoding="utf-8"), generated(comparisons))
+    text = replace_sections(page.read_text(encoding="utf-8"), all_sections(results))
     page.write_text(text, encoding="utf-8")
     output.mkdir(parents=True, exist_ok=True)
     summary(comparisons).to_csv(output / "summary.csv", index=False, float_format="%.6g")
