@@ -21,22 +21,21 @@ NonFinite: TypeAlias = Literal["propagate", "skip", "raise"]
 # Schedules that end at 0 can end this far below it.
 ROUNDING = 1e-12
 
+_DECAY_FORMS = get_args(WeightDecayForm)
 
-def check_arguments(
-    optimizer: object, rule: object, adapter: object, weight_decay: object, nonfinite: object
-) -> None:
+
+def check_arguments(optimizer: object, rule: object, adapter: object, nonfinite: object) -> None:
     """Refuse arguments of `MoMoWrapper` of the wrong type.
 
     Args:
         optimizer: The base.
         rule: The step rule or None.
         adapter: The adapter, a list of them, or None.
-        weight_decay: The form of weight decay.
         nonfinite: What to do where numbers are not finite.
 
     Raises:
         TypeError: One of the first three is of the wrong type.
-        ValueError: There is no such form of weight decay, or no such choice.
+        ValueError: There is no such choice.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
@@ -54,16 +53,31 @@ def check_arguments(
                 f"adapter must be an instance of Adapter, got {entry!r}. Write "
                 "MoMoWrapper(optimizer, adapter=MyAdapter())."
             )
-    if weight_decay not in (None, *get_args(WeightDecayForm)):
-        raise ValueError(
-            f"weight_decay chooses the form of the decay and must be 'proximal', 'decoupled' or "
-            f"'scaled', got {weight_decay!r}. Its strength is the base's own weight_decay."
-        )
     if nonfinite not in get_args(NonFinite):
         raise ValueError(
             f"nonfinite must be 'propagate', 'skip' or 'raise', got {nonfinite!r}. Write "
             "MoMoWrapper(optimizer, nonfinite='skip')."
         )
+
+
+def decay_form(chosen: WeightDecayForm | None, rule: StepRule) -> WeightDecayForm:
+    """Return the form of weight decay: the one that was chosen, else the one of the rule.
+
+    Args:
+        chosen: The form, or None.
+        rule: The step rule.
+
+    Raises:
+        ValueError: There is no such form.
+    """
+    form = rule.weight_decay if chosen is None else chosen
+    if form not in _DECAY_FORMS:
+        whose = f"{type(rule).__name__}." if chosen is None else ""
+        raise ValueError(
+            f"{whose}weight_decay chooses the form of the decay and must be 'proximal', "
+            f"'decoupled' or 'scaled', got {form!r}. Its strength is the base's own weight_decay."
+        )
+    return form
 
 
 def check_bound(lower_bound: float) -> None:

@@ -224,6 +224,18 @@ def truncate(stats: ModelStats, lower_bound: float | Tensor) -> tuple[Tensor, Te
     return uncapped.clamp(max=1.0), uncapped
 
 
+def part_of(change: Tensor, theta: Tensor) -> Tensor:
+    """Return what the fraction θ of a step does, where the whole step does `change`.
+
+    Where nothing moves, a change that overflowed does not count.
+
+    Args:
+        change: What the whole step does, such as the predicted decrease.
+        theta: The fraction that is taken.
+    """
+    return torch.where(theta == 0, 0.0, theta * change)
+
+
 class MoMo(StepRule):
     """The truncated momentum model with a known lower bound, equation (3).
 

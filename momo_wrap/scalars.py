@@ -68,7 +68,7 @@ def largest_lr(groups: Iterable[Mapping[str, Any]], like: Tensor) -> Tensor:
     rates = [1.0 if group.get("lr") is None else group["lr"] for group in groups]
     numbers = [rate for rate in rates if not isinstance(rate, Tensor)]
     if len(numbers) == len(rates):
-        return as_scalar(max(numbers), like)
+        return as_scalar(max(*numbers, 0.0), like)  # a schedule's rounding may fall below
     return torch.stack([as_scalar(rate, like) for rate in rates]).amax()
 
 

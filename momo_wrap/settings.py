@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from numbers import Real
 from typing import NamedTuple
@@ -22,7 +23,7 @@ class Range(NamedTuple):
 ABOVE_0 = Range(lambda value: value > 0.0, "above 0")
 AT_LEAST_0 = Range(lambda value: value >= 0.0, "of at least 0")
 AT_LEAST_1 = Range(lambda value: value >= 1.0, "of at least 1")
-AT_LEAST_2 = Range(lambda value: value >= 2.0, "of at least 2")
+FROM_2 = Range(lambda value: 2.0 <= value < math.inf, "of at least 2 that is finite")
 ABOVE_0_TO_1 = Range(lambda value: 0.0 < value <= 1.0, "above 0 and of at most 1")
 FROM_0_TO_1 = Range(lambda value: 0.0 <= value <= 1.0, "from 0 to 1")
 FROM_0_BELOW_1 = Range(lambda value: 0.0 <= value < 1.0, "of at least 0 and below 1")

@@ -9,15 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from momo_wrap.rules import ModelStats, StepDecision, StepRule, WeightDecayForm, truncate
-from momo_wrap.settings import (
-    ABOVE_0,
-    ABOVE_0_TO_1,
-    AT_LEAST_0,
-    AT_LEAST_2,
-    FROM_0_BELOW_1,
-    checked,
-)
+from momo_wrap.rules import ModelStats, StepDecision, StepRule, WeightDecayForm, part_of, truncate
+from momo_wrap.settings import ABOVE_0_TO_1, AT_LEAST_0, FROM_0_BELOW_1, FROM_2, checked
 
 # A step size that is not known yet.
 _NONE = -1.0
@@ -50,7 +43,8 @@ class TrustedMoMo(StepRule):
     with t = θ_{k-1} α_{k-1}, the step size that was taken, and q cut to [-1, 1]. So r falls only
     on evidence that is beyond the noise of batches, and where α is small enough the steps are
     those of the base. At first r is 1/20 of the step size to the bound. Where α is lowered, by a
-    schedule, r is lowered in proportion; where it is raised, as in a warm-up, r is not.
+    schedule, r is lowered in proportion; where it is raised, as in a warm-up, r is not, and where
+    it is 0, r waits. With several groups, α is the largest learning rate.
 
     On a quadratic along its gradient, Δ̂/Δ = 1 - r/(2 r*) where r* is the exact line search: c = 0.2
     lets the steps be 1.6 times as long.
@@ -64,11 +58,12 @@ class TrustedMoMo(StepRule):
         lower_bound: f*, see `StepRule`. With `-math.inf` nothing is ever cut.
         required: c, the share of the predicted decrease that must be seen for r to grow, at least 0
             and below 1.
-        rate: κ, how fast r grows and shrinks, above 0: at most by a factor e^κ in a step.
+        rate: κ, how fast r grows and shrinks, above 0 and at most 1: by a factor of at most e^κ in
+            a step.
         window: The number of steps that the averages are over, at least 2: their weights fall by
             1 - 1/window per step.
         confidence: How many standard errors the observed decrease must be short for r to shrink, at
-            least 0.
+            least 0. With `math.inf` r never shrinks.
         start: The fraction of the step size to the bound that r is at first, above 0 and at most 1.
 
     Raises:
@@ -91,57 +86,67 @@ class TrustedMoMo(StepRule):
     ) -> None:
         super().__init__(lower_bound)
         self.required = checked(self, "required", required, FROM_0_BELOW_1, 0.2)
-        self.rate = checked(self, "rate", rate, ABOVE_0, 0.1)
-        self.window = checked(self, "window", window, AT_LEAST_2, 20.0)
+        self.rate = checked(self, "rate", rate, ABOVE_0_TO_1, 0.1)
+        self.window = checked(self, "window", window, FROM_2, 20.0)
         self.confidence = checked(self, "confidence", confidence, AT_LEAST_0, 2.0)
         self.start = checked(self, "start", start, ABOVE_0_TO_1, 0.05)
 
     def initial_memory(self, lower_bound: float) -> dict[str, float]:
         """Return that nothing was judged yet, and that there is no limit (a negative one)."""
-        track = {"weight": 0.0, "observed": 0.0, "predicted": 0.0, "observed_square": 0.0}
-        last = {
-            "last_mean_loss": 0.0,
-            "last_prediction": 0.0,
-            "last_step_size": 0.0,
-            "last_lr": 0.0,
-        }
-        return {"trusted": _NONE, **track, **last}
+        names = (
+            *("weight", "observed", "predicted", "observed_square"),
+            *("last_mean_loss", "foretold", "last_step_size", "last_lr"),
+        )
+        return {"trusted": _NONE, **dict.fromkeys(names, 0.0)}
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Return θ of equation (3), limited by what is trusted; see `StepRule`."""
-        has_started = memory["trusted"] >= 0
+        lr, has_started = stats.learning_rate, memory["trusted"] > 0
         track = self._track(stats.loss, memory, has_started)
         theta, uncapped = truncate(stats, stats.lower_bound)
-        lr = stats.learning_rate
 
-        lowered = torch.where(memory["last_lr"] > lr, lr / memory["last_lr"], 1.0)
-        followed = self._followed(track, memory) * lowered
-        # A model that does not descend, or is at the bound, has no step size to start from.
-        can_start = (stats.predicted_decrease > 0) & (uncapped > 0) & (lr > 0)
-        first = torch.where(can_start, self.start * uncapped * lr, _NONE)
-        trusted = torch.where(has_started, followed, first)
+        can_move = lr > 0
+        is_lowered = can_move & (memory["last_lr"] > lr)
+        lowered = torch.where(is_lowered, lr / memory["last_lr"], 1.0)
+        # At 0 it would stay for ever.
+        smallest = torch.finfo(lr.dtype).tiny
+        followed = (self._followed(track, memory) * lowered).clamp(min=smallest)
+        trusted = torch.where(has_started, followed, self._first(stats))
 
-        limit = torch.where((trusted >= 0) & (lr > 0), trusted / lr, math.inf)
+        # As long as nothing is known, nothing is trusted; without a bound, everything is.
+        unknown = math.inf if stats.lower_bound == -math.inf else 0.0
+        limit = torch.where(trusted > 0, trusted / lr, unknown)
         theta = torch.minimum(theta, limit)
-        last = {
+        remembered = {
+            "trusted": trusted,
+            **track,
             "last_mean_loss": stats.mean_loss.clone(),
-            "last_prediction": stats.model_value - _product(theta, stats.predicted_decrease),
+            "foretold": stats.model_value - part_of(stats.predicted_decrease, theta),
             "last_step_size": theta * lr,
-            "last_lr": lr.clone(),
+            "last_lr": torch.where(can_move, lr, memory["last_lr"]),
         }
-        remembered = {"trusted": trusted, **track, **last}
         return StepDecision(theta, torch.minimum(uncapped, limit), stats.lower_bound, remembered)
+
+    def _first(self, stats: ModelStats) -> Tensor:
+        """Return the step size that is trusted at first; none of a model that is flat or below."""
+        gap = (stats.model_value - stats.lower_bound).clamp(min=0.0)
+        # Where the model rises along the step, it may rise by as much.
+        to_bound = gap / stats.predicted_decrease.abs()
+        first = self.start * to_bound * stats.learning_rate
+        return torch.where((first > 0) & torch.isfinite(first), first, _NONE)
 
     def _track(
         self, loss: Tensor, memory: Mapping[str, Tensor], has_started: Tensor
     ) -> dict[str, Tensor]:
         """Return the averages, with the last step in them."""
         observed = memory["last_mean_loss"] - loss
+        # An infinite square would never be forgotten.
+        largest = torch.finfo(loss.dtype).max / 1e6
         values = {
             "weight": torch.ones_like(loss),
             "observed": observed,
-            "predicted": memory["last_mean_loss"] - memory["last_prediction"],
-            "observed_square": observed.square(),
+            "predicted": memory["last_mean_loss"] - memory["foretold"],
+            "observed_square": observed.square().clamp(max=largest),
         }
         kept = 1.0 - 1.0 / self.window
         return {
@@ -152,40 +157,23 @@ class TrustedMoMo(StepRule):
     def _followed(self, track: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> Tensor:
         """Return the step size that is trusted after the verdict on the last step."""
         trusted, taken = memory["trusted"], memory["last_step_size"]
-        grown = torch.maximum(trusted, taken * torch.exp(self.rate * self._growth(track)))
+        observed, predicted = (track[name] / track["weight"] for name in ("observed", "predicted"))
+        surplus = observed - self.required * predicted
+        growth = torch.where(surplus > 0, (surplus / predicted.abs()).clamp(max=1.0), 0.0)
+        grown = torch.maximum(trusted, taken * torch.exp(self.rate * growth))
+
+        noise, is_known = self._noise(track)
+        short = ((surplus + noise) / (predicted.abs() + noise)).clamp(-1.0, 0.0)
+        short = torch.where((surplus < 0) & is_known, short, 0.0)
         # A limit that did not hold the step back comes down to it, but not to a step of length 0.
         base = torch.maximum(torch.minimum(trusted, taken), trusted / 2)
-        shortfall = self._shortfall(track)
-        shrunk = base * torch.exp(self.rate * shortfall)
-        followed = torch.where(shortfall < 0, shrunk, grown)
-        # Without a bound there was no step size to start from, and there is no limit ever.
-        return torch.where(trusted == math.inf, trusted, followed)
+        return torch.where(short < 0, base * torch.exp(self.rate * short), grown)
 
-    def _growth(self, track: Mapping[str, Tensor]) -> Tensor:
-        """Return q of a step size that may grow, from 0 to 1."""
-        surplus, predicted = self._surplus(track)
-        return torch.where(surplus > 0, (surplus / predicted).clamp(max=1.0), 0.0)
-
-    def _shortfall(self, track: Mapping[str, Tensor]) -> Tensor:
-        """Return q of a step size that must shrink, from -1 to 0."""
-        surplus, predicted = self._surplus(track)
+    def _noise(self, track: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return 2 s, and whether there are values enough to know it."""
         weight, kept = track["weight"], 1.0 - 1.0 / self.window
         # How many independent values of equal weight would average as well.
         count = (1.0 + kept) / (1.0 - kept) * weight / (2.0 - weight)
         mean = track["observed"] / weight
         scatter = (track["observed_square"] / weight - mean.square()).clamp(min=0.0)
-        noise = self.confidence * (scatter / (count - 1.0)).sqrt()
-        short = (surplus + noise) / (predicted + noise)
-        # Squares that overflow tell of a loss that has exploded. One value has no scatter.
-        short = torch.where(torch.isfinite(noise), short, -1.0).clamp(-1.0, 0.0)
-        return torch.where((surplus < 0) & (count > 1.5), short, 0.0)
-
-    def _surplus(self, track: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return A - c P and |P|."""
-        observed, predicted = (track[name] / track["weight"] for name in ("observed", "predicted"))
-        return observed - self.required * predicted, predicted.abs()
-
-
-def _product(theta: Tensor, decrease: Tensor) -> Tensor:
-    """Return by how much the model falls; where nothing moves, an overflow does not count."""
-    return torch.where(theta == 0, 0.0, theta * decrease)
+        return self.confidence * (scatter / (count - 1.0)).sqrt(), count > 1.5

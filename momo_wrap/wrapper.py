@@ -20,6 +20,7 @@ from momo_wrap.checks import (
     check_bound,
     check_gradients,
     check_groups,
+    decay_form,
 )
 from momo_wrap.decision import checked_fractions
 from momo_wrap.distributed import (
@@ -36,7 +37,7 @@ from momo_wrap.losses import RecordedLosses
 from momo_wrap.model import MomentumModel, kept_model
 from momo_wrap.numerics import count_nonfinite, is_at_rest, nonfinite_error
 from momo_wrap.record import Outcome, StepRecord
-from momo_wrap.rules import MoMo, StepRule, WeightDecayForm
+from momo_wrap.rules import MoMo, StepRule, WeightDecayForm, part_of
 from momo_wrap.scalars import (
     PREFIX,
     as_scalar,
@@ -78,10 +79,9 @@ class MoMoWrapper(OptimizerFacade):
         rule: The step rule; None: `MoMo(lower_bound=0.0)`.
         adapter: How to read the base; None: the one of `adapter_for`. With several optimizers, a
             list with an entry for each.
-        weight_decay: "proximal", equation (4), or "decoupled",
-            x_i <- (1 - α_i λ_i) x_i - θ α_i u_i with the same θ, or "scaled",
-            x_i <- x_i - θ α_i (u_i + λ_i x_i); None: the rule's own form, "proximal" for all but
-            `TrustedMoMo`.
+        weight_decay: "proximal", equation (4); "decoupled", x_i <- (1 - α_i λ_i) x_i - θ α_i u_i
+            with the same θ; "scaled", x_i <- x_i - θ α_i (u_i + λ_i x_i); None: the rule's own
+            form, "proximal" for all but `TrustedMoMo`.
         nonfinite: What to do where the loss or a gradient is not finite: "propagate", the step
             writes NaN, as the base's would; "skip", the step changes nothing and is counted;
             "raise", it changes nothing and raises. The last two wait for the device at every step.
@@ -89,17 +89,11 @@ class MoMoWrapper(OptimizerFacade):
             for 2^24 parameters or more where there is a C++ compiler; True; False. It takes some
             seconds at first. They advance the base's state in its stead, unless it has step hooks.
         process_group: The ranks whose losses are averaged, and over which parameters are cut:
-            "auto", all ranks if `torch.distributed` is initialised; a group of them; None, this
-            process is on its own.
+            "auto", all of `torch.distributed` if it is initialised; a group; None, this one alone.
 
     Attributes:
         base: The optimizer that was wrapped, a `JointOptimizer` for several.
-        rule: The step rule.
-        adapter: The adapter.
-        weight_decay: The form of weight decay; None: the rule's.
-        nonfinite: What is done where the loss or a gradient is not finite.
-        process_group: The ranks that share the model.
-        compiled: Whether the passes are compiled.
+        rule, adapter, weight_decay, nonfinite, process_group, compiled: As they were given.
 
     Raises:
         TypeError: `optimizer` is not an optimizer, or one that can't be wrapped; `rule` or
@@ -124,9 +118,10 @@ class MoMoWrapper(OptimizerFacade):
                 "MoMoWrapper got an optimizer that is wrapped already; its steps would be cut "
                 "twice. Wrap the base itself: MoMoWrapper(optimizer.base)."
             )
-        check_arguments(base, rule, adapter, weight_decay, nonfinite)
+        check_arguments(base, rule, adapter, nonfinite)
         check_choice(compiled)
         rule = MoMo() if rule is None else rule
+        decay_form(weight_decay, rule)
         adapter = chosen_adapter(base, adapter)
         check_groups(base, adapter, tensors=True)
         check_process_group(process_group, base.param_groups)
@@ -205,7 +200,7 @@ class MoMoWrapper(OptimizerFacade):
     def _step(self, closure: Callable[[], Loss] | None, loss: Loss | None) -> Loss | None:
         if closure is None and loss is None and not self._recorded and is_at_rest(self.base):
             zero = as_scalar(0.0, scalars_like(self.param_groups))
-            observation = self.adapter.observe(self.base, self._decay_form)
+            observation = self.adapter.observe(self.base, decay_form(self.weight_decay, self.rule))
             observation.apply([zero] * len(self.param_groups))
             return None
         loss = self._recorded.evaluate(closure, loss)
@@ -224,7 +219,7 @@ class MoMoWrapper(OptimizerFacade):
         scalars, memory = self._kept_scalars(like)
         compiles = chosen(self.compiled, self.param_groups)
         observe = self.adapter.observe_compiled if compiles else self.adapter.observe
-        observation = observe(self.base, self._decay_form)
+        observation = observe(self.base, decay_form(self.weight_decay, self.rule))
         sums = StepSums(*(torch.stack(parts) for parts in zip(*observation.sums, strict=True)))
         minimised, sums = reduced(as_scalar(loss, like) * self._sign, sums, group)
         model = MomentumModel.of(stacked(scalars), observation.averagings, minimised)  # (1), (2)
@@ -233,9 +228,7 @@ class MoMoWrapper(OptimizerFacade):
         decision = self.rule(stats, memory)  # (3)
         thetas = checked_fractions(decision, memory, groups=len(scalars))
         effective_lrs = observation.apply(thetas)  # (4)
-        # Where nothing moves, a sum that overflowed does not count.
-        moved = torch.where(decision.theta == 0, 0.0, decision.theta * sums.buffer_move)
-        buffer_move = moved + sums.buffer_move_by_decay  # (5)
+        buffer_move = part_of(sums.buffer_move, decision.theta) + sums.buffer_move_by_decay  # (5)
         write_scalars(scalars, model.scalars_after(buffer_move))
         write_scalars([memory], decision.memory)
         self._outcome.effective_lrs = effective_lrs
@@ -280,20 +273,12 @@ class MoMoWrapper(OptimizerFacade):
         return self._outcome.skipped
 
     def effective_lrs(self) -> list[Tensor]:
-        """Return the learning rates that the last step amounted to.
-
-        Returns:
-            θα for each parameter group, as 0-dim tensors; empty before the first step.
-        """
+        """Return the learning rates θα that the last step amounted to; empty before the first."""
         return list(self._outcome.effective_lrs)
 
     def __repr__(self) -> str:
-        settings = f"rule={self.rule!r}, weight_decay={self.weight_decay!r}"
-        return f"MoMoWrapper({settings}, base={self.base!r})"
-
-    @property
-    def _decay_form(self) -> WeightDecayForm:
-        return self.weight_decay or self.rule.weight_decay
+        form = self.weight_decay or self.rule.weight_decay
+        return f"MoMoWrapper(rule={self.rule!r}, weight_decay={form!r}, base={self.base!r})"
 
     @property
     def _sign(self) -> float:

@@ -78,13 +78,14 @@ class ReferenceMoMo:
         groups: The groups; their bases average alike.
         lower_bound: f*, or f*_0 if it is estimated.
         estimate_bound: MoMo*, equations (6) and (7).
-        decoupled: Weight decay as AdamW has it.
+        form: Of weight decay: "decoupled" as AdamW has it, "scaled" as a part of the step that is
+            cut, else "proximal".
     """
 
     groups: Sequence[ReferenceGroup]
     lower_bound: float = 0.0
     estimate_bound: bool = False
-    decoupled: bool = False
+    form: str = "proximal"
     bound: float = field(init=False)
     loss_sum: float = 0.0
     weight_sum: float = 0.0
@@ -111,10 +112,13 @@ class ReferenceMoMo:
         for g, group in zip(gradients, self.groups, strict=True):
             group.buffer = a * group.buffer + b * g
             d = p * group.buffer + q * g
+            u = d / group.base.preconditioner(g)
             ds.append(d)
-            us.append(d / group.base.preconditioner(g))
+            us.append(u + group.weight_decay * group.x if self.form == "scaled" else u)
 
         cs = [1 / (1 + group.lr * group.weight_decay) for group in self.groups]
+        if self.form == "scaled":
+            cs = [1.0] * len(cs)
         h = f_bar - gamma
         decrease = slope = dot = 0.0
         for c, d, u, group in zip(cs, ds, us, self.groups, strict=True):
@@ -133,7 +137,7 @@ class ReferenceMoMo:
 
         for c, u, group in zip(cs, us, self.groups, strict=True):
             move = self.theta * group.lr * u
-            if self.decoupled:
+            if self.form == "decoupled":
                 group.x = (1 - group.lr * group.weight_decay) * group.x - move
             else:
                 group.x = c * (group.x - move)  # (4)

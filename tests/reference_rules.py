@@ -1,4 +1,4 @@
-"""The rules for research in plain floats, each in another form than in the library.
+"""TrustedMoMo and the rules for research in plain floats, each in another form than in the library.
 
 They branch where the library chooses by `torch.where`, and see a model that is built from its
 definition, a weighted sum over all past steps.
@@ -18,9 +18,11 @@ class Seen:
     """What a rule sees of a step: values of the model, with N/ρ as `decrease`."""
 
     loss: float
+    mean_loss: float
     value: float
     height: float
     decrease: float
+    lr: float
 
 
 Rule = Callable[[Seen], float]
@@ -140,11 +142,68 @@ class TrustRegion:
 
 
 @dataclass
+class Trusted:
+    """TrustedMoMo from the list of all steps so far, with step sizes as logarithms."""
+
+    bound: float
+    required: float = 0.2
+    rate: float = 0.1
+    window: float = 20.0
+    confidence: float = 2.0
+    start: float = 0.05
+    log_radius: float | None = None
+    steps: list[tuple[float, float]] = field(default_factory=list)
+    last: tuple[float, float, float, float] = (math.nan,) * 4
+    judged: list[str] = field(default_factory=list)
+
+    def __call__(self, seen: Seen) -> float:
+        if self.log_radius is None:
+            step_size = (seen.height - self.bound) / seen.decrease * seen.lr
+            self.log_radius = math.log(self.start) + math.log(step_size)
+        else:
+            mean_loss, foretold, taken, lr = self.last
+            self.steps.append((mean_loss - seen.loss, mean_loss - foretold))
+            self.judge(taken)
+            self.log_radius += min(math.log(seen.lr / lr), 0.0)
+        theta = clip((seen.height - self.bound) / seen.decrease)
+        theta = min(theta, math.exp(self.log_radius) / seen.lr)
+        after = seen.height - theta * seen.decrease
+        self.last = seen.mean_loss, after, theta * seen.lr, seen.lr
+        return theta
+
+    def judge(self, taken: float) -> None:
+        assert self.log_radius is not None
+        weights = [(1 - 1 / self.window) ** age for age in reversed(range(len(self.steps)))]
+        total = sum(weights)
+        weights = [weight / total for weight in weights]
+        mean = sum(w * seen for w, (seen, _) in zip(weights, self.steps, strict=True))
+        predicted = sum(w * foretold for w, (_, foretold) in zip(weights, self.steps, strict=True))
+        count = 1 / sum(w**2 for w in weights)  # of values of equal weight
+        log_taken = math.log(taken) if taken > 0 else -math.inf
+        missing = self.required * predicted - mean
+        if missing < 0:
+            growth = self.rate * min(-missing / abs(predicted), 1.0)
+            self.log_radius = max(self.log_radius, log_taken + growth)
+            self.judged.append("good")
+        elif count > 1.5:
+            variance = sum(
+                w * (x - mean) ** 2 for w, (x, _) in zip(weights, self.steps, strict=True)
+            )
+            margin = self.confidence * math.sqrt(variance / (count - 1))
+            if missing > margin:
+                least = max(min(self.log_radius, log_taken), self.log_radius - math.log(2))
+                fall = min((missing - margin) / (abs(predicted) + margin), 1.0)
+                self.log_radius = least - self.rate * fall
+                self.judged.append("bad")
+
+
+@dataclass
 class ReferenceRun:
-    """A rule over one group, with proximal weight decay and the model's definition."""
+    """A rule over one group, with the model's definition; weight decay proximal or scaled."""
 
     group: ReferenceGroup
     rule: Rule
+    scaled: bool = False
     past: list[tuple[float, float, Array, Array]] = field(default_factory=list)
     theta: float = math.nan
 
@@ -158,7 +217,7 @@ class ReferenceRun:
         weights = [p * w for w, *_ in self.past]
         weights[-1] += q
         total = sum(weights)
-        c = 1 / (1 + group.lr * group.weight_decay)
+        c = 1.0 if self.scaled else 1 / (1 + group.lr * group.weight_decay)
 
         def model(x: Array) -> float:
             terms = zip(weights, self.past, strict=True)
@@ -166,6 +225,10 @@ class ReferenceRun:
 
         d = sum(w * grad for w, (_, _, grad, _) in zip(weights, self.past, strict=True))
         move = group.lr * d / group.base.preconditioner(g)
+        if self.scaled:
+            move = move + group.lr * group.weight_decay * group.x
+        mean_loss = sum(w * f for w, (_, f, _, _) in zip(weights, self.past, strict=True)) / total
         decrease = c * float(d @ move) / total
-        self.theta = self.rule(Seen(loss, model(group.x), model(c * group.x), decrease))
+        values = model(group.x), model(c * group.x)
+        self.theta = self.rule(Seen(loss, mean_loss, *values, decrease, group.lr))
         group.x = c * (group.x - self.theta * move)

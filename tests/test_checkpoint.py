@@ -228,12 +228,12 @@ def test_bare_checkpoint_into_wrapper_and_back() -> None:
 
 
 def test_subclass_keeps_its_own_attributes() -> None:
-    optimizer = NamedWrapper(SGD(Problem().params, lr=0.1))
+    optimizer = NamedWrapper(SGD(Problem().params, lr=0.1), weight_decay="scaled")
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)  # patches step
     optimizer.name = "mine"
     for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
         assert other.name == "mine"
-        assert other.weight_decay == "proximal"
+        assert other.weight_decay == "scaled"
         assert "step" in vars(optimizer)
         assert "step" not in vars(other)
     assert scheduler.optimizer is optimizer

@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
-from momo_wrap import MoMo, MoMoStar, MoMoWrapper, ProposingAdapter
+from momo_wrap import MoMo, MoMoStar, MoMoWrapper, ProposingAdapter, TrustedMoMo
 from tests.cases import ALGORITHMS, Case
 from tests.problems import flat
 
@@ -76,6 +76,7 @@ TRACED: dict[str, Make] = {
     "SGD-nesterov": lambda p: MoMoWrapper(momentum(p, nesterov=True, weight_decay=0.01), RULE),
     "AdamW-tensor_lr": lambda p: MoMoWrapper(adamw(p, lr=tensor_lr()), RULE),
     "AdamW-star": lambda p: MoMoWrapper(adamw(p), MoMoStar(0.0)),
+    "AdamW-trusted": lambda p: MoMoWrapper(adamw(p, lr=5.0, weight_decay=0.1), TrustedMoMo()),
     "several": lambda p: MoMoWrapper([adamw(p[:2]), momentum(p[2:], lr=0.1)], RULE),
     "hook": with_own_hook,
 }
@@ -89,7 +90,10 @@ MORE_TRACED: dict[str, Make] = {
 # Through the whole compiler, which takes some seconds for each.
 GENERATED = {
     name: MORE_TRACED[name]
-    for name in ("several", "SGD-nesterov", "SGD-plain-groups", "AdamW-star", "AdamW-tensor_lr")
+    for name in (
+        *("several", "SGD-nesterov", "SGD-plain-groups", "AdamW-star", "AdamW-tensor_lr"),
+        "AdamW-trusted",
+    )
 }
 # Taken as it is, where torch.compile only looks on.
 UNTRACED: dict[str, Make] = {

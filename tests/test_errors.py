@@ -100,6 +100,10 @@ class ChattyRule(StepRule):
         return StepDecision(stats.loss, stats.loss, 0.0, {"count": stats.loss})
 
 
+class _Decaying(MoMo):
+    weight_decay = 0.1  # type: ignore[assignment]
+
+
 class CarelessAdapter(ReadingAdapter):
     """Reads the momentum buffers of SGD as if they were Adam's."""
 
@@ -251,7 +255,14 @@ AT_CONSTRUCTION: dict[str, Row] = {
     "form of weight decay": (
         lambda: MoMoWrapper(SGD([parameter()], lr=0.1), weight_decay=0.1),  # type: ignore[arg-type]
         ValueError,
-        "must be 'proximal', 'decoupled' or 'scaled', got 0.1. Its strength is the base's own weight_decay",
+        "weight_decay chooses the form of the decay and must be 'proximal', 'decoupled' or "
+        "'scaled', got 0.1. Its strength is the base's own weight_decay",
+    ),
+    "form of weight decay of a rule": (
+        lambda: MoMoWrapper(SGD([parameter()], lr=0.1), _Decaying()),
+        ValueError,
+        "_Decaying.weight_decay chooses the form of the decay and must be 'proximal', 'decoupled' "
+        "or 'scaled', got 0.1.",
     ),
     "NaN lr": (
         lambda: wrapped(lr=math.nan),

@@ -285,7 +285,7 @@ def test_a_group_that_overflows_does_not_stop_the_others() -> None:
     assert last_step(optimizer).theta.isfinite().all()
 
 
-@pytest.mark.parametrize("form", ["proximal", "decoupled"])
+@pytest.mark.parametrize("form", ["proximal", "decoupled", "scaled"])
 @pytest.mark.parametrize("case", mixture.FEW, ids=str)
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from momo_wrap import MoMo, MoMoStar, MoMoWrapper, StepRule
+from momo_wrap.rules import WeightDecayForm
 from tests.cases import ALGORITHMS, FLAG_COMBINATIONS, Case
 from tests.problems import Problem, relative_distance, trajectory
 
@@ -24,17 +25,20 @@ def unbounded(case: Case, rule: StepRule | None = None) -> StepRule:
 
 
 def compare(
-    case: Case, dtype: torch.dtype, *, decoupled_decay: float = 0.0, steps: int = STEPS
+    case: Case,
+    dtype: torch.dtype,
+    *,
+    decay: float = 0.0,
+    form: WeightDecayForm = "decoupled",
+    steps: int = STEPS,
 ) -> float:
     """The distance of wrapped and bare trajectories."""
 
     def bare(params: list[Tensor]) -> Optimizer:
-        if decoupled_decay:
-            return case.make(params, weight_decay=decoupled_decay)
-        return case.make(params)
+        return case.make(params, weight_decay=decay) if decay else case.make(params)
 
     def wrapped(params: list[Tensor]) -> MoMoWrapper:
-        return MoMoWrapper(bare(params), unbounded(case), weight_decay="decoupled")
+        return MoMoWrapper(bare(params), unbounded(case), weight_decay=form)
 
     return relative_distance(
         trajectory(wrapped, steps, Problem(dtype, sign=case.sign)).to(torch.complex128),
@@ -64,13 +68,14 @@ def test_float16(case: Case) -> None:
     assert compare(case, torch.float16) < 1e-2
 
 
+@pytest.mark.parametrize("form", ["decoupled", "scaled"])
 @pytest.mark.parametrize(
     "case",
     [c for c in FLAG_COMBINATIONS if c.kind is torch.optim.AdamW],
     ids=str,
 )
-def test_decoupled_decay_is_that_of_adamw(case: Case) -> None:
-    assert compare(case, torch.float64, decoupled_decay=0.1) < 1e-12
+def test_decay_is_that_of_adamw(case: Case, form: WeightDecayForm) -> None:
+    assert compare(case, torch.float64, decay=0.1, form=form) < 1e-12
 
 
 @pytest.mark.parametrize("case", ALGORITHMS, ids=str)

@@ -46,7 +46,7 @@ def numpy_vector(tensors: Sequence[Tensor]) -> Array:
     return vector
 
 
-@pytest.mark.parametrize("form", ["proximal", "decoupled"])
+@pytest.mark.parametrize("form", ["proximal", "decoupled", "scaled"])
 @pytest.mark.parametrize("estimate_bound", [False, True], ids=["MoMo", "MoMoStar"])
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize(("make_base", "make_reference"), BASES.values(), ids=BASES)
@@ -72,7 +72,7 @@ def test_two_groups(
         ],
         lower_bound=0.01,
         estimate_bound=estimate_bound,
-        decoupled=form == "decoupled",
+        form=form,
     )
     for step in range(STEPS):
         # Both move on from the library's parameters, so that rounding is not amplified by the

@@ -1,4 +1,4 @@
-"""The rules for research: against a NumPy reference, in their limits, and through checkpoints."""
+"""TrustedMoMo and the rules for research: a NumPy reference, their limits, and checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from momo_wrap import MoMo, MoMoWrapper, ProposingAdapter, StepRule, research
+from momo_wrap import MoMo, MoMoWrapper, ProposingAdapter, StepRule, TrustedMoMo, research
 from momo_wrap.research import (
     NGN,
     LimitedGrowth,
@@ -79,6 +79,11 @@ RULES: dict[str, tuple[StepRule, Reference]] = {
         lambda: reference_rules.TrustRegion(BOUND, 0.01),
     ),
     "PerGroup": (PerGroup(BOUND), lambda: reference_rules.momo(BOUND)),
+    "TrustedMoMo": (TrustedMoMo(BOUND), lambda: reference_rules.Trusted(BOUND)),
+    "TrustedMoMo-settings": (
+        TrustedMoMo(BOUND, required=0.4, rate=0.3, window=6.0, confidence=1.0, start=0.5),
+        lambda: reference_rules.Trusted(BOUND, 0.4, 0.3, 6.0, 1.0, 0.5),
+    ),
 }
 rules = pytest.mark.parametrize("rule", [rule for rule, _ in RULES.values()], ids=RULES)
 
@@ -109,7 +114,7 @@ def test_trajectory_is_that_of_the_reference(
     problem = Problem()
     optimizer = MoMoWrapper(make(problem.params, lr=lr, weight_decay=weight_decay), rule)
     group = ReferenceGroup(numpy_vector(problem.params), lr, weight_decay, make_reference())
-    reference = ReferenceRun(group, make_rule())
+    reference = ReferenceRun(group, make_rule(), scaled=rule.weight_decay == "scaled")
     cut = 0
     for step in range(STEPS):
         # Both move on from the library's parameters, so that rounding is not amplified by the

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from momo_wrap.rules import ModelStats, StepDecision, StepRule, truncate
+from momo_wrap.rules import ModelStats, StepDecision, StepRule, part_of, truncate
 from momo_wrap.settings import ABOVE_0, ABOVE_0_TO_1, AT_LEAST_1, checked
 
 
@@ -167,8 +167,7 @@ class TrustRegion(StepRule):
         theta, uncapped = truncate(stats, stats.lower_bound)
         theta = torch.minimum(theta, radius)
         by_decay = stats.value_at_params - stats.model_value
-        # Where nothing moves, a decrease that overflowed does not count.
-        by_step = torch.where(theta == 0, 0.0, theta * stats.predicted_decrease)
+        by_step = part_of(stats.predicted_decrease, theta)
         remembered = {
             "last_value": stats.value_at_params.clone(),
             "last_prediction": by_decay + by_step,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from momo_wrap import MoMo, MoMoWrapper
+from momo_wrap.rules import WeightDecayForm
 from tests.cases import FLAG_COMBINATIONS, Case
 from tests.mixture import (
     COMPILED,
@@ -61,9 +62,10 @@ def test_equals_the_uncompiled_passes(case: Case, compiled_blocks: list[int]) ->
     assert set(compiled_blocks) == {600, 18, 288, 225, 11}  # whole tensors, and packed ones
 
 
+@pytest.mark.parametrize("form", ["decoupled", "scaled"])
 @pytest.mark.parametrize("case", FEW, ids=str)
-def test_decoupled_weight_decay(case: Case) -> None:
-    assert_equals_uncompiled(lambda compiled: wrapped(case, compiled, form="decoupled"), 1e-12)
+def test_other_forms_of_weight_decay(case: Case, form: WeightDecayForm) -> None:
+    assert_equals_uncompiled(lambda compiled: wrapped(case, compiled, form=form), 1e-12)
 
 
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.complex128: 1e-12}

@@ -1,0 +1,620 @@
+"""TrustedMoMo: verdicts by hand, laws, limits, and training at learning rates far too high.
+
+Its trajectories against a reference in plain floats, checkpoints, host visits and the meta device
+are in test_research with those of the other rules, and torch.compile in test_compile.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LinearLR
+
+from momo_wrap import (
+    Averaging,
+    ModelStats,
+    MoMo,
+    MoMoWrapper,
+    ProposingAdapter,
+    StepDecision,
+    StepRule,
+    TrustedMoMo,
+)
+from tests import reference_rules
+from tests.problems import Problem, flat, last_step, relative_distance, take_step, trajectory
+from tests.property.test_theta import scalar
+from tests.reference import AdamBase, ReferenceGroup, SGDBase
+from tests.reference_rules import ReferenceRun
+from tests.test_research import numpy_vector
+
+BOUND = 0.01
+Params = list[Tensor]
+Memory = Mapping[str, Tensor]
+Make = Callable[..., Optimizer]
+
+
+def seen(
+    loss: float,
+    *,
+    value: float | None = None,
+    decrease: float = 1.0,
+    lr: float = 1.0,
+    bound: float = 0.0,
+    mean_loss: float | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> ModelStats:
+    """What a rule sees; the model's value and the mean of the losses are the loss by default."""
+    value = loss if value is None else value
+
+    def number(value: float) -> Tensor:
+        return torch.tensor(value, dtype=dtype)
+
+    return ModelStats(
+        loss=number(loss),
+        mean_loss=number(loss if mean_loss is None else mean_loss),
+        value_at_params=number(value),
+        model_value=number(value),
+        predicted_decrease=number(decrease),
+        gradient_decrease=number(decrease),
+        lower_bound=bound,
+        learning_rate=number(lr),
+    )
+
+
+def fresh(rule: StepRule, dtype: torch.dtype = torch.float64) -> Memory:
+    initial = rule.initial_memory(rule.lower_bound)
+    return {name: torch.tensor(value, dtype=dtype) for name, value in initial.items()}
+
+
+def after(rule: StepRule, *steps: ModelStats, memory: Memory | None = None) -> StepDecision:
+    """The decision on the last of some steps."""
+    memory = fresh(rule, steps[0].loss.dtype) if memory is None else memory
+    for stats in steps:
+        decision = rule(stats, memory)
+        memory = decision.memory
+    return decision
+
+
+def trusted(decision: StepDecision) -> float:
+    return float(decision.memory["trusted"])
+
+
+# By hand.
+
+
+def test_first_step_is_a_part_of_the_way_to_the_bound() -> None:
+    """A gap of 3 and a decrease of 12 with α = 8: the bound is at 1/4, a step size of 2."""
+    decision = after(TrustedMoMo(1.0), seen(4.0, decrease=12.0, lr=8.0, bound=1.0))
+    assert trusted(decision) == pytest.approx(0.05 * 2.0)
+    assert float(decision.theta) == pytest.approx(0.05 / 4)
+    assert float(decision.theta_uncapped) == pytest.approx(0.05 / 4)
+    assert float(decision.memory["foretold"]) == pytest.approx(4.0 - 0.05 * 3.0)
+
+
+def on_its_way(**values: float) -> Memory:
+    """What is remembered after many steps, all of which fell by 1 as foretold, but for `values`."""
+    kept = {
+        "trusted": 2.0,
+        "weight": 1.0,
+        "observed": 1.0,
+        "predicted": 1.0,
+        "observed_square": 1.0,
+        "last_mean_loss": 5.0,
+        "foretold": 4.0,
+        "last_step_size": 2.0,
+        "last_lr": 8.0,
+    }
+    return {name: scalar(value) for name, value in {**kept, **values}.items()}
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [
+        # the surplus 0.8 of a predicted decrease of 1
+        ({}, 2.0 * math.exp(0.1 * 0.8)),
+        # more than predicted: by e^κ, and no faster
+        ({"observed": 3.0, "observed_square": 9.0}, 2.0 * math.exp(0.1)),
+        # the limit was not reached: it grows from the step that was taken, or stays
+        ({"last_step_size": 1.0}, 2.0),
+        ({"last_step_size": 0.0}, 2.0),
+    ],
+)
+def test_growth_by_hand(kept: dict[str, float], expected: float) -> None:
+    rule = TrustedMoMo(window=1e9)  # so that the averages are those that are remembered
+    decision = after(rule, seen(4.0, lr=8.0), memory=on_its_way(**kept))
+    assert trusted(decision) == pytest.approx(expected, rel=1e-6)
+
+
+WORSE = {"observed": -1.0, "observed_square": 1.0}  # rises by 1 in each step, without noise
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [
+        # the shortfall 1.2 is more than the predicted decrease
+        (WORSE, 2.0 * math.exp(-0.1)),
+        ({**WORSE, "predicted": 2.0}, 2.0 * math.exp(-0.1 * 1.4 / 2.0)),
+        # the limit comes down to the step that was taken, but not below half of what it was
+        ({**WORSE, "last_step_size": 1.5}, 1.5 * math.exp(-0.1)),
+        ({**WORSE, "last_step_size": 0.0}, 1.0 * math.exp(-0.1)),
+    ],
+)
+def test_shrinking_by_hand(kept: dict[str, float], expected: float) -> None:
+    rule = TrustedMoMo(window=1e9)
+    decision = after(rule, seen(4.0, lr=8.0), memory=on_its_way(**kept))
+    assert trusted(decision) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("spread", [1.0, 6.0])
+def test_a_shortfall_within_the_noise_is_no_verdict(spread: float) -> None:
+    """With a window of 20, some 39 values count: s = spread/sqrt(38), the shortfall is 1.2."""
+    kept = {"observed": -1.0, "observed_square": 1.0 + spread**2}
+    decision = after(TrustedMoMo(), seen(6.0, lr=8.0), memory=on_its_way(**kept))
+    assert (trusted(decision) < 2.0) == (2 * spread / math.sqrt(38) < 1.2)
+
+
+def test_two_values_are_needed_to_know_the_noise() -> None:
+    rule = TrustedMoMo()
+    first, second, third = seen(1.0), seen(1.5), seen(2.0)
+    start = trusted(after(rule, first))
+    assert trusted(after(rule, first, second)) == start
+    assert trusted(after(rule, first, second, third)) < start
+
+
+@pytest.mark.parametrize(
+    ("make", "make_reference", "lr"),
+    [
+        (lambda p, lr: SGD(p, lr=lr, momentum=0.9), lambda: SGDBase(0.9), 3.0),
+        (lambda p, lr: Adam(p, lr=lr), AdamBase, 100.0),
+    ],
+    ids=["SGD", "Adam"],
+)
+def test_both_verdicts_were_compared_with_the_reference(
+    make: Make, make_reference: Callable[[], Any], lr: float
+) -> None:
+    """In a run that starts with too long a step, and whose schedule goes down and up."""
+    settings: dict[str, Any] = {"confidence": 0.5, "start": 1.0}
+    problem, rule = Problem(), reference_rules.Trusted(BOUND, **settings)
+    group = ReferenceGroup(numpy_vector(problem.params), lr, 0.0, make_reference())
+    reference = ReferenceRun(group, rule)
+    optimizer = MoMoWrapper(make(problem.params, lr), TrustedMoMo(BOUND, **settings))
+    schedule = LambdaLR(optimizer, lambda k: (1.0, 0.3, 0.7)[k // 30 % 3])
+    for step in range(150):
+        group.x = numpy_vector(problem.params)
+        group.lr = optimizer.param_groups[0]["lr"]
+        loss = problem.gradients()
+        gradient = numpy_vector([p.grad for p in problem.params if p.grad is not None])
+        optimizer.step(loss=loss)
+        reference.step(float(loss), gradient)
+        schedule.step()
+        assert float(last_step(optimizer).theta) == pytest.approx(reference.theta, rel=1e-9), step
+    assert min(rule.judged.count("good"), rule.judged.count("bad")) >= 15
+
+
+# Laws.
+
+KINDS: dict[str, Make] = {
+    "SGD": lambda p, **s: SGD(p, momentum=0.9, **s),
+    "SGD-plain": lambda p, **s: SGD(p, **s),
+    "SGD-nesterov": lambda p, **s: SGD(p, momentum=0.9, nesterov=True, **s),
+    "Adam": lambda p, **s: Adam(p, **s),
+}
+kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+
+# Such that sums and differences of a few are exact, and products with powers of 2.
+exact = st.integers(-(2**20), 2**20).map(lambda number: number / 1024)
+positive = st.integers(1, 2**20).map(lambda number: number / 1024)
+steps = st.lists(
+    st.fixed_dictionaries(
+        {"loss": exact, "value": exact, "mean_loss": exact, "decrease": exact, "lr": positive}
+    ),
+    min_size=1,
+    max_size=12,
+)
+Steps = list[dict[str, Any]]
+
+
+@given(sequence=steps, bound=exact)
+def test_theta_is_a_fraction_and_at_most_that_of_momo(sequence: Steps, bound: float) -> None:
+    rule = TrustedMoMo(bound)
+    memory = fresh(rule)
+    for values in sequence:
+        stats = seen(**values, bound=bound)
+        decision = rule(stats, memory)
+        momo = MoMo(bound)(stats, {})
+        assert 0 <= decision.theta <= momo.theta
+        assert decision.theta == decision.theta_uncapped.clamp(max=1.0)
+        assert all(value.isfinite() for value in decision.memory.values())
+        assert decision.memory["trusted"] > 0 or memory["trusted"] < 0
+        memory = decision.memory
+
+
+@given(sequence=steps, bound=exact)
+def test_is_momo_where_a_long_step_is_trusted(sequence: Steps, bound: float) -> None:
+    rule = TrustedMoMo(bound)
+    memory: Memory = {**fresh(rule), "trusted": scalar(1e30)}
+    for values in sequence:
+        stats = seen(**values, bound=bound)
+        decision = rule(stats, memory)
+        assert decision.theta == MoMo(bound)(stats, {}).theta
+        memory = decision.memory
+
+
+@given(sequence=steps, bound=exact, exponent=st.integers(-20, 20), shift=exact)
+def test_scale_and_level_of_the_loss_are_of_no_account(
+    sequence: Steps, bound: float, exponent: int, shift: float
+) -> None:
+    """Bit for bit: the numbers are such that nothing is rounded differently."""
+
+    def thetas(scale: float, shift: float) -> list[float]:
+        rule = TrustedMoMo(bound)
+        memory, found = fresh(rule), []
+        for values in sequence:
+            moved = {
+                name: scale * (values[name] + shift) for name in ("loss", "value", "mean_loss")
+            }
+            decrease = scale * values["decrease"]
+            stats = seen(**{**values, **moved, "decrease": decrease}, bound=scale * (bound + shift))
+            decision = rule(stats, memory)
+            memory = decision.memory
+            found.append(float(decision.theta))
+        return found
+
+    expected = thetas(1.0, 0.0)
+    assert thetas(2.0**exponent, 0.0) == expected
+    assert thetas(1.0, shift) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@given(sequence=steps, factor=st.floats(1e-3, 1.0))
+def test_a_schedule_that_lowers_the_learning_rate_lowers_what_is_trusted(
+    sequence: Steps, factor: float
+) -> None:
+    """At the same θ, but for a step that truncation cuts."""
+    rule = TrustedMoMo(-1e6)
+    sequence = [{**values, "lr": 8.0} for values in sequence]
+    before = after(rule, seen(5.0, lr=8.0, bound=-1e6), *(seen(**v, bound=-1e6) for v in sequence))
+    same = seen(3.0, lr=8.0, bound=-1e6)
+    lower = seen(3.0, lr=8.0 * factor, decrease=factor, bound=-1e6)
+    kept, lowered = (after(rule, stats, memory=before.memory) for stats in (same, lower))
+    assert trusted(lowered) == pytest.approx(factor * trusted(kept), rel=1e-12)
+    assert float(lowered.theta) == pytest.approx(float(kept.theta), rel=1e-12)
+
+
+def test_a_learning_rate_that_is_raised_raises_nothing() -> None:
+    low, high = seen(4.0, lr=1.0, decrease=1.0), seen(4.0, lr=100.0, decrease=100.0)
+    assert float(after(TrustedMoMo(), low).theta) == pytest.approx(0.2)
+    assert float(after(TrustedMoMo(), low, high).theta) * 100.0 == pytest.approx(0.2)
+
+
+@kinds
+def test_without_a_bound_it_is_the_base(kind: Make) -> None:
+    """For ever: bit for bit what MoMo does, which is the base up to rounding."""
+
+    def wrapped(rule: StepRule) -> Callable[[Params], Optimizer]:
+        return lambda p: MoMoWrapper(kind(p, lr=0.01, weight_decay=0.0), rule)
+
+    found = trajectory(wrapped(TrustedMoMo(-math.inf)), 60)
+    assert torch.equal(found, trajectory(wrapped(MoMo(-math.inf)), 60))
+    assert relative_distance(found, trajectory(lambda p: kind(p, lr=0.01), 60)) < 1e-12
+
+
+@kinds
+def test_caps_that_are_too_large_give_the_same_steps(kind: Make) -> None:
+    def wrapped(lr: float) -> Callable[[Params], Optimizer]:
+        return lambda p: MoMoWrapper(kind(p, lr=lr), TrustedMoMo())
+
+    found = trajectory(wrapped(1e4), 60)
+    assert relative_distance(found, trajectory(wrapped(1e2), 60)) < 1e-9
+
+
+@kinds
+def test_a_scaled_loss_is_trained_alike(kind: Make) -> None:
+    """SGD's steps are as long where the cap is too large, and Adam's whatever the scale."""
+
+    def train(scale: float) -> Tensor:
+        problem = Problem()
+        optimizer = MoMoWrapper(kind(problem.params, lr=1e5), TrustedMoMo())
+        for _ in range(40):
+            loss = scale * problem.gradients()
+            for param in problem.params:
+                assert param.grad is not None
+                param.grad *= scale
+            optimizer.step(loss=loss)
+        return flat(problem.params)
+
+    torch.testing.assert_close(train(1e3), train(1.0), rtol=1e-5, atol=1e-7)
+
+
+def test_maximising_is_minimising_the_negative() -> None:
+    def wrapped(maximize: bool) -> Callable[[Params], Optimizer]:
+        bound = -BOUND if maximize else BOUND
+        base: dict[str, Any] = {"lr": 100.0, "momentum": 0.9, "weight_decay": 1e-3}
+        return lambda p: MoMoWrapper(SGD(p, maximize=maximize, **base), TrustedMoMo(bound))
+
+    ascent = trajectory(wrapped(True), 40, Problem(sign=-1.0))
+    assert torch.equal(ascent, trajectory(wrapped(False), 40))
+
+
+# Numbers at the edge.
+
+
+def test_learning_rates_of_0_are_waited_for() -> None:
+    """At the first step of a warm-up, and in the middle of a run."""
+    problem = Problem()
+    optimizer = MoMoWrapper(SGD(problem.params, lr=1.0, momentum=0.9), TrustedMoMo())
+    sizes = []
+    for lr in (0.0, 1.0, 2.0, 2.0, 0.0, 0.0, 2.0, 1.0):
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step(loss=problem.gradients())
+        sizes.append(float(optimizer.param_groups[0]["momo_rule_trusted"]))
+    assert sizes[0] == -1.0
+    assert all(0 < size < 0.1 for size in sizes[1:])
+    assert min(sizes[4:6]) > 0.5 * sizes[3]
+    assert sizes[7] < 0.6 * sizes[6]
+
+
+@pytest.mark.parametrize("kind", ["number", "tensor"])
+def test_a_learning_rate_that_rounding_put_below_0(kind: str) -> None:
+    problem = Problem()
+    optimizer = MoMoWrapper(SGD(problem.params, lr=1.0), TrustedMoMo())
+    optimizer.step(loss=problem.gradients())
+    before = float(optimizer.param_groups[0]["momo_rule_trusted"])
+    lr = -1e-17
+    optimizer.param_groups[0]["lr"] = lr if kind == "number" else torch.tensor(lr)
+    optimizer.step(loss=problem.gradients())
+    assert float(optimizer.param_groups[0]["momo_rule_trusted"]) > before / 2
+    assert last_step(optimizer).theta.isfinite()
+
+
+def test_steps_of_length_0_lock_nothing() -> None:
+    """Below the bound θ is 0; above it again, steps go on."""
+    rule = TrustedMoMo(1.0)
+    ups = [seen(5.0, bound=1.0)] * 3
+    downs = [seen(0.5, bound=1.0)] * 2000
+    memory = after(rule, *ups).memory
+    decision = after(rule, *downs, memory=memory)
+    assert decision.theta == 0.0
+    assert trusted(decision) > 0.0
+    for _ in range(5):
+        decision = after(rule, *ups, memory=decision.memory)
+    assert decision.theta > 0.0
+
+
+def test_what_is_trusted_can_grow_again_from_the_smallest_number() -> None:
+    """Learning rates that jump up and down lower it each time."""
+    rule = TrustedMoMo()
+    down = [seen(2.0, lr=100.0), seen(2.0, lr=1e-3)] * 200
+    smallest = torch.finfo(torch.float64).tiny
+    memory = after(rule, *down).memory
+    assert float(memory["trusted"]) == smallest
+    falling = [seen(2.0 - 0.01 * k, value=2.0 - 0.01 * k, lr=1e-3) for k in range(100)]
+    assert trusted(after(rule, *falling, memory=memory)) > 100 * smallest
+
+
+def test_first_gap_of_0() -> None:
+    """Nothing is known of how long a step may be, until the loss is above the bound."""
+    rule = TrustedMoMo(1.0)
+    at_bound = after(rule, seen(1.0, bound=1.0))
+    assert at_bound.theta == 0.0
+    assert trusted(at_bound) == -1.0
+    above = after(rule, seen(1.0, bound=1.0), seen(3.0, bound=1.0))
+    assert float(above.theta) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("decrease", [-2.0, 2.0])
+def test_first_step_that_does_not_descend_is_as_short(decrease: float) -> None:
+    """Weight decay may outweigh the gradient; at α = 100 a whole step would ruin the parameters."""
+    decision = after(TrustedMoMo(), seen(4.0, decrease=100 * decrease, lr=100.0))
+    assert float(decision.theta) == pytest.approx(0.05 * 4.0 / 200.0)
+
+
+@pytest.mark.parametrize("decrease", [0.0, 1e-320, -1e-320])
+def test_first_gradient_that_is_almost_0_tells_no_step_size(decrease: float) -> None:
+    rule = TrustedMoMo()
+    first = after(rule, seen(4.0, decrease=decrease, lr=100.0))
+    assert first.theta == 0.0
+    second = after(rule, seen(4.0, decrease=50.0, lr=100.0), memory=first.memory)
+    assert float(second.theta) == pytest.approx(0.05 * 4.0 / 50.0)
+
+
+def test_an_explosion_is_forgotten() -> None:
+    """In float32, where the square of such a loss is infinite."""
+    rule = TrustedMoMo()
+    generator = torch.Generator().manual_seed(0)
+    memory = fresh(rule, torch.float32)
+    sizes = []
+    for step in range(3000):
+        loss = 1e20 if step == 5 else 1.0 + 0.1 * float(torch.randn((), generator=generator))
+        stats = seen(loss, value=1.0, mean_loss=1.0, decrease=0.5, dtype=torch.float32)
+        memory = rule(stats, memory).memory
+        sizes.append(float(memory["trusted"]))
+    assert memory["observed_square"] < 1.0
+    assert sizes[100] < sizes[4]
+    # From then on as without it: noise about a constant loss is no reason to shrink.
+    assert all(math.isfinite(size) and size > 0.0 for size in sizes)
+    assert sizes[-1] > 1e-2 * sizes[2000]
+
+
+def test_a_rule_without_a_bound_may_get_one() -> None:
+    problem = Problem()
+    optimizer = MoMoWrapper(SGD(problem.params, lr=100.0, momentum=0.9), TrustedMoMo(-math.inf))
+    optimizer.param_groups[0]["lr"] = 0.01
+    for _ in range(5):
+        optimizer.step(loss=problem.gradients())
+        assert optimizer.param_groups[0]["momo_rule_trusted"] == -1.0
+    optimizer.rule = TrustedMoMo()
+    optimizer.param_groups[0]["lr"] = 100.0
+    optimizer.step(loss=problem.gradients())
+    assert 0.0 < last_step(optimizer).theta < 1e-2
+    optimizer.rule = TrustedMoMo(-math.inf)
+    optimizer.param_groups[0]["lr"] = 0.01
+    optimizer.step(loss=problem.gradients())
+
+
+def test_a_base_without_a_learning_rate() -> None:
+    """α counts as 1 then."""
+
+    class Unit(SGD):
+        """Steps of the length of the averaged gradient."""
+
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            (group,) = self.param_groups
+            group["lr"] = 1.0
+            super().step(closure)
+            group["lr"] = None
+
+    def proposed(params: Params) -> Optimizer:
+        averaging = Averaging(decay=0.9, weight=0.1, first_weight=1.0)
+        adapter = ProposingAdapter("momentum_buffer", averaging=lambda *_: averaging)
+        base = Unit(params, lr=1.0, momentum=0.9, dampening=0.9)
+        base.param_groups[0]["lr"] = None
+        return MoMoWrapper(base, TrustedMoMo(), adapter=adapter)
+
+    def read(params: Params) -> Optimizer:
+        return MoMoWrapper(SGD(params, lr=1.0, momentum=0.9, dampening=0.9), TrustedMoMo())
+
+    assert relative_distance(trajectory(proposed, 20), trajectory(read, 20)) < 1e-9
+
+
+def test_memory_is_in_the_first_group() -> None:
+    problem = Problem()
+    halves: list[dict[str, Any]] = [
+        {"params": problem.params[:2]},
+        {"params": problem.params[2:], "lr": 50.0},
+    ]
+    optimizer = MoMoWrapper(AdamW(halves, lr=100.0), TrustedMoMo())
+    optimizer.step(loss=problem.gradients())
+    first, second = optimizer.state_dict()["param_groups"]
+    names = {f"momo_rule_{name}" for name in TrustedMoMo().initial_memory(0.0)}
+    assert names <= first.keys()
+    assert not names & second.keys()
+    assert all(first[name].shape == () for name in names)
+    assert first["momo_rule_last_lr"] == 100.0
+
+
+# Learning rates far too high.
+
+
+def loss_after_training(make: Callable[[Params], Optimizer], seed: int, steps: int = 400) -> float:
+    """The loss in the last quarter of least squares in minibatches, with a linear schedule.
+
+    Noise in the targets keeps it above 0.48, so that the bound of 0 is far out of reach.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    inputs = random(512, 10) * torch.logspace(0.0, -1.0, 10, dtype=torch.float64)
+    targets = inputs @ random(10) * 2.0 + 0.7 * random(512)
+    weights = torch.zeros(10, dtype=torch.float64, requires_grad=True)
+    optimizer = make([weights])
+    schedule = LinearLR(optimizer, 1.0, 0.02, total_iters=steps)
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        rows = torch.randperm(512, generator=generator)[:16]
+        loss = (inputs[rows] @ weights - targets[rows]).square().mean()
+        loss.backward()
+        take_step(optimizer, loss.detach())
+        schedule.step()
+        losses.append((inputs @ weights.detach() - targets).square().mean())
+    return float(torch.stack(losses[-steps // 4 :]).mean())
+
+
+LRS = [10.0**exponent for exponent in (-2.5, -2.0, -1.5, -1.0, -0.5, 0.0)]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_trains_at_learning_rates_far_too_high(name: str, seed: int) -> None:
+    """To within a tenth of the loss of the best bare learning rate, which MoMo misses by far."""
+
+    def bare(params: Params, lr: float) -> Optimizer:
+        return KINDS[name](params, lr=lr)
+
+    def wrapped(params: Params, lr: float, rule: StepRule) -> Optimizer:
+        return MoMoWrapper(bare(params, lr), rule)
+
+    found = [loss_after_training(partial(bare, lr=lr), seed) for lr in LRS]
+    best = min(found)
+    assert best not in (found[0], found[-1])
+    for lr in (1.0, 100.0, 1e4):
+        trained = loss_after_training(partial(wrapped, lr=lr, rule=TrustedMoMo()), seed)
+        assert trained < 1.1 * best, lr
+    assert loss_after_training(partial(wrapped, lr=100.0, rule=MoMo()), seed) > 1.7 * best
+
+
+ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "nothing is required": (
+        lambda: TrustedMoMo(required=1.0),
+        ValueError,
+        "TrustedMoMo got required=1.0, expected a number of at least 0 and below 1. Write "
+        "TrustedMoMo(required=0.2).",
+    ),
+    "no growth": (
+        lambda: TrustedMoMo(rate=0.0),
+        ValueError,
+        "TrustedMoMo got rate=0.0, expected a number above 0 and of at most 1. Write "
+        "TrustedMoMo(rate=0.1).",
+    ),
+    "a window of one step": (
+        lambda: TrustedMoMo(window=1),
+        ValueError,
+        "TrustedMoMo got window=1, expected a number of at least 2 that is finite. Write "
+        "TrustedMoMo(window=20.0).",
+    ),
+    "a window without end": (
+        lambda: TrustedMoMo(window=math.inf),
+        ValueError,
+        "TrustedMoMo got window=inf, expected a number of at least 2 that is finite",
+    ),
+    "confidence in the wrong sense": (
+        lambda: TrustedMoMo(confidence=-1.0),
+        ValueError,
+        "TrustedMoMo got confidence=-1.0, expected a number of at least 0. Write "
+        "TrustedMoMo(confidence=2.0).",
+    ),
+    "a start beyond the bound": (
+        lambda: TrustedMoMo(start=1.5),
+        ValueError,
+        "TrustedMoMo got start=1.5, expected a number above 0 and of at most 1. Write "
+        "TrustedMoMo(start=0.05).",
+    ),
+    "a setting that is a tensor": (
+        lambda: TrustedMoMo(rate=torch.tensor(0.1)),  # type: ignore[arg-type]
+        TypeError,
+        "rate must be a Python number, got Tensor. Write TrustedMoMo(rate=0.1).",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "error", "message"), ERRORS.values(), ids=ERRORS)
+def test_errors(make: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        make()
+
+
+def test_with_infinite_confidence_nothing_shrinks() -> None:
+    rule = TrustedMoMo(confidence=math.inf)
+    first = after(rule, seen(1.0))
+    rising = [seen(1.0 + k) for k in range(20)]
+    assert trusted(after(rule, *rising)) == trusted(first)
+    assert trusted(after(TrustedMoMo(), *rising)) < trusted(first)
+
+
+def test_settings_are_in_the_repr() -> None:
+    assert repr(TrustedMoMo(1, rate=0.2)) == (
+        "TrustedMoMo(lower_bound=1.0, required=0.2, rate=0.2, window=20.0, confidence=2.0, "
+        "start=0.05)"
+    )
