@@ -42,9 +42,10 @@ class TrustedMoMo(StepRule):
 
     with t = θ_{k-1} α_{k-1}, the step size that was taken, and q cut to [-1, 1]. So r falls only
     on evidence that is beyond the noise of batches, and where α is small enough the steps are
-    those of the base. At first r is 1/20 of the step size to the bound. Where α is lowered, by a
-    schedule, r is lowered in proportion; where it is raised, as in a warm-up, r is not, and where
-    it is 0, r waits. With several groups, α is the largest learning rate.
+    those of the base. At first r is 1/20 of the step size to the bound; until there is one (the
+    model is flat, or at the bound), θ is 0. Where α is lowered, by a schedule, r is lowered in
+    proportion; where it is raised, as in a warm-up, r is not, and where it is 0, r waits. With
+    several groups, α is the largest learning rate.
 
     On a quadratic along its gradient, Δ̂/Δ = 1 - r/(2 r*) where r* is the exact line search: c = 0.2
     lets the steps be 1.6 times as long.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from momo_wrap import MoMo, MoMoWrapper
-from momo_wrap.scalars import scalars_like
+from momo_wrap.scalars import largest_lr, scalars_like
 from tests.problems import Problem, flat, last_step, take_step
 from tests.test_errors import wrapped
 from tests.test_wrapper import one_parameter
@@ -116,3 +116,21 @@ def test_two_devices() -> None:
         return torch.cat([p.detach().cpu() for p in params]), last_step(optimizer).theta.cpu()
 
     torch.testing.assert_close(run("cuda"), run("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("rates", "largest"),
+    [
+        ([0.1, 0.5, 0.2], 0.5),
+        ([0.1, None], 1.0),
+        ([2, torch.tensor([3.0]), 1.0], 3.0),
+        ([torch.tensor(0.5, dtype=torch.float64)], 0.5),
+        ([-1e-17, -1e-18], 0.0),  # a schedule's rounding
+    ],
+)
+def test_largest_learning_rate(rates: list[Any], largest: float) -> None:
+    groups = [{} if rate is None else {"lr": rate} for rate in rates]
+    found = largest_lr(groups, torch.empty(0, dtype=torch.float32))
+    assert found.shape == ()
+    assert found.dtype is torch.float32
+    assert found == largest
