@@ -8,6 +8,7 @@ import pandas as pd
 from candidates import BASES, CANDIDATES, LEARNING_RATES, RULES
 from comparing import LARGEST_SHORTFALL, is_near, near
 from measures import Comparison, gain, judged_by, mean
+from plan import SEEDS
 from sections import table
 from tasks import DESIGN, SCORED
 
@@ -22,9 +23,12 @@ def trials(comparison: Comparison, path: Path = CANDIDATES) -> str:
         comparison: The results of the constant schedule, with the tuned bare optimizers.
         path: The results of the candidates.
     """
-    if not path.exists() or not set(DESIGN) <= set(comparison.tasks):
+    results = sweep.load(path) if path.exists() else None
+    needed = len(DESIGN) * len(BASES) * len(RULES) * len(LEARNING_RATES) * len(SEEDS)
+    is_complete = results is not None and len(results) == needed
+    if results is None or not is_complete or not set(DESIGN) <= set(comparison.tasks):
         return "There are no complete results yet."
-    gains = {task: _gains(comparison, task, sweep.load(path)) for task in DESIGN}
+    gains = {task: _gains(comparison, task, results) for task in DESIGN}
     head = ["rule", *(f"{base}, lr {lr:g}" for base in BASES for lr in LEARNING_RATES)]
     rows = [
         [
