@@ -283,3 +283,22 @@ def test_the_page_is_that_of_the_results(evidence: Any) -> None:
 
 def test_grid_of_the_tests_is_that_of_the_sweeps(evidence: Any) -> None:
     assert evidence.plan.LEARNING_RATES == RATES
+
+
+def test_what_the_readme_says_of_one_setting_is_measured(evidence: Any) -> None:
+    """Near the tuned bare base, at a constant learning rate."""
+    comparison = evidence.report.load()["constant"]
+    assert len(comparison.tasks) == 10
+
+    def count(method: str) -> int:
+        lr = evidence.comparing.ONE_SETTING[method]
+        found = evidence.comparing.at_one_setting(comparison, method, lr).same_base
+        return sum(evidence.comparing.is_near(task, gain) for task, gain in found.items())
+
+    for base in ("SGD-M", "Adam", "AdamW", "Muon"):
+        assert count(f"{base} + TrustedMoMo") == 10
+    tuners = [count(method) for method in ("Prodigy", "schedule-free AdamW", "Mechanic")]
+    assert tuners == [4, 4, 5]
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert "At a cap of 100 on all ten tasks, SGD-M, Adam, AdamW and Muon with" in readme
+    assert "on four, schedule-free AdamW on four, Mechanic on five" in readme
