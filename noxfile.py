@@ -19,7 +19,7 @@ def _install(session: nox.Session, *extras: str) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the default test suite; arguments go to pytest."""
-    _install(session, "test", "integrations")
+    _install(session, "test", "examples", "integrations")
     # Its optimizers alone: torchvision, which the rest of it needs, would bring another torch.
     session.install("--no-deps", "timm")
     session.run("pytest", *session.posargs)

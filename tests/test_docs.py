@@ -76,7 +76,7 @@ def test_table_of_passes_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_quickstart_table_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("matplotlib", reason="the examples extra is not installed")
+    pytest.importorskip("sklearn", reason="the examples extra is not installed")
     seeds = load_script("quickstart_seeds", monkeypatch)
     results = [seeds.RESULTS / f"seed_{seed}.csv" for seed in seeds.SEEDS]
     assert seeds.table(results) in (ROOT / "README.md").read_text()

@@ -68,6 +68,14 @@ def test_task_can_be_learned(name: str, evidence: Any) -> None:
     assert all(math.isfinite(value) for value in judged.values())
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_initial_factors_tell_nothing_of_the_matrix(seed: int, evidence: Any) -> None:
+    torch.manual_seed(seed)
+    problem = evidence.tasks.TASKS["matrix completion"]()
+    with torch.no_grad():
+        assert float(problem.evaluate(problem.model)["score"]) < 0.0
+
+
 def test_same_seed_is_the_same_run(evidence: Any) -> None:
     make = evidence.tasks.TASKS["tumours, logistic"]
     runs = [
