@@ -1,18 +1,18 @@
 """What happens at a learning rate of 100: the steps of SGD-M with MoMo and with TrustedMoMo.
 
-    python examples/evidence/collapse.py             # trains, half a minute, and draws
+    python examples/evidence/collapse.py             # trains, a minute, and draws
     python examples/evidence/collapse.py --draw      # draws what is recorded
 
-For three tasks, the loss, the norm of the averaged gradient, the step size, and the loss that the
-model predicts for the next step are drawn over the first steps. The tuned learning rate is that of
-docs/results/evidence.
+For each task, the loss, the loss that the model expects after the step, the norm of the averaged
+gradient and the step size are drawn over the steps; three tasks that show what may go wrong are in
+one figure, all others in a second one. The tuned learning rate is that of bare SGD-M in
+docs/results/evidence/summary.csv.
 """
 
 from __future__ import annotations
 
 import argparse
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,18 +21,20 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from methods import sgd_m, wrapped
+from plan import RESULTS
 from problems import train
 from tasks import TASKS
 
 from momo_wrap import MoMo, Recorder, StepRule, TrustedMoMo
 
-DOCS = Path(__file__).parents[2] / "docs"
-STEPS = DOCS / "results" / "evidence" / "collapse.csv"
-FIGURE = DOCS / "results" / "evidence" / "collapse.png"
+STEPS = RESULTS / "collapse.csv"
 LR = 100.0
 SEED = 1
-# With the learning rates at which bare SGD-M trains best, of those that were tried.
-SHOWN = {"digits, conv net": 1.0, "text, transformer": 1.0, "digits, diffusion": 4.64}
+SHOWN = ["digits, conv net", "text, transformer", "digits, diffusion"]
+FIGURES = {
+    "collapse.png": SHOWN,
+    "collapse_others.png": [task for task in TASKS if task not in SHOWN],
+}
 RULES: dict[str, type[StepRule]] = {"MoMo": MoMo, "TrustedMoMo": TrustedMoMo}
 COLOURS = {"MoMo": "#D55E00", "TrustedMoMo": "#0072B2"}
 
@@ -68,22 +70,30 @@ def record(task: str, rule: str) -> pd.DataFrame:
     return steps.assign(task=task, rule=rule)
 
 
-def draw(steps: pd.DataFrame) -> Figure:
-    """Return the figure: a column for each task, a row for each quantity."""
+def tuned() -> dict[str, float]:
+    """Return the learning rate at which bare SGD-M trains best, by task."""
+    summary = pd.read_csv(RESULTS / "summary.csv")
+    rows = summary[(summary["schedule"] == "constant") & (summary["method"] == "SGD-M")]
+    return dict(zip(rows["task"], rows["best_lr"], strict=True))
+
+
+def draw(steps: pd.DataFrame, tasks: list[str], best_lrs: dict[str, float]) -> Figure:
+    """Return a figure: a column for each task, a row for each quantity."""
     # SGD's direction is the averaged gradient itself: N = α ‖d‖².
     norm = np.sqrt(steps["predicted_decrease"] / steps["lr"])
     expected = steps["model_value"] - steps["theta"] * steps["predicted_decrease"]
     steps = steps.assign(norm=norm, expected=expected)
-    figure = Figure(figsize=(11, 10), layout="constrained")
-    panels = figure.subplots(len(QUANTITIES), len(SHOWN), sharex="col", squeeze=False)
-    for column, (task, tuned) in enumerate(SHOWN.items()):
+    figure = Figure(figsize=(2 + 3 * len(tasks), 10), layout="constrained")
+    panels = figure.subplots(len(QUANTITIES), len(tasks), sharex="col", squeeze=False)
+    for column, task in enumerate(tasks):
         of_task = steps[steps["task"] == task]
         for row, quantity in enumerate(QUANTITIES):
             panel: Axes = panels[row, column]
             draw_panel(panel, of_task, quantity)
             if quantity.column == "effective_lr":
                 panel.axhline(LR, color="black", linestyle=":", label=f"the cap, {LR:g}")
-                panel.axhline(tuned, color="grey", linestyle="--", label="bare SGD-M, tuned")
+                best = best_lrs[task]
+                panel.axhline(best, color="grey", linestyle="--", label="bare SGD-M, tuned")
             if column == 0:
                 panel.set_ylabel(quantity.label)
         panels[0, column].set_title(task)
@@ -112,11 +122,11 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true", help="draw what is recorded")
     torch.set_num_threads(1)
     if not parser.parse_args().draw:
-        recorded = [record(task, rule) for task in SHOWN for rule in RULES]
-        STEPS.parent.mkdir(parents=True, exist_ok=True)
-        pd.concat(recorded).to_csv(STEPS, index=False, float_format="%.6g")
-    FIGURE.parent.mkdir(parents=True, exist_ok=True)
-    draw(pd.read_csv(STEPS)).savefig(FIGURE, dpi=110)
+        recorded = [record(task, rule) for task in TASKS for rule in RULES]
+        pd.concat(recorded).to_csv(STEPS, index=False, float_format="%.5g")
+    steps, best_lrs = pd.read_csv(STEPS), tuned()
+    for name, tasks in FIGURES.items():
+        draw(steps, tasks, best_lrs).savefig(RESULTS / name, dpi=90)
 
 
 if __name__ == "__main__":
