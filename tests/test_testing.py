@@ -40,6 +40,7 @@ PROPOSED: dict[str, Callable[[Any], Optimizer]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:MoMoWrapper uses ProposingAdapter")
 @pytest.mark.parametrize("make", PROPOSED.values(), ids=PROPOSED)
 def test_every_proposing_adapter(make: Callable[[Any], Optimizer]) -> None:

@@ -73,6 +73,7 @@ def test_cutting_ordering_and_grouping_change_nothing(
     )
 
 
+@pytest.mark.slow
 @given(places=cuts, block_elements=st.sampled_from([1, 2, 7, 24]))
 @pytest.mark.parametrize("case", ALGORITHMS, ids=str)
 def test_the_size_of_blocks_changes_nothing(
