@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 
-from methods import adam, sgd_m, wrapped
+from methods import BARE, wrapped
 from plan import RESULTS, SEEDS
 from problems import train
 from tasks import DESIGN
@@ -24,7 +24,7 @@ from momo_wrap.sweep import OptimizerFactory
 
 CANDIDATES = RESULTS / "candidates.csv"
 LEARNING_RATES = [1.0, 100.0]
-BASES = {"SGD-M": sgd_m, "Adam": adam}
+BASES = {name: BARE[name] for name in ("SGD-M", "Adam")}
 RULES: dict[str, Callable[[], StepRule]] = {
     "MoMo": MoMo,
     "MoMoStar": MoMoStar,

@@ -27,23 +27,6 @@ def sgd_m(params: Params, lr: float) -> Optimizer:
     return torch.optim.SGD(params, lr=lr, momentum=0.9, dampening=0.9)
 
 
-def adam(params: Params, lr: float) -> Optimizer:
-    return torch.optim.Adam(params, lr=lr)
-
-
-def adamw(params: Params, lr: float) -> Optimizer:
-    return torch.optim.AdamW(params, lr=lr)
-
-
-def lion(params: Params, lr: float) -> Optimizer:
-    optimizer: Optimizer = Lion(params, lr=lr)
-    return optimizer
-
-
-def adagrad(params: Params, lr: float) -> Optimizer:
-    return torch.optim.Adagrad(params, lr=lr)
-
-
 def muon_and_adamw(params: Params, lr: float) -> list[Optimizer]:
     """Return Muon for the matrices, with steps as long as AdamW's, and AdamW for the rest."""
     listed = list(params)
@@ -80,26 +63,6 @@ def mechanic(params: Params, lr: float) -> Optimizer:
     return optimizer
 
 
-def prodigy(params: Params, lr: float) -> Optimizer:
-    optimizer: Optimizer = Prodigy(params, lr=lr)
-    return optimizer
-
-
-def d_adaptation(params: Params, lr: float) -> Optimizer:
-    optimizer: Optimizer = DAdaptAdam(params, lr=lr)
-    return optimizer
-
-
-def schedule_free_adamw(params: Params, lr: float) -> Optimizer:
-    optimizer: Optimizer = AdamWScheduleFree(params, lr=lr)
-    return optimizer
-
-
-def schedule_free_sgd(params: Params, lr: float) -> Optimizer:
-    optimizer: Optimizer = SGDScheduleFree(params, lr=lr)
-    return optimizer
-
-
 def wrapped(
     params: Params, lr: float, *, base: Callable[..., Any], rule: Callable[[], StepRule] = MoMo
 ) -> Optimizer:
@@ -112,18 +75,18 @@ def wrapped(
 
 BARE: dict[str, Callable[..., Optimizer]] = {
     "SGD-M": sgd_m,
-    "Adam": adam,
-    "AdamW": adamw,
-    "Lion": lion,
-    "Adagrad": adagrad,
+    "Adam": torch.optim.Adam,
+    "AdamW": torch.optim.AdamW,
+    "Lion": Lion,
+    "Adagrad": torch.optim.Adagrad,
     "Muon": muon,
 }
 TUNERS: dict[str, OptimizerFactory] = {
-    "Prodigy": prodigy,
-    "D-Adaptation": d_adaptation,
+    "Prodigy": Prodigy,
+    "D-Adaptation": DAdaptAdam,
     "Mechanic": mechanic,
-    "schedule-free AdamW": schedule_free_adamw,
-    "schedule-free SGD": schedule_free_sgd,
+    "schedule-free AdamW": AdamWScheduleFree,
+    "schedule-free SGD": SGDScheduleFree,
 }
 
 

@@ -191,6 +191,7 @@ class _ProposingObservation(Observation):
             self.sums.append(_sums(pairs, like))
 
     def apply(self, thetas: Sequence[Tensor]) -> list[Tensor]:
+        """Keep the fractions of the base's step, equation (8); see `Observation`."""
         pairs = list(zip(self._groups, thetas, strict=True))
         for group, theta in pairs:
             for proposal in self._proposals:

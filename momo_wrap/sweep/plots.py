@@ -154,6 +154,7 @@ class _Drawing:
     def figure(
         self, label: str, limits: tuple[float, float] | None, margin: float | None
     ) -> Figure:
+        """Return the figure; see `plot_scores`."""
         figure = Figure(figsize=(7.5, 5), dpi=150, layout="constrained")
         axes = figure.subplots()
         low, high = self._limits() if limits is None else limits
