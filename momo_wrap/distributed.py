@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
@@ -12,15 +12,13 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-    from momo_wrap.adapters.base import ParamGroup, StepSums
-
 ProcessGroup: TypeAlias = "dist.ProcessGroup | Literal['auto'] | None"
 
 # Classes of tensors that are whole, told at once where there are thousands.
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def check_process_group(process_group: object, groups: Sequence[ParamGroup]) -> None:
+def check_process_group(process_group: object, groups: Sequence[Mapping[str, Any]]) -> None:
     """Refuse ranks that can't share a model of the loss.
 
     Args:
@@ -87,8 +85,8 @@ def reduction_group(process_group: ProcessGroup) -> dist.ProcessGroup | None:
 
 
 def reduced(
-    loss: Tensor, sums: StepSums, group: dist.ProcessGroup | None
-) -> tuple[Tensor, StepSums]:
+    loss: Tensor, sums: Sequence[Tensor], group: dist.ProcessGroup | None
+) -> tuple[Tensor, list[Tensor]]:
     """Average the loss over the ranks, and add up the sums, in one all-reduce.
 
     Args:
@@ -100,11 +98,11 @@ def reduced(
         Loss and sums, the same on all ranks.
     """
     if group is None:
-        return loss, sums
+        return loss, list(sums)
     packed = torch.cat([loss.reshape(1), *sums]) / dist.get_world_size(group)
     dist.all_reduce(packed, group=group)
     mean, *columns = torch.split(packed, [1, *(len(part) for part in sums)])
-    return mean.reshape(()), type(sums)(*columns)
+    return mean.reshape(()), columns
 
 
 def any_rank(flag: Tensor, group: dist.ProcessGroup | None) -> Tensor:

@@ -21,23 +21,116 @@ linearised separately and added up,
 
 where ω_i is the group's share of the decrease that is predicted for the step. Where all groups
 average alike, this is (2).
+
+A group that joins late has no gradients of the losses before, but the losses are known: F_k/W_k is
+then the level of the groups that were there, with a weight W_k of its own; for all others, W = R.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from momo_wrap.adapters.base import Adapter, StepSums
-from momo_wrap.averaging import HAS_HISTORY, Averaging, last_weight_sum
-from momo_wrap.reductions import Scalar
-from momo_wrap.rules import GroupStats, ModelStats
-from momo_wrap.scalars import PREFIX, as_scalar, kept_scalars
+from momo_wrap.adapters.averaging import Averaging
+from momo_wrap.adapters.base import StepSums
+from momo_wrap.engine.scalars import Scalar, vector
+from momo_wrap.rules import GroupStats, ModelStats, scaled
+
+
+class Start(Enum):
+    """What a group's averages are made of before a step.
+
+    Attributes:
+        RUNNING: Of the steps so far.
+        FRESH: Of nothing, as the base's buffers.
+        HISTORY: The base's buffers have taken in gradients whose losses nobody knows. The model
+            starts as if all losses so far had been equal to the first one that it sees.
+        JOINED: The losses are those of the groups that were there, the buffers are empty.
+    """
+
+    RUNNING = 0
+    FRESH = 1
+    HISTORY = 2
+    JOINED = 3
+
+
+class Coefficients(NamedTuple):
+    """What equations (1) and (2) multiply with, each of shape [.., groups].
+
+    The averages are the sums (F, E) over the weights (W, R), two rows each.
+
+    Attributes:
+        decay: a, shape [1, groups].
+        intake: What a step adds to ((F, E), (W, R)) besides the loss's share, [2, 2, groups].
+        loss_intake: What it adds per unit of the loss, [2, 2, groups].
+        buffer_scale: p before bias correction, [groups].
+        grad_scale: q, [groups].
+        corrected: 1 where p is divided by the weights, else 0.
+        uncorrected: 1 - `corrected`.
+        uses_gradient: Whether any q is not the number 0.
+    """
+
+    decay: Tensor
+    intake: Tensor
+    loss_intake: Tensor
+    buffer_scale: Tensor
+    grad_scale: Tensor
+    corrected: Tensor
+    uncorrected: Tensor
+    uses_gradient: bool
+
+    @classmethod
+    def of(
+        cls, averagings: Sequence[Averaging], starts: Sequence[Start], like: Tensor
+    ) -> Coefficients:
+        """Return the coefficients of a step.
+
+        Args:
+            averagings: How each group averages at this step.
+            starts: What each group's averages are made of.
+            like: A tensor of the device and dtype of the scalars.
+        """
+        pairs = list(zip(averagings, starts, strict=True))
+        weight = vector([first_weight(averaging, start) for averaging, start in pairs], like)
+        loss_weight = weight
+        if Start.JOINED in starts:
+            loss_weight = vector(
+                [a.weight if s is Start.JOINED else first_weight(a, s) for a, s in pairs], like
+            )
+        zero = torch.zeros_like(weight)
+        corrected = vector([float(averaging.bias_corrected) for averaging in averagings], like)
+        return cls(
+            decay=vector([averaging.decay for averaging in averagings], like),
+            intake=torch.stack([zero, zero, loss_weight, weight]).view(2, 2, -1),
+            loss_intake=torch.stack([loss_weight, zero, zero, zero]).view(2, 2, -1),
+            buffer_scale=vector([averaging.buffer_scale for averaging in averagings], like),
+            grad_scale=vector([averaging.grad_scale for averaging in averagings], like),
+            corrected=corrected,
+            uncorrected=1.0 - corrected,
+            uses_gradient=any(averaging.uses_gradient for averaging in averagings),
+        )
+
+
+def first_weight(averaging: Averaging, start: Start) -> Scalar:
+    """Return b, or what stands for it in the first step of a group.
+
+    Args:
+        averaging: How the group averages.
+        start: What its averages are made of.
+    """
+    if start is Start.HISTORY:
+        rest = 1.0 - averaging.decay
+        # The sum of the weights of a long history, if there is one.
+        never_ends = not isinstance(rest, Tensor) and rest <= 0.0
+        return averaging.weight if never_ends else averaging.weight / rest
+    if start is Start.RUNNING or averaging.first_weight is None:
+        return averaging.weight
+    return averaging.first_weight
 
 
 @dataclass(frozen=True)
@@ -45,210 +138,110 @@ class MomentumModel:
     """The model (2') at the current parameters, and what (1) keeps for the next step.
 
     Attributes:
-        loss_sum: F_k of each group, shape [groups], as all that follow.
-        weight_sum: R_k.
-        displacement: E_k.
-        buffer_scale: p at this step; a number where it is the same for all groups.
+        averages: ((F_k, E_k), (W_k, R_k)) of each group, shape [2, 2, groups].
+        buffer_scale: p at this step, [groups], as all that follow.
         normaliser: ρ.
         mean_loss: f̄/ρ.
-        mean_displacement: e/ρ.
+        displacement: e/ρ.
     """
 
-    loss_sum: Tensor
-    weight_sum: Tensor
-    displacement: Tensor
-    buffer_scale: Scalar
+    averages: Tensor
+    buffer_scale: Tensor
     normaliser: Tensor
     mean_loss: Tensor
-    mean_displacement: Tensor
+    displacement: Tensor
 
     @classmethod
-    def initial_scalars(cls, *, history: bool = False) -> dict[str, float]:
-        """Return what each group keeps between steps, as it is before the first.
-
-        Args:
-            history: Whether the base's buffers have taken in gradients already. The model then
-                starts as if all losses so far had been equal to the first one that it sees.
-        """
-        weight_sum = HAS_HISTORY if history else 0.0
-        return {"loss_sum": 0.0, "weight_sum": weight_sum, "displacement": 0.0}
-
-    @classmethod
-    def of(
-        cls, scalars: Mapping[str, Tensor], averagings: Sequence[Averaging], loss: Tensor
-    ) -> MomentumModel:
+    def of(cls, averages: Tensor, coefficients: Coefficients, loss: Tensor) -> MomentumModel:
         """Take in the loss of this step, equations (1) and (2).
 
         Args:
-            scalars: The values kept since the last step, by the names of `initial_scalars`, each
-                of shape [groups].
-            averagings: How each group averages at this step.
+            averages: Those of the last step, shape [2, 2, groups]; 0 where a group starts.
+            coefficients: How the groups average.
             loss: The loss at the current parameters, 0-dim.
 
         Returns:
             The model. Nothing is changed.
         """
+        c = coefficients
+        intake = torch.addcmul(c.intake, c.loss_intake, loss)
+        averages = torch.addcmul(intake, averages, c.decay)  # (1)
+        sums, weights = averages.unbind()
+        scales = c.buffer_scale / torch.addcmul(c.uncorrected, c.corrected, weights)  # p
+        normalisers = torch.addcmul(c.grad_scale, scales, weights)  # ρ
+        sums = scales * sums
+        if c.uses_gradient:
+            shown = torch.stack([c.grad_scale * loss, torch.zeros_like(c.grad_scale)])
+            sums = sums + shown
+        mean_loss, displacement = (sums / normalisers).unbind()  # (2)
+        return cls(averages, scales[1], normalisers[1], mean_loss, displacement)
 
-        def column(values: Sequence[Scalar]) -> Scalar:
-            return _column(values, loss)
-
-        a = column([averaging.decay for averaging in averagings])
-        b = column([averaging.weight for averaging in averagings])
-        p = column([averaging.buffer_scale for averaging in averagings])
-        q = column([averaging.grad_scale for averaging in averagings])
-        if any(averaging.first_weight is not None for averaging in averagings):
-            first = column([_first_weight(averaging) for averaging in averagings])
-            one = torch.ones_like(loss)  # two Python numbers would meet in float32
-            b = torch.where(scalars["weight_sum"] == 0, first * one, b * one)
-        last_sum = last_weight_sum(scalars["weight_sum"], a, b)
-        has_history = scalars["weight_sum"] < 0
-        loss_sum = a * torch.where(has_history, last_sum * loss, scalars["loss_sum"]) + b * loss
-        weight_sum = a * last_sum + b  # R_k; above F_k
-        displacement = a * scalars["displacement"]  # E_k
-        corrected = [averaging.bias_corrected for averaging in averagings]
-        if all(corrected):
-            p = p / weight_sum
-        elif any(corrected):
-            mask = torch.stack([as_scalar(float(is_corrected), loss) for is_corrected in corrected])
-            p = p / torch.where(mask > 0, weight_sum, 1.0)
-        normaliser = p * weight_sum + q
-        mean_loss = (p * loss_sum + q * loss) / normaliser
-        mean_displacement = p * displacement / normaliser
-        return cls(loss_sum, weight_sum, displacement, p, normaliser, mean_loss, mean_displacement)
-
-    def total(self, sums: StepSums) -> ModelSums:
+    def stats(
+        self, sums: StepSums, loss: Tensor, lower_bound: float, learning_rate: Tensor
+    ) -> ModelStats:
         """Add up the groups, equation (2').
 
         Args:
-            sums: What each group contributes to the step, each of shape [groups].
-
-        Returns:
-            The model's values.
-        """
-        groups = GroupStats(
-            mean_loss=self.mean_loss,
-            displacement=self.mean_displacement,
-            decay_shift=sums.decay_shift / self.normaliser,
-            predicted_decrease=sums.predicted_decrease / self.normaliser,
-            gradient_decrease=sums.gradient_decrease / self.normaliser,
-        )
-        shares = _shares(groups.predicted_decrease)
-        mean_loss = (shares * groups.mean_loss).sum()
-        value = mean_loss + groups.displacement.sum()
-        return ModelSums(
-            mean_loss=mean_loss,
-            value=value,
-            value_after_decay=value + groups.decay_shift.sum(),
-            predicted_decrease=groups.predicted_decrease.sum(),
-            gradient_decrease=groups.gradient_decrease.sum(),
-            groups=groups,
-        )
-
-    def scalars_after(self, buffer_move: Tensor) -> dict[str, Tensor]:
-        """Return what is kept for the next step, once the parameters have moved.
-
-        Args:
-            buffer_move: ⟨p B_k, x_{k+1} - x_k⟩ of each group, equation (5) times p, shape [groups].
-
-        Returns:
-            The values by the names of `initial_scalars`. The displacement already holds the move:
-            the next step has only to multiply it by a.
-        """
-        # A product that overflowed must not turn into NaN in later steps.
-        limit = torch.finfo(self.displacement.dtype).max / 1e6
-        displacement = self.displacement + buffer_move / self.buffer_scale
-        return {
-            "loss_sum": self.loss_sum,
-            "weight_sum": self.weight_sum,
-            "displacement": displacement.clamp(-limit, limit),
-        }
-
-
-class ModelSums(NamedTuple):
-    """The model over all groups, as 0-dim tensors, and what it is made of.
-
-    Attributes:
-        mean_loss: Σ_i ω_i f̄_i/ρ_i.
-        value: m(x_k), the loss that the model has at the current parameters.
-        value_after_decay: The same where weight decay has taken its part of the step, h/ρ.
-        predicted_decrease: Σ_i N_i/ρ_i.
-        gradient_decrease: Σ_i α_i ⟨d_i, u_i⟩/ρ_i.
-        groups: What each group contributes.
-    """
-
-    mean_loss: Tensor
-    value: Tensor
-    value_after_decay: Tensor
-    predicted_decrease: Tensor
-    gradient_decrease: Tensor
-    groups: GroupStats
-
-    def statistics(self, loss: Tensor, lower_bound: float, learning_rate: Tensor) -> ModelStats:
-        """Return what a step rule may ask for.
-
-        Args:
+            sums: What each group contributes to the step.
             loss: The loss of this step, of the function that is minimised.
             lower_bound: The user's bound, likewise.
             learning_rate: The largest of the groups, 0-dim.
+
+        Returns:
+            What a step rule may ask for.
         """
+        predicted, gradient, shift, *_ = sums
+        one_decrease = predicted is gradient
+        rows = [predicted] if one_decrease else [predicted, gradient, shift]
+        own = torch.stack(rows) / self.normaliser
+        by_group = GroupStats(
+            mean_loss=self.mean_loss,
+            displacement=self.displacement,
+            decay_shift=shift if one_decrease else own[2],
+            predicted_decrease=own[0],
+            gradient_decrease=own[0] if one_decrease else own[1],
+        )
+        mean = self.mean_loss * _shares(own[0]) if len(predicted) > 1 else self.mean_loss
+        totals = torch.cat([torch.stack([mean, self.displacement]), own]).sum(1).unbind()
+        value = totals[0] + totals[1]
         return ModelStats(
             loss=loss,
-            mean_loss=self.mean_loss,
-            value_at_params=self.value,
-            model_value=self.value_after_decay,
-            predicted_decrease=self.predicted_decrease,
-            gradient_decrease=self.gradient_decrease,
+            mean_loss=totals[0],
+            value=value,
+            value_after_decay=value if one_decrease else value + totals[4],
+            predicted_decrease=totals[2],
+            gradient_decrease=totals[2] if one_decrease else totals[3],
             lower_bound=lower_bound,
             learning_rate=learning_rate,
-            groups=self.groups,
+            groups=by_group,
         )
 
+    def after(self, sums: StepSums, thetas: Tensor) -> Tensor:
+        """Return the averages that are kept for the next step, equation (5).
 
-def kept_model(base: Optimizer, adapter: Adapter, like: Tensor) -> list[dict[str, Tensor]]:
-    """Return what the parameter groups keep of the model, making what is missing.
+        Args:
+            sums: What each group contributes to the step.
+            thetas: The fraction that is taken, 0-dim or of shape [groups].
 
-    Args:
-        base: The optimizer that is wrapped.
-        adapter: Its adapter.
-        like: A tensor of the device and dtype that the scalars have.
-
-    Returns:
-        For each group, the names of `MomentumModel.initial_scalars` with the group's entries.
-    """
-    kept = []
-    for optimizer, its_adapter in adapter.parts(base):
-        for group in optimizer.param_groups:
-            is_new = f"{PREFIX}weight_sum" not in group
-            history = is_new and its_adapter.has_history(optimizer, group)
-            initial = MomentumModel.initial_scalars(history=history)
-            kept.append(kept_scalars(group, PREFIX, initial, like))
-    return kept
+        Returns:
+            Shape [2, 2, groups]. E already holds the move: the next step has only to multiply by a.
+        """
+        move = scaled(sums.buffer_move, thetas)
+        if sums.predicted_decrease is not sums.gradient_decrease:
+            move = move + sums.buffer_move_by_decay
+        # A product that overflowed must not turn into NaN in later steps.
+        limit = torch.finfo(move.dtype).max / 1e6
+        self.averages[0, 1].add_(move / self.buffer_scale).clamp_(-limit, limit)
+        return self.averages
 
 
-def _column(values: Sequence[Scalar], like: Tensor) -> Scalar:
-    """Return one value per group, or a number that all groups share."""
-    first = values[0]
-    if not isinstance(first, Tensor) and all(
-        not isinstance(value, Tensor) and value == first for value in values
-    ):
-        return first
-    return torch.stack([as_scalar(value, like) for value in values])
-
-
-def _first_weight(averaging: Averaging) -> Scalar:
-    return averaging.weight if averaging.first_weight is None else averaging.first_weight
-
-
-def _shares(decreases: Tensor) -> Tensor | float:
+def _shares(decreases: Tensor) -> Tensor:
     """Return ω, the groups' shares of the predicted decrease: positive, with the sum 1.
 
     Groups that do not descend have no share. Where none descends, all have the same.
     """
-    if len(decreases) == 1:
-        return 1.0
     descending = decreases.clamp(min=0.0)
     total = descending.sum()
     known = (total > 0) & torch.isfinite(total)
     uniform = torch.full_like(total, 1.0 / len(decreases))
-    shares: Tensor = torch.where(known, descending / total, uniform)
-    return shares
+    return torch.where(known, descending / total, uniform)

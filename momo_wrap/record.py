@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from momo_wrap.rules import ModelStats, StepDecision
-from momo_wrap.scalars import as_scalar
+from momo_wrap.engine.scalars import as_scalar
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What happened in a step, as tensors that nobody has waited for, 0-dim but for θ.
+    """What happened in a step, as tensors without host synchronisation, 0-dim but for θ.
 
     Values are in the sign of the user's objective, also with `maximize=True`.
 
@@ -20,7 +20,7 @@ class StepRecord:
         theta: The fraction of the base's step that was taken, in [0, 1]; of shape [groups] where
             the rule chose one for each parameter group, 0-dim with all others.
         theta_uncapped: The same before it was cut at 1.
-        model_value: h/ρ, the loss that the momentum model had before the step.
+        value_after_decay: h/ρ, the loss that the momentum model had before the step.
         predicted_decrease: N/ρ, by how much the whole step of the base would have lowered it
             (with `maximize=True`: raised it).
         lower_bound: f*, the bound that was aimed at.
@@ -29,7 +29,7 @@ class StepRecord:
 
     theta: Tensor
     theta_uncapped: Tensor
-    model_value: Tensor
+    value_after_decay: Tensor
     predicted_decrease: Tensor
     lower_bound: Tensor
     loss: Tensor
@@ -46,28 +46,13 @@ class StepRecord:
         Returns:
             The record, in the sign of the objective.
         """
+        values = (stats.value_after_decay, as_scalar(decision.lower_bound, stats.loss), stats.loss)
+        value, bound, loss = values if sign > 0 else [-value for value in values]
         return cls(
             theta=decision.theta,
             theta_uncapped=decision.theta_uncapped,
-            model_value=stats.model_value * sign,
+            value_after_decay=value,
             predicted_decrease=stats.predicted_decrease,
-            lower_bound=as_scalar(decision.lower_bound, stats.loss) * sign,
-            loss=stats.loss * sign,
+            lower_bound=bound,
+            loss=loss,
         )
-
-
-@dataclass
-class Outcome:
-    """What a wrapper tells of its last step.
-
-    An object of its own, because `torch.compile` forgets what a step assigns to an optimizer.
-
-    Attributes:
-        record: The step's record; None before the first.
-        effective_lrs: θα for each parameter group; empty before the first step.
-        skipped: The number of steps that were skipped.
-    """
-
-    record: StepRecord | None = None
-    effective_lrs: list[Tensor] = field(default_factory=list)
-    skipped: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, overload
 
 import torch
@@ -10,19 +11,22 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.base import Adapter, StepSums, maximizes
-from momo_wrap.adapters.compiled import Compiled, check_choice, chosen
-from momo_wrap.adapters.registry import chosen_adapter
+from momo_wrap.adapters.averaging import Averaging
+from momo_wrap.adapters.base import Adapter, BaseStep, StepSums, maximizes
+from momo_wrap.adapters.registry import adapters_for
 from momo_wrap.checks import (
+    Compiled,
     Loss,
     NonFinite,
     check_arguments,
     check_bound,
-    check_gradients,
-    check_groups,
+    check_compiled,
+    check_decay_form,
+    check_nonfinite,
+    check_rule,
+    check_unknown_arguments,
     decay_form,
 )
-from momo_wrap.decision import checked_fractions
 from momo_wrap.distributed import (
     ProcessGroup,
     any_rank,
@@ -30,26 +34,23 @@ from momo_wrap.distributed import (
     reduced,
     reduction_group,
 )
-from momo_wrap.facade import OptimizerFacade
-from momo_wrap.joint import joined, members
-from momo_wrap.loading import check_loaded
-from momo_wrap.losses import RecordedLosses
-from momo_wrap.model import MomentumModel, kept_model
-from momo_wrap.numerics import count_nonfinite, is_at_rest, nonfinite_error
-from momo_wrap.record import Outcome, StepRecord
-from momo_wrap.rules import MoMo, StepRule, WeightDecayForm, part_of
-from momo_wrap.scalars import (
-    PREFIX,
-    as_scalar,
-    kept_scalars,
-    largest_lr,
-    scalars_like,
-    stacked,
-    write_scalars,
-)
+from momo_wrap.engine.choice import common_template, engine_for
+from momo_wrap.engine.passes import Engine
+from momo_wrap.engine.scalars import as_scalar, comparable, largest, scalar_template
+from momo_wrap.group_checks import check_parameters, check_settings
+from momo_wrap.joint import JointOptimizer, joined, members
+from momo_wrap.loading import check_loaded, with_entries
+from momo_wrap.losses import PendingLosses
+from momo_wrap.memory import Memory
+from momo_wrap.model import MomentumModel
+from momo_wrap.nonfinite import count_nonfinite, nonfinite_error
+from momo_wrap.params import has_zero_lr
+from momo_wrap.record import StepRecord
+from momo_wrap.rules import MoMo, StepRule, WeightDecayForm, check_decision
+from momo_wrap.shared_state import SharedStateOptimizer, lasting_tensors
 
 
-class MoMoWrapper(OptimizerFacade):
+class MoMoWrapper(SharedStateOptimizer):
     r"""Cuts the steps of an optimizer where its momentum model of the loss would fall too low.
 
     At each step the base optimizer averages gradients and preconditions them, as always, to a
@@ -69,9 +70,9 @@ class MoMoWrapper(OptimizerFacade):
     The wrapper shares `param_groups`, `state` and `defaults` with the base. A scheduler may be
     built on either; the learning rates that it sets are the upper bounds α_i. The base's coupled
     or decoupled weight decay λ_i is taken over by the wrapper. Sums and scalars are computed in at
-    least float32, and no step waits for the device. Step hooks belong on the wrapper: those of the
-    base, and global ones a first time, run when the base has taken in the gradients, at learning
-    rate 0 and before anything moves.
+    least float32, without host synchronisation. Register step hooks on the wrapper. Those of the
+    base (and global ones, once more) run inside `base.step()`, which is called with lr=0, so that
+    parameters have not moved yet.
 
     Args:
         optimizer: The base optimizer, kept as `base`; or a list of them, which share one model of
@@ -79,21 +80,24 @@ class MoMoWrapper(OptimizerFacade):
         rule: The step rule; None: `MoMo(lower_bound=0.0)`.
         adapter: How to read the base; None: the one of `adapter_for`. With several optimizers, a
             list with an entry for each.
-        weight_decay: "proximal", equation (4); "decoupled", x_i <- (1 - α_i λ_i) x_i - θ α_i u_i
-            with the same θ; "scaled", x_i <- x_i - θ α_i (u_i + λ_i x_i); None: the rule's own
+        weight_decay_form: "proximal", equation (4); "decoupled", x_i <- (1 - α_i λ_i) x_i - θ α_i
+            u_i with the same θ; "scaled", x_i <- x_i - θ α_i (u_i + λ_i x_i); None: the rule's own
             form, "proximal" for all but `TrustedMoMo`.
         nonfinite: What to do where the loss or a gradient is not finite: "propagate", the step
             writes NaN, as the base's would; "skip", the step changes nothing and is counted;
             "raise", it changes nothing and raises. The last two wait for the device at every step.
         compiled: Whether the passes over SGD and the Adam family are compiled: "auto", on the CPU
             for 2^24 parameters or more where there is a C++ compiler; True; False. It takes some
-            seconds at first. They advance the base's state in its stead, unless it has step hooks.
-        process_group: The ranks whose losses are averaged, and over which parameters are cut:
+            seconds at first. They update the optimizer state instead of calling `base.step()`,
+            unless the base has step hooks.
+        process_group: The ranks whose losses are averaged, and over which parameters are sharded:
             "auto", all of `torch.distributed` if it is initialised; a group; None, this one alone.
 
     Attributes:
         base: The optimizer that was wrapped, a `JointOptimizer` for several.
-        rule, adapter, weight_decay, nonfinite, process_group, compiled: As they were given.
+        adapter: Its adapter, a list of them for several.
+        rule, weight_decay_form, nonfinite, process_group, compiled: As they were given. They may be
+            set, and are checked then. Another rule starts with nothing remembered.
 
     Raises:
         TypeError: `optimizer` is not an optimizer, or one that can't be wrapped; `rule` or
@@ -101,41 +105,61 @@ class MoMoWrapper(OptimizerFacade):
         ValueError: The settings of a group are out of range, or do not go together.
     """
 
+    @lasting_tensors()
     def __init__(
         self,
         optimizer: Optimizer | Sequence[Optimizer],
         rule: StepRule | None = None,
         *,
         adapter: Adapter | Sequence[Adapter | None] | None = None,
-        weight_decay: WeightDecayForm | None = None,
+        weight_decay_form: WeightDecayForm | None = None,
         nonfinite: NonFinite = "propagate",
         process_group: ProcessGroup = "auto",
         compiled: Compiled = "auto",
+        **unknown: Any,
     ) -> None:
+        check_unknown_arguments(unknown)
         base = joined(optimizer)
         if any(isinstance(member, MoMoWrapper) for member in members(base)):
             raise TypeError(
                 "MoMoWrapper got an optimizer that is wrapped already; its steps would be cut "
                 "twice. Wrap the base itself: MoMoWrapper(optimizer.base)."
             )
-        check_arguments(base, rule, adapter, nonfinite)
-        check_choice(compiled)
         rule = MoMo() if rule is None else rule
-        decay_form(weight_decay, rule)
-        adapter = chosen_adapter(base, adapter)
-        check_groups(base, adapter, tensors=True)
+        check_arguments(base, rule, adapter, nonfinite)
+        check_compiled(compiled)
+        decay_form(weight_decay_form, rule)
+        adapters = adapters_for(base, adapter)
+        check_parameters(base.param_groups)
+        check_settings(list(zip(members(base), adapters, strict=True)), read_tensors=True)
         check_process_group(process_group, base.param_groups)
         super().__init__(base)
-        self.rule = rule
-        check_bound(self._sign * rule.lower_bound)
-        self.adapter = adapter
-        self.weight_decay = weight_decay
-        self.nonfinite = nonfinite
+        self._adapters = adapters
+        self._engines: list[Engine] = []
         self.process_group = process_group
         self.compiled = compiled
-        self._outcome = Outcome()
-        self._recorded = RecordedLosses()
-        self._prepare()
+        self.weight_decay_form = weight_decay_form
+        self.nonfinite = nonfinite
+        self.rule = rule
+        self._last_step: StepRecord | None = None
+        self._effective_lrs: Sequence[Tensor] = ()
+        self._skipped = 0
+        self._pending = PendingLosses()
+        like = scalar_template(self.param_groups)
+        self._memory = Memory(self._initial_memory(), like)
+        self._memory.prepare(self._pairs, like)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        check = _CHECKS.get(name)
+        if check is not None:
+            check(self, value)
+        elif name in _FIXED and name in self.__dict__:
+            raise AttributeError(f"{name} of a MoMoWrapper can't be set. Make a new one.")
+        super().__setattr__(name, value)
+        if name == "rule" and "_memory" in self.__dict__:
+            self._memory.start_rule(self._initial_memory())
+        elif name == "compiled":
+            self._engines = []
 
     def record_loss(self, loss: Loss, weight: Loss = 1.0) -> None:
         """Record a loss for the next `step()`, which then takes none.
@@ -146,14 +170,14 @@ class MoMoWrapper(OptimizerFacade):
 
         Args:
             loss: The loss of a batch, before it is divided by the number of batches: a one-element
-                tensor on any device, or a number. Nobody waits for it.
+                tensor on any device, or a number. No host synchronisation.
             weight: Its weight in the mean, such as the number of tokens.
 
         Raises:
             TypeError: One is neither a tensor nor a number.
             ValueError: A tensor has several elements, or the weight is not positive.
         """
-        self._recorded.add(loss, weight)
+        self._pending.add(loss, weight)
 
     @overload  # type: ignore[override]
     def step(self, closure: Callable[[], Loss]) -> Loss: ...
@@ -161,14 +185,17 @@ class MoMoWrapper(OptimizerFacade):
     def step(self, closure: None = None, *, loss: Loss) -> Loss: ...
     @overload
     def step(self, closure: None = None) -> Loss | None: ...
+    # One correct graph break where the caller compiles.
+    @torch._disable_dynamo  # type: ignore[attr-defined, untyped-decorator]
     @torch.no_grad()
     def step(
         self, closure: Callable[[], Loss] | None = None, *, loss: Loss | None = None
     ) -> Loss | None:
-        """Take one step: the base's own, cut by θ.
+        """Take one step: the base's own, shortened by θ.
 
         Pass the loss, after `loss.backward()`, or a closure that computes loss and gradients, or
-        nothing where losses were recorded. A parameter without a gradient does not move.
+        nothing where losses were recorded. A parameter without a gradient does not move, unless the
+        base moves it: then by the fraction θ of that.
 
         Args:
             closure: Reevaluates the model and returns the loss; runs with gradients enabled.
@@ -188,60 +215,64 @@ class MoMoWrapper(OptimizerFacade):
         rule or an adapter returns is refused later: nothing has moved, but the base has taken in
         the gradients.
         """
-        if torch.compiler.is_dynamo_compiling() and not self._is_traceable():
-            return self._untraced_step(closure, loss)
-        return self._step(closure, loss)
-
-    # torch.compiler.disable, but for the second that the import of Dynamo takes.
-    @torch._disable_dynamo  # type: ignore[attr-defined]
-    def _untraced_step(self, *args: Any) -> Loss | None:
-        return self._step(*args)
-
-    def _step(self, closure: Callable[[], Loss] | None, loss: Loss | None) -> Loss | None:
-        if closure is None and loss is None and not self._recorded and is_at_rest(self.base):
-            zero = as_scalar(0.0, scalars_like(self.param_groups))
-            observation = self.adapter.observe(self.base, decay_form(self.weight_decay, self.rule))
-            observation.apply([zero] * len(self.param_groups))
+        if closure is None and loss is None and not self._pending and has_zero_lr(self.base):
+            like = self._plan()
+            for step in self._observe():
+                step.apply(as_scalar(0.0, like))
             return None
-        loss = self._recorded.evaluate(closure, loss)
-        check_groups(self.base, self.adapter)
-        check_gradients(self.param_groups)
+        loss = self._pending.evaluate(closure, loss)
+        check_settings(self._pairs)
+        like = self._plan()
         group = reduction_group(self.process_group)
         if self.nonfinite != "propagate" and self._must_skip(loss, group):
             return loss
-        self._take(loss, group)
+        self._take(as_scalar(loss, like) * self._sign, like, group)
         return loss
 
-    def _take(self, loss: Loss, group: dist.ProcessGroup | None) -> None:
-        bound = self._sign * self.rule.lower_bound
+    def _take(self, loss: Tensor, like: Tensor, group: dist.ProcessGroup | None) -> None:
+        bound, memory = self._sign * self.rule.lower_bound, self._memory
         check_bound(bound)
-        like = scalars_like(self.param_groups)
-        scalars, memory = self._kept_scalars(like)
-        compiles = chosen(self.compiled, self.param_groups)
-        observe = self.adapter.observe_compiled if compiles else self.adapter.observe
-        observation = observe(self.base, decay_form(self.weight_decay, self.rule))
-        sums = StepSums(*(torch.stack(parts) for parts in zip(*observation.sums, strict=True)))
-        minimised, sums = reduced(as_scalar(loss, like) * self._sign, sums, group)
-        model = MomentumModel.of(stacked(scalars), observation.averagings, minimised)  # (1), (2)
-        lr = largest_lr(self.param_groups, like)
-        stats = model.total(sums).statistics(minimised, bound, lr)
-        decision = self.rule(stats, memory)  # (3)
-        thetas = checked_fractions(decision, memory, groups=len(scalars))
-        effective_lrs = observation.apply(thetas)  # (4)
-        buffer_move = part_of(sums.buffer_move, decision.theta) + sums.buffer_move_by_decay  # (5)
-        write_scalars(scalars, model.scalars_after(buffer_move))
-        write_scalars([memory], decision.memory)
-        self._outcome.effective_lrs = effective_lrs
-        self._outcome.record = StepRecord.of(stats, decision, self._sign)
+        memory.prepare(self._pairs, like)
+        steps = self._observe()
+        loss, sums = _reduced(loss, [step.sums for step in steps], group)
+        coefficients = memory.coefficients([a for step in steps for a in step.averagings])
+        model = MomentumModel.of(memory.averages, coefficients, loss)  # (1), (2)
+        stats = model.stats(sums, loss, bound, self._largest_lr(like))
+        decision = self.rule(stats, memory.rule)  # (3)
+        theta = check_decision(decision, memory.rule, len(self.param_groups))
+        self._effective_lrs = _apply(steps, theta)  # (4)
+        memory.write(model.after(sums, theta), decision.memory)  # (5)
+        memory.remember_state(self._pairs)
+        self._last_step = StepRecord.of(stats, decision, self._sign)
 
-    def _is_traceable(self) -> bool:
-        """Whether `torch.compile` can follow the step, which may then add nothing to the groups."""
-        return (
-            self.nonfinite == "propagate"  # the others wait for the device
-            and self.adapter.is_traceable(self.base)
-            and reduction_group(self.process_group) is None
-            and all(f"{PREFIX}weight_sum" in group for group in self.param_groups)
-        )
+    def _plan(self) -> Tensor:
+        """Plan the step; return a tensor of the device and dtype of the scalars."""
+        bases = members(self.base)
+        if not self._engines:
+            self._engines = [
+                engine_for(self.compiled, base.param_groups, partial(self._weight_sums, base))
+                for base in bases
+            ]
+        plans = [
+            engine.prepare(base.param_groups)
+            for engine, base in zip(self._engines, bases, strict=True)
+        ]
+        return common_template(plans)
+
+    def _weight_sums(self, base: Optimizer, averagings: Sequence[Averaging]) -> Tensor:
+        before = members(self.base)[: members(self.base).index(base)]
+        return self._memory.weight_sums(sum(len(b.param_groups) for b in before), averagings)
+
+    def _observe(self) -> list[BaseStep]:
+        form = decay_form(self.weight_decay_form, self.rule)
+        return [
+            adapter.observe(base, form, engine)
+            for (base, adapter), engine in zip(self._pairs, self._engines, strict=True)
+        ]
+
+    @property
+    def _pairs(self) -> list[tuple[Optimizer, Adapter]]:
+        return list(zip(members(self.base), self._adapters, strict=True))
 
     def _must_skip(self, loss: Loss, group: dist.ProcessGroup | None) -> bool:
         """Wait for loss and gradients, and tell whether a number in them is not finite."""
@@ -250,7 +281,7 @@ class MoMoWrapper(OptimizerFacade):
             return False
         if self.nonfinite == "raise":
             raise nonfinite_error(loss)
-        self._outcome.skipped += 1
+        self._skipped += 1
         return True
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -260,41 +291,97 @@ class MoMoWrapper(OptimizerFacade):
             set_to_none: To None rather than to zeros.
         """
         super().zero_grad(set_to_none)
-        self._recorded.clear()
+        self._pending.clear()
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        # GradScaler asks for this just before it takes the step or skips it, and tells no more.
+        self._pending.mark_due()
+        return False
+
+    @property
+    def adapter(self) -> Adapter | list[Adapter]:
+        """The adapter of the base; with several optimizers a list, in their order."""
+        return list(self._adapters) if isinstance(self.base, JointOptimizer) else self._adapters[0]
 
     @property
     def last_step(self) -> StepRecord | None:
         """The `StepRecord` of the last step; None before the first."""
-        return self._outcome.record
+        return self._last_step
 
     @property
     def skipped_steps(self) -> int:
         """The number of steps that were skipped since the wrapper was made."""
-        return self._outcome.skipped
+        return self._skipped
 
     def effective_lrs(self) -> list[Tensor]:
         """Return the learning rates θα that the last step amounted to; empty before the first."""
-        return list(self._outcome.effective_lrs)
+        return [lr for lrs in self._effective_lrs for lr in lrs.unbind()]
 
     def __repr__(self) -> str:
-        form = self.weight_decay or self.rule.weight_decay
-        return f"MoMoWrapper(rule={self.rule!r}, weight_decay={form!r}, base={self.base!r})"
+        form = self.weight_decay_form or self.rule.weight_decay_form
+        return f"MoMoWrapper(rule={self.rule!r}, weight_decay_form={form!r}, base={self.base!r})"
 
     @property
     def _sign(self) -> float:
         """-1 where the base maximises, which is minimisation of the negative."""
-        first = members(self.base)[0]
-        return -1.0 if maximizes(first, first.param_groups[0]) else 1.0
+        base = members(self.base)[0]
+        return -1.0 if maximizes(base, base.param_groups[0]) else 1.0
+
+    def _initial_memory(self) -> dict[str, float]:
+        return self.rule.initial_memory(self._sign * self.rule.lower_bound)
+
+    def _largest_lr(self, like: Tensor) -> Tensor:
+        lrs = [1.0 if group.get("lr") is None else group["lr"] for group in self.param_groups]
+        key = ([comparable(lr) for lr in lrs], like.device, like.dtype)
+        return self._engines[0].kept("largest lr", key, lambda: largest(lrs, like))
 
     def _check(self) -> None:
-        check_loaded(self.base, self.adapter)
-        check_groups(self.base, self.adapter, tensors=True)
+        check_loaded(self._pairs)
+        check_parameters(self.param_groups)
+        check_settings(self._pairs, read_tensors=True)
 
-    def _prepare(self) -> None:
-        self._kept_scalars(scalars_like(self.param_groups))
+    def _export(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        self._memory.prepare(self._pairs, scalar_template(self.param_groups))
+        exported: dict[str, Any] = with_entries(state_dict, self._memory.entries())
+        return exported
 
-    def _kept_scalars(self, like: Tensor) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Return the scalars of the momentum model of each group, and those of the rule."""
-        kept = kept_model(self.base, self.adapter, like)
-        memory = self.rule.initial_memory(self._sign * self.rule.lower_bound)
-        return kept, kept_scalars(self.param_groups[0], f"{PREFIX}rule_", memory, like)
+    def _import(self) -> None:
+        like = scalar_template(self.param_groups)
+        self._memory = Memory(self._initial_memory(), like)
+        self._memory.prepare(self._pairs, like)
+
+
+def _reduced(
+    loss: Tensor, sums: Sequence[StepSums], group: dist.ProcessGroup | None
+) -> tuple[Tensor, StepSums]:
+    """Put the groups of all bases together, and add up over the ranks."""
+    if len(sums) == 1 and group is None:
+        return loss, sums[0]
+    together = [torch.cat(parts) for parts in zip(*sums, strict=True)]
+    loss, together = reduced(loss, together, group)
+    return loss, StepSums(*together)
+
+
+def _apply(steps: Sequence[BaseStep], theta: Tensor) -> list[Tensor]:
+    """Take a fraction of each step; return the effective learning rates."""
+    if not theta.dim():
+        return [step.apply(theta) for step in steps]
+    thetas = theta.split([len(step.averagings) for step in steps])
+    return [step.apply(own) for step, own in zip(steps, thetas, strict=True)]
+
+
+def _check_bound_of(wrapper: MoMoWrapper, rule: Any) -> None:
+    check_rule(rule)
+    check_bound(wrapper._sign * rule.lower_bound)
+
+
+# Attributes that may be set, with what refuses values.
+_CHECKS: dict[str, Callable[[MoMoWrapper, Any], None]] = {
+    "rule": _check_bound_of,
+    "nonfinite": lambda _, value: check_nonfinite(value),
+    "compiled": lambda _, value: check_compiled(value),
+    "weight_decay_form": lambda _, value: value is None or check_decay_form(value),
+    "process_group": lambda self, value: check_process_group(value, self.param_groups),
+}
+_FIXED = frozenset({"base"})

@@ -1,21 +1,21 @@
 """Adapters: small classes that read a base optimizer's momentum buffer and preconditioner."""
 
-from momo_wrap.adapters.adagrad import (
-    AdadeltaAdapter,
-    AdagradAdapter,
-    GradientAdapter,
-    RMSpropAdapter,
-)
+from momo_wrap.adapters.adadelta import AdadeltaAdapter
+from momo_wrap.adapters.adagrad import AdagradAdapter, GradientAdapter
 from momo_wrap.adapters.adam import AdamAdapter
-from momo_wrap.adapters.adam_relatives import AdamaxAdapter, NAdamAdapter, RAdamAdapter
-from momo_wrap.adapters.base import Adapter, Observation, ParamGroup, State, StepSums
-from momo_wrap.adapters.joint import JointAdapter
+from momo_wrap.adapters.adamax import AdamaxAdapter
+from momo_wrap.adapters.averaging import Averaging
+from momo_wrap.adapters.base import Adapter, BaseStep, ParamGroup, State, StepSums
 from momo_wrap.adapters.lion import LionAdapter
+from momo_wrap.adapters.nadam import NAdamAdapter
+from momo_wrap.adapters.planned_step import Reading
 from momo_wrap.adapters.proposing import ProposingAdapter
-from momo_wrap.adapters.reading import Reading, ReadingAdapter
+from momo_wrap.adapters.radam import RAdamAdapter
+from momo_wrap.adapters.reading import ReadingAdapter
 from momo_wrap.adapters.registry import adapter_for, register_adapter
+from momo_wrap.adapters.rmsprop import RMSpropAdapter
 from momo_wrap.adapters.sgd import SGDAdapter
-from momo_wrap.blocks import Block
+from momo_wrap.engine.blocks import Block
 
 __all__ = [
     "AdadeltaAdapter",
@@ -23,12 +23,12 @@ __all__ = [
     "AdamAdapter",
     "AdamaxAdapter",
     "Adapter",
+    "Averaging",
+    "BaseStep",
     "Block",
     "GradientAdapter",
-    "JointAdapter",
     "LionAdapter",
     "NAdamAdapter",
-    "Observation",
     "ParamGroup",
     "ProposingAdapter",
     "RAdamAdapter",

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.averaging import Averaging
+from momo_wrap.adapters.averaging import Averaging
+from momo_wrap.engine.passes import Engine
 from momo_wrap.rules import WeightDecayForm
 
 ParamGroup: TypeAlias = dict[str, Any]
@@ -17,10 +18,10 @@ State: TypeAlias = Mapping[Tensor, dict[str, Any]]
 
 
 class StepSums(NamedTuple):
-    """What a parameter group contributes to the model of the step, as 0-dim tensors.
+    """What each parameter group contributes to the model of the step, of shape [groups].
 
     The move of group i is Δ_i(θ) = θ s_i + t_i, where s_i follows the preconditioned direction
-    u_i = D_i^{-1} d_i and t_i is the weight decay. The sums of all groups add up.
+    u_i = D_i^{-1} d_i and t_i is the weight decay.
 
     Attributes:
         predicted_decrease: -⟨d, s⟩; with proximal decay c α ⟨d, u⟩, the group's share of N in (3).
@@ -37,30 +38,29 @@ class StepSums(NamedTuple):
     buffer_move_by_decay: Tensor
 
 
-class Observation(ABC):
-    """A base optimizer that has taken in the gradients of this step but has not moved yet.
+class BaseStep(ABC):
+    """The step of a base optimizer that has taken in the gradients but has not moved yet.
 
     Attributes:
-        sums: One record per parameter group, of scalars of the device and dtype that
-            `momo_wrap.scalars.scalars_like` tells for the base.
         averagings: How each parameter group averages at this step.
+        sums: What the groups contribute, on the device and of the dtype that
+            `momo_wrap.engine.scalars.scalar_template` tells for the base.
     """
 
-    sums: Sequence[StepSums]
     averagings: Sequence[Averaging]
+    sums: StepSums
 
     @abstractmethod
-    def apply(self, thetas: Sequence[Tensor]) -> list[Tensor]:
+    def apply(self, thetas: Tensor) -> Tensor:
         """Move the parameters by a fraction of the base's step, equation (4).
 
         Called once, after `sums` has been read.
 
         Args:
-            thetas: The fraction θ for each parameter group, 0-dim, in [0, 1]. Most rules have one
-                for all, which is then the same tensor.
+            thetas: The fraction θ, in [0, 1], 0-dim or of shape [groups].
 
         Returns:
-            The effective learning rate θα of each parameter group, 0-dim.
+            The effective learning rate θα of each parameter group, of shape [groups].
         """
 
 
@@ -94,7 +94,7 @@ class Adapter(ABC):
         return None
 
     def has_history(self, base: Optimizer, group: ParamGroup) -> bool:
-        """Return whether the average of gradients in a group is older than the wrapper.
+        """Return whether there is an average of gradients in a group already.
 
         Args:
             base: The optimizer, of a type that the adapter is for.
@@ -102,27 +102,33 @@ class Adapter(ABC):
         """
         return False
 
-    def is_traceable(self, base: Optimizer) -> bool:
-        """Return whether `torch.compile` can follow a step; where not, it is taken as it is.
+    def has_lost_average(self, base: Optimizer, group: ParamGroup) -> bool:
+        """Return whether an average of gradients that the adapter itself keeps is missing.
+
+        Some tools save only what a fresh optimizer of the base's class has in its state.
 
         Args:
             base: The optimizer, of a type that the adapter is for.
+            group: An entry of its `param_groups`.
         """
         return False
 
-    def parts(self, base: Optimizer) -> list[tuple[Optimizer, Adapter]]:
-        """Return the optimizers that a base is made of, each with its adapter.
+    def check_entry(self, where: str, param: Tensor, entry: dict[str, Any]) -> None:
+        """Refuse a state of a parameter that was loaded and does not belong to it.
 
         Args:
-            base: The optimizer that is wrapped.
+            where: The parameter's position, for the error.
+            param: The parameter.
+            entry: Its state.
 
-        Returns:
-            The base itself with this adapter, unless the adapter is for several optimizers.
+        Raises:
+            ValueError: A tensor has another shape than the parameter.
         """
-        return [(base, self)]
 
     @abstractmethod
-    def observe(self, base: Optimizer, weight_decay: WeightDecayForm) -> Observation:
+    def observe(
+        self, base: Optimizer, weight_decay_form: WeightDecayForm, engine: Engine
+    ) -> BaseStep:
         """Let the base take in the gradients, and sum up what its step would do.
 
         Called once per step with gradients disabled, after the loss and the settings of all groups
@@ -131,23 +137,12 @@ class Adapter(ABC):
 
         Args:
             base: The optimizer that is wrapped.
-            weight_decay: The form in which weight decay is applied.
+            weight_decay_form: The form in which weight decay is applied.
+            engine: What computes on the parameters; the same one in all steps of the base.
 
         Returns:
-            The observation.
+            The step, not taken yet.
         """
-
-    def observe_compiled(self, base: Optimizer, weight_decay: WeightDecayForm) -> Observation:
-        """Do the same as `observe`, with compiled passes where the adapter has them.
-
-        Args:
-            base: The optimizer that is wrapped.
-            weight_decay: The form in which weight decay is applied.
-
-        Returns:
-            The observation; here that of `observe`.
-        """
-        return self.observe(base, weight_decay)
 
 
 def maximizes(base: Optimizer, group: ParamGroup) -> bool:

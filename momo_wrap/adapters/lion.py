@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from momo_wrap.adapters.averaging import Averaging
 from momo_wrap.adapters.base import ParamGroup, State, maximizes
-from momo_wrap.adapters.reading import Reading, ReadingAdapter
-from momo_wrap.averaging import Averaging
-from momo_wrap.blocks import Block
-from momo_wrap.scalars import scalar
+from momo_wrap.adapters.planned_step import Reading
+from momo_wrap.adapters.reading import ReadingAdapter
+from momo_wrap.engine.blocks import Block
+from momo_wrap.engine.scalars import as_number
 
 # Options of some packages that change the direction.
 _VARIANTS = ("caution", "cautious", "use_gc", "adanorm")
@@ -50,7 +51,7 @@ class LionAdapter(ReadingAdapter):
 
     def averaging(self, group: ParamGroup, state: State) -> Averaging:
         """Return the coefficients above; see `ReadingAdapter`."""
-        beta1, beta2 = (scalar(beta) for beta in group["betas"])
+        beta1, beta2 = (as_number(beta) for beta in group["betas"])
         if not isinstance(beta1, Tensor) and beta1 == 0.0:
             return Averaging(decay=0.0, weight=1.0)
         return Averaging(
@@ -66,6 +67,6 @@ class LionAdapter(ReadingAdapter):
             return Reading([state[p]["exp_avg"] for p in params])
         return Reading(None)
 
-    def preconditioned(self, group: ParamGroup, block: Block) -> Tensor:
+    def preconditioned(self, block: Block) -> Tensor:
         """Return u = sign(d) of a block; see `ReadingAdapter`."""
-        return torch.sign(self.grad_avg(group, block))
+        return torch.sign(self.grad_avg(block))

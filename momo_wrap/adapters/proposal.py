@@ -1,19 +1,20 @@
-"""The step that a base proposes, and the fraction of it that is taken."""
+"""The step that a base proposes for some parameters, and their average of gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.base import ParamGroup, State, maximizes
-from momo_wrap.adapters.sums import Kind, along_average
-from momo_wrap.averaging import Averaging, last_weight_sum
-from momo_wrap.blocks import blocks
-from momo_wrap.reductions import Scalar, to_device
+from momo_wrap.adapters.averaging import Averaging
+from momo_wrap.adapters.base import maximizes
+from momo_wrap.adapters.planned_step import Reading
+from momo_wrap.engine.blocks import Block
+from momo_wrap.engine.plan import Cell, Kind, Plan
+from momo_wrap.engine.scalars import Scalar, to_device
 
 # Where the average that the adapter keeps itself is, in the base's state of a parameter.
 GRAD_AVG_KEY = "momo_grad_avg"
@@ -21,120 +22,88 @@ GRAD_AVG_KEY = "momo_grad_avg"
 _PARAM = ""  # among the names of iterates
 
 
-class Proposing(Protocol):
-    """What a proposal has to know of its adapter, the `ProposingAdapter`."""
-
-    momentum: str | None
-    iterates: tuple[str, ...]
-
-    def averaging(self, group: ParamGroup, state: State) -> Averaging:
-        """Return how a parameter group averages gradients."""
-
-    def keeps_average(self, averaging: Averaging) -> bool:
-        """Return whether the average of gradients is the adapter's own."""
-
-    def keeps_gradients(self, averaging: Averaging) -> bool:
-        """Return whether the gradients have to be kept while the base steps."""
-
-
 class Proposal:
-    """The step that the base proposes for some parameters of a group, of one device and dtype."""
+    """The step that the base proposes for the parameters of a cell.
 
-    def __init__(self, adapter: Proposing, base: Optimizer, group: ParamGroup, kind: Kind) -> None:
-        self.group = group
-        self._adapter, self._base = adapter, base
-        self._params, self._shards, self._grads = kind.params, kind.shards, kind.grads
-        self._sign = -1.0 if maximizes(base, group) else 1.0
+    Args:
+        base: The base optimizer.
+        plan: The plan of its parameters.
+        cell: The parameters.
+        iterates: The names of further copies of the parameters, in the base's state.
+    """
+
+    def __init__(self, base: Optimizer, plan: Plan, cell: Cell, iterates: Sequence[str]) -> None:
+        self.group = cell.group
+        self._base, self._cell, self._iterates = base, cell, iterates
+        self._kind = plan.kind([cell], ("proposal",), whole=False)
+        self._grads = [plan.grads[i] for i in cell.positions]
+        self._negate = maximizes(base, base.param_groups[cell.group])
+        self._old: dict[str, list[Tensor]] = {}
         self._kept: list[Tensor | None] = []
         self._averages: list[Tensor] = []
-        self._old: dict[str, list[Tensor]] = {}
 
-    def start(self) -> None:
+    def start(self, *, average: bool, gradients: bool) -> None:
         """Remember where the parameters are, and look at the gradients.
 
         Some bases change gradients in place, and many expect their state to be empty at first.
+
+        Args:
+            average: Whether an average of the gradients is kept.
+            gradients: Whether the gradients themselves are.
         """
-        averaging = self._adapter.averaging(self.group, self._base.state)
         self._old = {name: [x.clone() for x in column] for name, column in self._moving().items()}
-        if self._adapter.keeps_gradients(averaging):
-            self._grads = list(torch._foreach_mul(self._grads, self._sign))
-            self._sign = 1.0
-        if self._adapter.keeps_average(averaging):
+        if gradients:
+            self._grads = [grad.clone() for grad in self._grads if grad is not None]
+        if average:
             self._take_averages()
-            if not self._adapter.keeps_gradients(averaging):
-                self._update_averages(averaging)
 
     def _take_averages(self) -> None:
-        state = self._base.state
-        kept = [state.get(param, {}).get(GRAD_AVG_KEY) for param in self._params]
+        state, params = self._base.state, self._cell.params
+        self._kept = [state.get(param, {}).get(GRAD_AVG_KEY) for param in params]
         self._averages = [
             # Some bases load their whole state in another dtype.
             torch.zeros_like(param) if average is None else average.to(param.dtype)
-            for param, average in zip(self._params, kept, strict=True)
+            for param, average in zip(params, self._kept, strict=True)
         ]
-        self._kept = kept
-        for param, average in zip(self._params, kept, strict=True):
+        for param, average in zip(params, self._kept, strict=True):
             if average is not None:
                 del state[param][GRAD_AVG_KEY]
 
-    def _update_averages(self, averaging: Averaging) -> None:
-        """B_k = a B_{k-1} + b g_k, rounded once."""
+    def update_average(self, averaging: Averaging) -> None:
+        """Take the gradients into the average that is kept, B_k = a B_{k-1} + b g_k."""
         first = averaging.weight if averaging.first_weight is None else averaging.first_weight
-        for is_first, weight in ((False, averaging.weight), (True, first)):
-            some = [i for i, average in enumerate(self._kept) if (average is None) == is_first]
-            columns = {
-                "average": [self._averages[i] for i in some],
-                "grad": [self._grads[i] for i in some],
-            }
-            for block in blocks(columns, {"decay": averaging.decay, "weight": weight}):
-                average = block.flat("average").mul_(block.scalar("decay"))
-                average.add_(block.flat("grad") * block.scalar("weight"), alpha=self._sign)
-                block.write_back("average", average)
+        weights = [first if average is None else averaging.weight for average in self._kept]
+        for block in self._blocks(
+            {"average": self._averages, "grad": self._grads},
+            {
+                "decay": averaging.decay,
+                "weight": self._kind.per_parameter("weight", weights, self._kind.device),
+            },
+        ):
+            average = block.flat("average").mul_(block.scalar("decay"))
+            average.add_(block.flat("grad") * block.scalar("weight"))
+            block.write_back("average", average)
+
+    def _blocks(
+        self, columns: dict[str, list[Any]], scalars: dict[str, Scalar] | None = None
+    ) -> list[Block]:
+        return self._kind.blocks(
+            {name: self._kind.ordered(column) for name, column in columns.items()},
+            scalars or {},
+            frozenset({"grad"} if self._negate else ()),
+            fleeting=frozenset(columns),
+        )
 
     def _moving(self) -> dict[str, list[Tensor]]:
         """Return everything that moves with the parameters, as it is in the base."""
-        state = self._base.state
+        state, params = self._base.state, self._cell.params
         iterates = {
-            name: [state[p].get(name, p) if p in state else p for p in self._params]
-            for name in self._adapter.iterates
+            name: [state[p].get(name, p) if p in state else p for p in params]
+            for name in self._iterates
         }
-        return {_PARAM: self._params, **iterates}
+        return {_PARAM: params, **iterates}
 
-    def gather(self) -> None:
-        """Find the averages, after the base has stepped."""
-        averaging = self._adapter.averaging(self.group, self._base.state)
-        if self._averages and self._adapter.keeps_gradients(averaging):
-            self._update_averages(averaging)
-        self._buffers = self._averages or self._grads
-        key = self._adapter.momentum
-        if key is None:
-            return
-        entries = [self._base.state[param] for param in self._params]
-        for param, entry in zip(self._params, entries, strict=True):
-            if getattr(entry.get(key), "shape", None) != param.shape:
-                raise ValueError(
-                    f"ProposingAdapter(momentum={key!r}) found no tensor of that name and of shape "
-                    f"{list(param.shape)} in the state of {type(self._base).__name__}, which has "
-                    f"{sorted(map(str, entry))}. Write ProposingAdapter() to have an average kept."
-                )
-        self._buffers = [entry[key] for entry in entries]
-
-    def inner_products(self, averaging: Averaging) -> Iterator[tuple[Tensor, Tensor]]:
-        """Return ⟨p B, s⟩ and ⟨d, s⟩ of each block, before the step is withdrawn."""
-        columns = {
-            "new": self._params,
-            "old": self._old[_PARAM],
-            "buffer": self._buffers,
-            "grad": self._grads,
-        }
-        scales = {
-            "buffer_scale": _buffer_scale(averaging, self.group),
-            "grad_scale": averaging.grad_scale,
-        }
-        for block in blocks(columns, scales, shards=self._shards):
-            yield along_average(block, block.flat("new") - block.flat("old"))
-
-    def withdraw(self, *, done: bool) -> None:
+    def put_back(self, *, done: bool) -> None:
         """Put the parameters back to where they were, and keep what was proposed instead.
 
         Args:
@@ -142,31 +111,68 @@ class Proposal:
         """
         if not self._old:
             return
-        pairs = zip(self._params, self._averages, self._kept, strict=False)
+        pairs = zip(self._cell.params, self._averages, self._kept, strict=False)
         for param, average, kept in pairs:
             if done or kept is not None:
                 self._base.state.setdefault(param, {})[GRAD_AVG_KEY] = average
         for name, column in self._moving().items():
-            for block in blocks({"new": column, "old": self._old[name]}, {}):
-                proposed = block.flat("new").clone()
-                block.write("new", block.flat("old"))
+            for block in self._blocks({"param": column, "old": self._old[name]}):
+                proposed = block.flat("param").clone()
+                block.write("param", block.flat("old"))
                 block.write("old", proposed)
 
-    def apply(self, theta: Tensor) -> None:
-        """Move by the fraction θ of what was proposed."""
+    def reading(self, momentum: str | None, scalars: dict[str, Scalar]) -> Reading:
+        """Return what the sums are made of, after the parameters were put back.
+
+        Args:
+            momentum: The name of the average in the base's state; None: the one that is kept, or
+                the gradient itself.
+            scalars: Values for all parameters.
+
+        Raises:
+            ValueError: There is no such average.
+        """
+        buffers = self._buffers(momentum) if momentum is not None else self._averages
+        return Reading(buffers or None, {"proposed": self._old[_PARAM]}, scalars)
+
+    def _buffers(self, momentum: str) -> list[Tensor]:
+        params = self._cell.params
+        entries = [self._base.state[param] for param in params]
+        for param, entry in zip(params, entries, strict=True):
+            if getattr(entry.get(momentum), "shape", None) != param.shape:
+                raise ValueError(
+                    f"ProposingAdapter(momentum={momentum!r}) found no tensor of that name and of "
+                    f"shape {list(param.shape)} in the state of {type(self._base).__name__}, which "
+                    f"has {sorted(map(str, entry))}. Write ProposingAdapter() to have an average "
+                    "kept."
+                )
+        return [entry[momentum] for entry in entries]
+
+    def further_moves(self, *, with_params: bool) -> Iterator[tuple[Kind, list[Block]]]:
+        """Return the blocks of what moves besides the parameters that are in the sums.
+
+        Args:
+            with_params: Whether the parameters themselves are among them.
+        """
         for name, column in self._moving().items():
-            for block in blocks({"x": column, "proposed": self._old[name]}, {}):
-                x = block.flat("x")
-                fraction = to_device(theta, x.device, x.dtype)
-                moved = torch.lerp(x, block.flat("proposed"), fraction)
-                # A proposal that overflowed does not count where nothing moves.
-                block.write("x", torch.where(fraction == 0, x, moved))
+            if with_params or name != _PARAM:
+                yield self._kind, self._blocks({"param": column, "proposed": self._old[name]})
 
 
-def _buffer_scale(averaging: Averaging, group: ParamGroup) -> Scalar:
-    """Return p, with the wrapper's own count of what is in the average."""
-    if not averaging.bias_corrected:
-        return averaging.buffer_scale
-    last = last_weight_sum(group["momo_weight_sum"], averaging.decay, averaging.weight)
-    weight_sum = averaging.decay * last + averaging.weight  # R_k
-    return averaging.buffer_scale / weight_sum
+class Proposed:
+    """The formula of a step that was proposed: u = x - x_proposed with the learning rate 1."""
+
+    def scalars(self, read: Any) -> dict[str, Scalar]:
+        """Return no further values."""
+        return {}
+
+    def preconditioned(self, block: Block) -> Tensor:
+        """Return x - x_proposed."""
+        return block.flat("param") - block.flat("proposed")
+
+    def moved(self, block: Block, direction: Tensor, keep: Scalar, pull: Tensor) -> Tensor:
+        """Return x + θ (x_proposed - x), which is x_proposed itself where θ is 1."""
+        x = block.flat("param")
+        moved = torch.lerp(x, block.flat("proposed"), pull)
+        # A proposal that overflowed does not count where nothing moves.
+        return torch.where(pull == 0, x, moved)

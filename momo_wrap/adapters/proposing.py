@@ -5,25 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.base import (
-    Adapter,
-    Observation,
-    ParamGroup,
-    State,
-    StepSums,
-)
-from momo_wrap.adapters.proposal import GRAD_AVG_KEY, Proposal
-from momo_wrap.adapters.sums import added, with_gradient_by_kind
-from momo_wrap.averaging import Averaging
+from momo_wrap.adapters.averaging import Averaging
+from momo_wrap.adapters.base import Adapter, BaseStep, ParamGroup, State, maximizes
+from momo_wrap.adapters.planned_step import PlannedStep
+from momo_wrap.adapters.proposal import GRAD_AVG_KEY, Proposal, Proposed
+from momo_wrap.adapters.rates import rates_of
+from momo_wrap.engine.passes import Engine
+from momo_wrap.engine.scalars import Scalar
 from momo_wrap.rules import WeightDecayForm
-from momo_wrap.scalars import scalar, scalars_like
-
-# The entries of a group that the model is made of.
-MODEL_SCALARS = ("momo_loss_sum", "momo_weight_sum", "momo_displacement")
 
 AveragingOfGroup: TypeAlias = Callable[[ParamGroup, State], Averaging]
 
@@ -131,28 +122,68 @@ class ProposingAdapter(Adapter):
         states = [base.state.get(param, {}) for param in group["params"]]
         return self.momentum is not None and any(self.momentum in state for state in states)
 
-    def observe(self, base: Optimizer, weight_decay: WeightDecayForm) -> Observation:
+    def observe(
+        self, base: Optimizer, weight_decay_form: WeightDecayForm, engine: Engine
+    ) -> BaseStep:
         """Take the base's step, sum it up and put the parameters back; see `Adapter`."""
-        proposals = [
-            Proposal(self, base, group, kind)
-            for group in base.param_groups
-            for kind in with_gradient_by_kind(group["params"])
-        ]
+        groups, plan = base.param_groups, engine.plan
+        summed = [Proposal(base, plan, cell, self.iterates) for cell in plan.cells]
+        # A base may move these too: by their momentum, or because it takes them to have zeros.
+        others = [Proposal(base, plan, cell, self.iterates) for cell in plan.others]
         done = False
         try:
-            for group in base.param_groups:
-                self._start_afresh_without_average(base, group)
-            for proposal in proposals:
-                proposal.start()
+            self._start(base, summed, others)
             base.step()
-            for proposal in proposals:
-                proposal.gather()
-            observation = _ProposingObservation(self, base, proposals)
+            averagings = [self.averaging(group, base.state) for group in groups]
+            for proposal in summed:
+                if self._averages_after(averagings[proposal.group]):
+                    proposal.update_average(averagings[proposal.group])
             done = True
         finally:
-            for proposal in proposals:
-                proposal.withdraw(done=done)
-        return observation
+            for proposal in (*summed, *others):
+                proposal.put_back(done=done)
+        scales = self._buffer_scales(averagings, engine)
+        readings = [p.reading(self.momentum, scales[p.group]) for p in summed]
+        lrs = [1.0 if group.get("lr") is None else group["lr"] for group in groups]
+        moving = [part for p in summed for part in p.further_moves(with_params=False)]
+        moving += [part for p in others for part in p.further_moves(with_params=True)]
+        return PlannedStep(
+            Proposed(),
+            engine,
+            plan,
+            readings,
+            averagings,
+            rates_of(engine, lrs, [], None, plan.like),
+            negate=maximizes(base, groups[0]),
+            fleeting=frozenset({"proposed"}),
+            moving=moving,
+        )
+
+    def _start(self, base: Optimizer, summed: list[Proposal], others: list[Proposal]) -> None:
+        for proposal in summed:
+            averaging = self.averaging(base.param_groups[proposal.group], base.state)
+            average, gradients = self.keeps_average(averaging), self.keeps_gradients(averaging)
+            proposal.start(average=average, gradients=gradients)
+            if average and not gradients:
+                proposal.update_average(averaging)
+        for proposal in others:
+            proposal.start(average=False, gradients=False)
+
+    def _averages_after(self, averaging: Averaging) -> bool:
+        """Return whether the average is updated after the base's step, with kept gradients."""
+        return self.keeps_average(averaging) and self.keeps_gradients(averaging)
+
+    def _buffer_scales(
+        self, averagings: Sequence[Averaging], engine: Engine
+    ) -> list[dict[str, Scalar]]:
+        """Return p of each group, with the wrapper's own count of what is in the average."""
+        if not any(averaging.bias_corrected for averaging in averagings):
+            return [{}] * len(averagings)
+        sums = engine.weight_sums(averagings).unbind()
+        return [
+            {"buffer_scale": a.buffer_scale / weight_sum if a.bias_corrected else a.buffer_scale}
+            for a, weight_sum in zip(averagings, sums, strict=True)
+        ]
 
     def keeps_average(self, averaging: Averaging) -> bool:
         """Return whether the average of gradients is the adapter's own."""
@@ -164,55 +195,8 @@ class ProposingAdapter(Adapter):
         depends_on_state = self.momentum is None and self._averaging is not None
         return averaging.uses_gradient or averaging.is_gradient or depends_on_state
 
-    def _start_afresh_without_average(self, base: Optimizer, group: ParamGroup) -> None:
-        """Reset the model of a group whose average a checkpoint has lost.
-
-        Some tools save only what a fresh optimizer of the base's class has in its state.
-        """
-        if not self.keeps_average(self.averaging(group, base.state)):
-            return
-        if not any(GRAD_AVG_KEY in base.state.get(param, {}) for param in group["params"]):
-            for name in MODEL_SCALARS:
-                if isinstance(group.get(name), Tensor):
-                    group[name].zero_()
-
-
-class _ProposingObservation(Observation):
-    def __init__(
-        self, adapter: ProposingAdapter, base: Optimizer, proposals: list[Proposal]
-    ) -> None:
-        self._groups, self._proposals = base.param_groups, proposals
-        like = scalars_like(self._groups)
-        self.averagings = [adapter.averaging(group, base.state) for group in self._groups]
-        self.sums = []
-        for group, averaging in zip(self._groups, self.averagings, strict=True):
-            own = [proposal for proposal in proposals if proposal.group is group]
-            pairs = [pair for proposal in own for pair in proposal.inner_products(averaging)]
-            self.sums.append(_sums(pairs, like))
-
-    def apply(self, thetas: Sequence[Tensor]) -> list[Tensor]:
-        """Keep the fractions of the base's step, equation (8); see `Observation`."""
-        pairs = list(zip(self._groups, thetas, strict=True))
-        for group, theta in pairs:
-            for proposal in self._proposals:
-                if proposal.group is group:
-                    proposal.apply(theta)
-        self._proposals = []  # and with them the copies of the parameters
-        return [_effective_lr(theta, group) for group, theta in pairs]
-
-
-def _sums(pairs: list[tuple[Tensor, Tensor]], like: Tensor) -> StepSums:
-    buffer_move, increase = added(pairs, like.device, like.dtype)
-    zero = torch.zeros_like(increase)
-    return StepSums(
-        predicted_decrease=-increase,
-        gradient_decrease=-increase,
-        decay_shift=zero,
-        buffer_move=buffer_move,
-        buffer_move_by_decay=zero,
-    )
-
-
-def _effective_lr(theta: Tensor, group: ParamGroup) -> Tensor:
-    lr = scalar(group["lr"]) if group.get("lr") is not None else 1.0
-    return theta * lr
+    def has_lost_average(self, base: Optimizer, group: ParamGroup) -> bool:
+        """Return whether the average that the adapter keeps is missing; see `Adapter`."""
+        return self.keeps_average(self.averaging(group, base.state)) and not any(
+            GRAD_AVG_KEY in base.state.get(param, {}) for param in group["params"]
+        )

@@ -9,16 +9,19 @@ from collections.abc import Sequence
 import torch
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.adagrad import AdadeltaAdapter, AdagradAdapter, RMSpropAdapter
+from momo_wrap.adapters.adadelta import AdadeltaAdapter
+from momo_wrap.adapters.adagrad import AdagradAdapter
 from momo_wrap.adapters.adam import AdamAdapter
-from momo_wrap.adapters.adam_relatives import AdamaxAdapter, NAdamAdapter, RAdamAdapter
+from momo_wrap.adapters.adamax import AdamaxAdapter
+from momo_wrap.adapters.averaging import Averaging
 from momo_wrap.adapters.base import Adapter, ParamGroup, State
-from momo_wrap.adapters.joint import JointAdapter
 from momo_wrap.adapters.lion import LionAdapter
+from momo_wrap.adapters.nadam import NAdamAdapter
 from momo_wrap.adapters.proposing import ProposingAdapter
+from momo_wrap.adapters.radam import RAdamAdapter
+from momo_wrap.adapters.rmsprop import RMSpropAdapter
 from momo_wrap.adapters.sgd import SGDAdapter
-from momo_wrap.averaging import Averaging
-from momo_wrap.joint import JointOptimizer, members
+from momo_wrap.joint import members
 
 _adapters: dict[type[Optimizer], Adapter] = {
     torch.optim.SGD: SGDAdapter(),
@@ -133,8 +136,6 @@ def adapter_for(optimizer: Optimizer) -> Adapter:
     Raises:
         TypeError: No adapter is possible.
     """
-    if isinstance(optimizer, JointOptimizer):
-        return JointAdapter([adapter_for(member) for member in optimizer.optimizers])
     found = type(optimizer)
     name = f"{found.__module__}.{found.__qualname__}"
     if found in _adapters and _adapters[found].obstacle(optimizer) is None:
@@ -165,33 +166,27 @@ def _users_level() -> int:
     return level
 
 
-def chosen_adapter(base: Optimizer, adapter: Adapter | Sequence[Adapter | None] | None) -> Adapter:
-    """Return the adapter for a base from what the user chose.
+def adapters_for(
+    base: Optimizer, adapter: Adapter | Sequence[Adapter | None] | None
+) -> list[Adapter]:
+    """Return the adapter of each member of a base from what the user chose.
 
     Args:
         base: The base optimizer.
-        adapter: An adapter, a list with one for each member of a `JointOptimizer`, or None, alone
-            or in the list: the one of `adapter_for`.
+        adapter: An adapter for all members, a list with one for each, or None, alone or in the
+            list: the one of `adapter_for`.
 
     Raises:
         TypeError: No adapter is possible.
         ValueError: There is another number of adapters than of optimizers.
     """
-    if adapter is None:
-        return adapter_for(base)
     optimizers = members(base)
-    if isinstance(adapter, Adapter):
-        if isinstance(base, JointOptimizer) and not isinstance(adapter, JointAdapter):
-            return JointAdapter([adapter] * len(optimizers))
-        return adapter
+    if adapter is None or isinstance(adapter, Adapter):
+        adapter = [adapter] * len(optimizers)
     if len(adapter) != len(optimizers):
         raise ValueError(
             f"MoMoWrapper got {len(optimizers)} optimizers and {len(adapter)} adapters. Give one "
             "for each, None for the one that is registered: adapter=[None, MyAdapter()]."
         )
-    return JointAdapter(
-        [
-            adapter_for(optimizer) if its is None else its
-            for optimizer, its in zip(optimizers, adapter, strict=True)
-        ]
-    )
+    pairs = zip(optimizers, adapter, strict=True)
+    return [adapter_for(optimizer) if its is None else its for optimizer, its in pairs]

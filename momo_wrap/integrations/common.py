@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from momo_wrap.finding import group_suffixes
-from momo_wrap.finding import wrapper_of as wrapper_of
+from momo_wrap.recorder import group_suffixes
+from momo_wrap.recorder import wrapper_of as wrapper_of
 
 
 def step_metrics(optimizer: object) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from momo_wrap.rules import ModelStats, StepDecision, StepRule, truncate
-from momo_wrap.settings import ABOVE_0, FROM_0_BELOW_1, FROM_0_TO_1, checked
+from momo_wrap.rules.arguments import ABOVE_0, FROM_0_BELOW_1, FROM_0_TO_1, checked
 
 
 class ScheduledBound(StepRule):
@@ -104,7 +104,7 @@ class WarmTarget(StepRule):
         """Return θ of equation (3) with the target of this step; see `StepRule`."""
         floor = stats.lower_bound
         step = memory["step_count"] + 1.0
-        value, eta = stats.value_at_params, (step / self.steps).clamp(max=1.0)
+        value, eta = stats.value, (step / self.steps).clamp(max=1.0)
         # Down from the value, not up from a floor that may be -inf. At η = 1, not up to rounding.
         warm = (value - eta * (value - floor)).clamp(min=floor)
         target = torch.where(eta < 1.0, warm, floor)
@@ -164,7 +164,7 @@ class MovingTarget(StepRule):
         """Return θ of equation (3) with the target of this step; see `StepRule`."""
         floor = stats.lower_bound
         last = memory["target"].clamp(min=floor)  # the floor may be higher since a checkpoint
-        target = (last + self.speed * (stats.model_value - last)).clamp(min=floor)
+        target = (last + self.speed * (stats.value_after_decay - last)).clamp(min=floor)
         theta, uncapped = truncate(stats, target)
         drawn_back = floor + (1.0 - self.pull) * (target - floor)
         return StepDecision(theta, uncapped, target, {"target": drawn_back})

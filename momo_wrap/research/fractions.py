@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from momo_wrap.rules import ModelStats, StepDecision, StepRule, part_of, truncate
-from momo_wrap.settings import ABOVE_0, ABOVE_0_TO_1, AT_LEAST_1, checked
+from momo_wrap.rules import ModelStats, StepDecision, StepRule, scaled, truncate
+from momo_wrap.rules.arguments import ABOVE_0, ABOVE_0_TO_1, AT_LEAST_1, checked
 
 
 class SPSMax(StepRule):
@@ -48,10 +48,10 @@ class SPSMax(StepRule):
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Return θ of the loss of this batch alone; see `StepRule`."""
-        by_decay = stats.model_value - stats.value_at_params
+        by_decay = stats.value_after_decay - stats.value
         batch = replace(
             stats,
-            model_value=stats.loss + by_decay,
+            value_after_decay=stats.loss + by_decay,
             predicted_decrease=self.c * stats.predicted_decrease,
         )
         theta, uncapped = truncate(batch, stats.lower_bound)
@@ -163,13 +163,13 @@ class TrustRegion(StepRule):
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Return θ of equation (3), limited by the radius; see `StepRule`."""
-        radius = self._radius(stats.value_at_params, memory)
+        radius = self._radius(stats.value, memory)
         theta, uncapped = truncate(stats, stats.lower_bound)
         theta = torch.minimum(theta, radius)
-        by_decay = stats.value_at_params - stats.model_value
-        by_step = part_of(stats.predicted_decrease, theta)
+        by_decay = stats.value - stats.value_after_decay
+        by_step = scaled(stats.predicted_decrease, theta)
         remembered = {
-            "last_value": stats.value_at_params.clone(),
+            "last_value": stats.value.clone(),
             "last_prediction": by_decay + by_step,
             "last_theta": theta.clone(),
             "radius": radius,

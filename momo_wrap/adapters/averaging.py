@@ -4,30 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from momo_wrap.reductions import Scalar
-
-# Stands for the sum of the weights in a buffer that was filled before anybody looked.
-HAS_HISTORY = -1.0
-
-
-def last_weight_sum(kept: Tensor, decay: Scalar, weight: Scalar) -> Tensor:
-    """Return R_{k-1}.
-
-    Args:
-        kept: What is kept of it, of any shape; `HAS_HISTORY` where the model starts at a buffer
-            that has taken in many gradients already.
-        decay: a.
-        weight: b.
-
-    Returns:
-        `kept`, or the sum of the weights of a long history, b / (1 - a).
-    """
-    long = weight / (1.0 - decay)
-    one = torch.ones_like(kept)  # two Python numbers would meet in float32
-    return torch.where(kept < 0, long * one, kept)
+from momo_wrap.engine.scalars import Scalar
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from momo_wrap.rules import ModelStats, StepDecision, StepRule, WeightDecayForm, part_of, truncate
-from momo_wrap.settings import ABOVE_0_TO_1, AT_LEAST_0, FROM_0_BELOW_1, FROM_2, checked
+from momo_wrap.rules.base import ModelStats, StepDecision, StepRule, WeightDecayForm, scaled, truncate
+from momo_wrap.rules.arguments import ABOVE_0_TO_1, AT_LEAST_0, FROM_0_BELOW_1, FROM_2, checked
 
 # A step size that is not known yet.
 _NONE = -1.0
@@ -73,7 +73,7 @@ class TrustedMoMo(StepRule):
     """
 
     # The others shrink parameters by α, which is too large here.
-    weight_decay: ClassVar[WeightDecayForm] = "scaled"
+    weight_decay_form: ClassVar[WeightDecayForm] = "scaled"
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class TrustedMoMo(StepRule):
             "trusted": trusted,
             **track,
             "last_mean_loss": stats.mean_loss.clone(),
-            "foretold": stats.model_value - part_of(stats.predicted_decrease, theta),
+            "foretold": stats.value_after_decay - scaled(stats.predicted_decrease, theta),
             "last_step_size": theta * lr,
             "last_lr": torch.where(can_move, lr, memory["last_lr"]),
         }
@@ -130,7 +130,7 @@ class TrustedMoMo(StepRule):
 
     def _first(self, stats: ModelStats) -> Tensor:
         """Return the step size that is trusted at first; none of a model that is flat or below."""
-        gap = (stats.model_value - stats.lower_bound).clamp(min=0.0)
+        gap = (stats.value_after_decay - stats.lower_bound).clamp(min=0.0)
         # Where the model rises along the step, it may rise by as much.
         to_bound = gap / stats.predicted_decrease.abs()
         first = self.start * to_bound * stats.learning_rate

@@ -1,4 +1,4 @@
-"""Where tensors are cut, and which are put together."""
+"""How tensors become blocks: large ones are split, small ones are packed together."""
 
 from __future__ import annotations
 
@@ -7,10 +7,23 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+# Elements in a block. 2^18 float32 values are 1 MiB, which fits the second-level cache of a CPU
+# core. An accelerator needs larger blocks to be busy; five temporaries of 2^21 are 40 MiB.
+CPU_ELEMENTS = 2**18
+ACCELERATOR_ELEMENTS = 2**21
 # Tensors up to this part of a block are packed: copying them costs less than a block of their own.
 _SMALL_PART = 4
 # A compiled pass has no temporaries, so that a block may be as large as 32-bit indices reach.
-_WHOLE_BLOCK_ELEMENTS = 2**30
+_WHOLE_ELEMENTS = 2**30
+
+
+def most_elements(device: torch.device) -> int:
+    """Return how many elements a block has at most.
+
+    Args:
+        device: Where the parameters are.
+    """
+    return CPU_ELEMENTS if device.type == "cpu" else ACCELERATOR_ELEMENTS
 
 
 def is_small(size: int, limit: int) -> bool:
@@ -23,39 +36,31 @@ def is_small(size: int, limit: int) -> bool:
     return size <= limit // _SMALL_PART
 
 
-def packs(sizes: Sequence[int], limit: int) -> Iterator[list[slice]]:
-    """Put small tensors together.
+def packs(sizes: Sequence[int], limit: int) -> list[slice]:
+    """Put small tensors together, in their order.
 
     Args:
         sizes: The numbers of elements of all tensors.
         limit: The most elements of a block.
 
-    Yields:
-        The positions of small tensors that fit into a block together, as runs of them.
+    Returns:
+        The positions of the tensors of each block.
     """
-    pack: list[slice] = []
-    filled = 0
+    found, start, filled = [], 0, 0
     for position, size in enumerate(sizes):
-        if not is_small(size, limit):
-            continue
-        if pack and filled + size > limit:
-            yield pack
-            pack, filled = [], 0
-        if pack and pack[-1].stop == position:
-            pack[-1] = slice(pack[-1].start, position + 1)
-        else:
-            pack.append(slice(position, position + 1))
+        if filled and filled + size > limit:
+            found.append(slice(start, position))
+            start, filled = position, 0
         filled += size
-    if pack:
-        yield pack
+    return [*found, slice(start, len(sizes))] if sizes else []
 
 
-def pieces_of(tensors: list[Tensor], limit: int, whole: bool) -> Iterator[list[Tensor]]:
-    """Cut the tensors of one parameter, all in the same places.
+def split(tensors: list[Tensor], limit: int, *, whole: bool) -> Iterator[list[Tensor]]:
+    """Split the tensors of one parameter, all at the same places.
 
     Args:
-        tensors: Tensors of equal shapes.
-        limit: The most elements of a piece.
+        tensors: Real tensors of equal shapes.
+        limit: The most elements of a chunk.
         whole: Whether tensors that lie in memory alike, without gaps, are left in one piece.
 
     Yields:
@@ -64,7 +69,7 @@ def pieces_of(tensors: list[Tensor], limit: int, whole: bool) -> Iterator[list[T
     if not all(tensor.is_contiguous() for tensor in tensors):
         tensors = _in_memory_order(tensors)
     if all(tensor.is_contiguous() for tensor in tensors):
-        largest = _WHOLE_BLOCK_ELEMENTS if whole else limit
+        largest = _WHOLE_ELEMENTS if whole else limit
         flat = [tensor.view(-1) for tensor in tensors]
         if len(flat[0]) <= largest:
             yield flat
@@ -74,12 +79,12 @@ def pieces_of(tensors: list[Tensor], limit: int, whole: bool) -> Iterator[list[T
     if tensors[0].numel() <= limit:
         yield tensors
         return
-    # The tensors lie in memory differently, or with gaps: cut along the longest dimension instead.
+    # The tensors lie in memory differently, or with gaps: split along the longest dimension.
     shape = tensors[0].shape
     longest = max(range(len(shape)), key=lambda dim: shape[dim])
     rows = max(1, limit * shape[longest] // tensors[0].numel())
     for views in zip(*(torch.split(t, rows, dim=longest) for t in tensors), strict=True):
-        yield from pieces_of(list(views), limit, whole)
+        yield from split(list(views), limit, whole=whole)
 
 
 def _in_memory_order(tensors: list[Tensor]) -> list[Tensor]:

@@ -48,9 +48,9 @@ class ModelStats:
     Attributes:
         loss: f_k, the loss of this batch.
         mean_loss: f̄/ρ, the average of the losses so far.
-        value_at_params: (f̄ + e)/ρ, the loss that the momentum model has at the current parameters.
-        model_value: h/ρ, the same where weight decay has taken its part of the step; equal to
-            `value_at_params` without weight decay.
+        value: (f̄ + e)/ρ, the loss that the momentum model has at the current parameters.
+        value_after_decay: h/ρ, the same where weight decay has taken its part of the step; equal to
+            `value` without weight decay.
         predicted_decrease: N/ρ, by how much the whole step of the base lowers the model.
         gradient_decrease: Σ_i α_i ⟨d_i, u_i⟩/ρ, the same without the shrinking factor of the
             proximal weight decay.
@@ -61,8 +61,8 @@ class ModelStats:
 
     loss: Tensor
     mean_loss: Tensor
-    value_at_params: Tensor
-    model_value: Tensor
+    value: Tensor
+    value_after_decay: Tensor
     predicted_decrease: Tensor
     gradient_decrease: Tensor
     lower_bound: float
@@ -76,8 +76,8 @@ class ModelStats:
         That of group i has all the losses, and of displacement, weight decay and decrease the
         group's own:
 
-            value_at_params:  (f̄_i + e_i)/ρ_i
-            model_value:      (f̄_i + e_i + (c_i - 1) ⟨d_i, x_i⟩)/ρ_i
+            value:  (f̄_i + e_i)/ρ_i
+            value_after_decay:      (f̄_i + e_i + (c_i - 1) ⟨d_i, x_i⟩)/ρ_i
 
         It is computed where it is asked for, so that other rules do not pay for it.
         """
@@ -85,8 +85,8 @@ class ModelStats:
             return ModelStats(
                 loss=self.loss.reshape(-1),
                 mean_loss=self.mean_loss.reshape(-1),
-                value_at_params=self.value_at_params.reshape(-1),
-                model_value=self.model_value.reshape(-1),
+                value=self.value.reshape(-1),
+                value_after_decay=self.value_after_decay.reshape(-1),
                 predicted_decrease=self.predicted_decrease.reshape(-1),
                 gradient_decrease=self.gradient_decrease.reshape(-1),
                 lower_bound=self.lower_bound,
@@ -97,8 +97,8 @@ class ModelStats:
         return ModelStats(
             loss=self.loss.expand_as(value),
             mean_loss=mean_loss,
-            value_at_params=value,
-            model_value=value + decay_shift,
+            value=value,
+            value_after_decay=value + decay_shift,
             predicted_decrease=predicted_decrease,
             gradient_decrease=gradient_decrease,
             lower_bound=self.lower_bound,
@@ -145,7 +145,7 @@ class StepRule(ABC):
     """
 
     lower_bound: float = 0.0
-    weight_decay: ClassVar[WeightDecayForm] = "proximal"
+    weight_decay_form: ClassVar[WeightDecayForm] = "proximal"
 
     def __init__(self, lower_bound: float = 0.0) -> None:
         self.lower_bound = _checked_bound(lower_bound, type(self).__name__)
@@ -212,19 +212,19 @@ def truncate(stats: ModelStats, lower_bound: float | Tensor) -> tuple[Tensor, Te
     Returns:
         θ, and θ before it was cut at 1; both of the shape of what is in `stats`.
     """
-    gap = stats.model_value - lower_bound
+    gap = stats.value_after_decay - lower_bound
     decrease = stats.predicted_decrease
     # For a step that does not descend: 1 or 0, once it is cut at 1.
     flat = torch.where(gap > 0, torch.full_like(gap, math.inf), 0.0)
     # Without a bound the gap is infinite, and so may the decrease of a steep model be.
     descending = torch.where(gap == math.inf, math.inf, gap.clamp(min=0.0) / decrease)
     uncapped = torch.where(decrease > 0, descending, flat)
-    known = torch.isfinite(stats.model_value) & torch.isnan(decrease).logical_not()
+    known = torch.isfinite(stats.value_after_decay) & torch.isnan(decrease).logical_not()
     uncapped = torch.where(known, uncapped, math.nan)
     return uncapped.clamp(max=1.0), uncapped
 
 
-def part_of(change: Tensor, theta: Tensor) -> Tensor:
+def scaled(change: Tensor, theta: Tensor) -> Tensor:
     """Return what the fraction θ of a step does, where the whole step does `change`.
 
     Where nothing moves, a change that overflowed does not count.
@@ -273,8 +273,68 @@ class MoMoStar(StepRule):
         """Return θ of equation (3) with the bound of (6), and the next bound of (7)."""
         floor = stats.lower_bound
         bound = memory["lower_bound"].clamp(min=floor)  # the floor may be higher since a checkpoint
-        reset = (stats.model_value / 2).clamp(min=floor)  # (6)
-        bound = torch.where(stats.model_value < bound, reset, bound)
+        reset = (stats.value_after_decay / 2).clamp(min=floor)  # (6)
+        bound = torch.where(stats.value_after_decay < bound, reset, bound)
         theta, uncapped = truncate(stats, bound)
-        estimate = stats.value_at_params - theta * stats.gradient_decrease / 2  # (7)
+        estimate = stats.value - theta * stats.gradient_decrease / 2  # (7)
         return StepDecision(theta, uncapped, bound, {"lower_bound": estimate.clamp(min=floor)})
+
+
+def check_decision(decision: object, memory: Mapping[str, Tensor], groups: int) -> Tensor:
+    """Refuse a rule's decision that can't be carried out, before the parameters move.
+
+    Args:
+        decision: What the rule answered.
+        memory: What the rule remembers.
+        groups: The number of parameter groups.
+
+    Returns:
+        The fraction of the base's step that each group takes, 0-dim.
+
+    Raises:
+        TypeError: It is no `StepDecision`, or a value in it no tensor of the right shape.
+        ValueError: The decision remembers something else than the rule said it would.
+    """
+    if not isinstance(decision, StepDecision):
+        raise TypeError(
+            f"The rule returned {type(decision).__name__}, expected a StepDecision. Write return "
+            "StepDecision(theta, theta_uncapped, lower_bound)."
+        )
+    _check_shapes(decision, groups)
+    if decision.memory.keys() != memory.keys():
+        raise ValueError(
+            f"The rule's initial_memory names {sorted(memory)}, but its decision has memory for "
+            f"{sorted(decision.memory)}. Return StepDecision(..., memory={{...}}) with those names."
+        )
+    return decision.theta
+
+
+def _check_shapes(decision: StepDecision, groups: int) -> None:
+    fractions: dict[str, object] = {
+        "theta": decision.theta,
+        "theta_uncapped": decision.theta_uncapped,
+    }
+    for name, value in fractions.items():
+        if not (isinstance(value, Tensor) and tuple(value.shape) in ((), (groups,))):
+            raise TypeError(
+                f"The rule's {name} must be a 0-dim tensor, or one of shape [{groups}] with a "
+                f"value for each parameter group, got {_form(value)}. Compute it from the tensors "
+                "in stats, or from those in stats.by_group."
+            )
+    memories: dict[str, object] = dict(decision.memory)
+    for name, value in memories.items():
+        if not (isinstance(value, Tensor) and value.dim() == 0):
+            raise TypeError(
+                f"The rule's {name} must be a 0-dim tensor, got {_form(value)}. Compute it from "
+                "the tensors in stats, which are."
+            )
+    bound: object = decision.lower_bound
+    if isinstance(bound, Tensor) and bound.numel() != 1:
+        raise TypeError(
+            f"The rule's lower_bound must be a number or a 0-dim tensor, got {_form(bound)}: there "
+            "is one loss, and one bound for it. Return stats.lower_bound, or a 0-dim tensor."
+        )
+
+
+def _form(value: object) -> str:
+    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,121 @@
+"""Numbers, 0-dim tensors and vectors of them: dtype, device, and never a host synchronisation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from momo_wrap.distributed import whole
+from momo_wrap.params import can_move
+
+Scalar: TypeAlias = float | Tensor
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the real dtype in which values of `dtype` are computed with and summed.
+
+    Args:
+        dtype: A floating-point or complex dtype.
+
+    Returns:
+        float64 for float64 and complex128, otherwise float32.
+    """
+    return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+def to_device(values: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return `values` on a device, without waiting for it where they come from the host.
+
+    Args:
+        values: Any tensor.
+        device: Where it goes.
+        dtype: What it is converted to.
+
+    Returns:
+        The tensor itself if there is nothing to do.
+    """
+    if values.dtype is dtype and values.device == device:
+        return values
+    # The other way round the host would read before the device has written.
+    return values.to(device=device, dtype=dtype, non_blocking=values.device.type == "cpu")
+
+
+def as_number(value: Scalar) -> Scalar:
+    """Return a setting such as lr, which may be a one-element tensor, as a number or 0-dim tensor.
+
+    Args:
+        value: A Python number or a tensor of one element.
+    """
+    return value.detach().reshape(()) if isinstance(value, Tensor) else value
+
+
+def as_scalar(value: Scalar, like: Tensor) -> Tensor:
+    """Return a number or one-element tensor as a 0-dim tensor.
+
+    Args:
+        value: The value.
+        like: A tensor of the wanted device and dtype.
+    """
+    if not isinstance(value, Tensor):
+        return torch.full((), value, device=like.device, dtype=like.dtype)
+    value = whole(value.detach())
+    return to_device(value.reshape(()) if value.dim() else value, like.device, like.dtype)
+
+
+def vector(values: Sequence[Scalar], like: Tensor) -> Tensor:
+    """Return numbers and one-element tensors as one tensor.
+
+    Args:
+        values: The values, at least one.
+        like: A tensor of the wanted device and dtype.
+
+    Returns:
+        Shape [len(values)].
+    """
+    if any(isinstance(value, Tensor) for value in values):
+        return torch.stack([as_scalar(value, like) for value in values])
+    first = values[0]
+    if all(value == first for value in values):
+        # Filled on the device: a copy from the host can't be captured in a CUDA graph.
+        return torch.full((len(values),), first, device=like.device, dtype=like.dtype)
+    return torch.tensor(values, device=like.device, dtype=like.dtype)
+
+
+def largest(values: Sequence[Scalar], like: Tensor) -> Tensor:
+    """Return the largest of numbers and one-element tensors, but at least 0, as a 0-dim tensor.
+
+    Args:
+        values: Learning rates. A schedule's rounding may leave them a little below 0.
+        like: A tensor of the wanted device and dtype.
+    """
+    return vector(values, like).amax().clamp(min=0.0)
+
+
+def comparable(value: object) -> object:
+    """Return what a setting is compared by, from step to step.
+
+    Args:
+        value: A number or a tensor, which may change in place and is never the same.
+    """
+    return object() if isinstance(value, Tensor) else value
+
+
+def scalar_template(groups: Iterable[Mapping[str, Any]]) -> Tensor:
+    """Return an empty tensor of the device and dtype that the wrapper's scalars have.
+
+    Args:
+        groups: The base's parameter groups. Parameters that can't move do not count.
+
+    Returns:
+        On the device of the first parameter that is not on the CPU (so that an accelerator never
+        waits for the host), else the CPU; float64 if any parameter is, else float32.
+    """
+    params = [p for group in groups for p in group["params"]]
+    # In their order: a dictionary keeps it.
+    kinds = dict.fromkeys((p.device, p.dtype) for p in params if can_move(p))
+    device = next((d for d, _ in kinds if d.type != "cpu"), torch.device("cpu"))
+    wide = any(accumulation_dtype(dtype) is torch.float64 for _, dtype in kinds)
+    return torch.empty(0, device=device, dtype=torch.float64 if wide else torch.float32)

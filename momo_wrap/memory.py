@@ -1,0 +1,274 @@
+"""What the wrapper remembers: the averages of its model, and what the step rule keeps.
+
+Both live in tensors of the wrapper's own. A state dict has copies of them as entries of the
+parameter groups, which are what every tool that saves an optimizer keeps. The base's own groups
+have the names of these entries with the value None, since some tools go by the names that are
+there; a value in them was put there by a load, and is taken over once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from momo_wrap.adapters.averaging import Averaging
+from momo_wrap.adapters.base import Adapter
+from momo_wrap.engine.scalars import as_scalar, comparable, vector
+from momo_wrap.model import Coefficients, Start, first_weight
+
+# What the names of entries in the groups start with.
+PREFIX = "momo_"
+# F, E, W, R of equations (1) and (2), in the order of the averages.
+_NAMES = ("loss_sum", "displacement", "loss_weight_sum", "weight_sum")
+_WEIGHT_SUM = f"{PREFIX}weight_sum"
+_RULE_PREFIX = f"{PREFIX}rule_"
+_HAS_HISTORY = -1.0  # in a state dict, for R of a group that starts with a history
+
+Pairs = Sequence[tuple[Optimizer, Adapter]]
+
+
+class Memory:
+    """The averages of all parameter groups, and the memory of the step rule.
+
+    Attributes:
+        averages: ((F, E), (W, R)) of each group, shape [2, 2, groups].
+        starts: What each group's averages are made of.
+        rule: What the rule remembers, by name, 0-dim views of one tensor.
+    """
+
+    def __init__(self, initial: Mapping[str, float], like: Tensor) -> None:
+        self.averages = torch.zeros(2, 2, 0, device=like.device, dtype=like.dtype)
+        self.starts: list[Start] = []
+        self._groups: list[dict[str, Any]] = []
+        self._about: list[tuple[Tensor, dict[str, Any]] | None] = []
+        self._coefficients: tuple[object, Coefficients] | None = None
+        self.start_rule(initial)
+
+    def start_rule(self, initial: Mapping[str, float]) -> None:
+        """Forget what the rule remembered.
+
+        Args:
+            initial: Name to value, as it is before the first step.
+        """
+        self._initial = dict(initial)
+        self._values = self.averages.new_tensor(list(self._initial.values()))
+        self.rule = dict(zip(self._initial, self._values.unbind(), strict=True))
+        if self._groups:
+            self._mark()
+
+    def write(self, averages: Tensor, rule: Mapping[str, Tensor]) -> None:
+        """Write what a step has left.
+
+        Args:
+            averages: The new averages.
+            rule: The rule's memory, with the names that it has.
+        """
+        self.averages.copy_(averages)
+        if rule:
+            self._values.copy_(torch.stack([rule[name].reshape(()) for name in self._initial]))
+        if any(start is not Start.RUNNING for start in self.starts):
+            self.starts = [Start.RUNNING] * len(self.starts)
+
+    def prepare(self, pairs: Pairs, like: Tensor) -> None:
+        """Make room for the groups that there are, and start anew what has lost its buffers.
+
+        Args:
+            pairs: The optimizers that are wrapped, each with its adapter.
+            like: A tensor of the device and dtype of the scalars.
+        """
+        if (self.averages.device, self.averages.dtype) != (like.device, like.dtype):
+            self.averages = self.averages.to(like)
+            self._values = self._values.to(like)
+            self.rule = dict(zip(self._initial, self._values.unbind(), strict=True))
+        owners = [(base, adapter, group) for base, adapter in pairs for group in base.param_groups]
+        known = len(self._groups) == len(owners) and all(
+            own is group for own, (_, _, group) in zip(self._groups, owners, strict=True)
+        )
+        if not known:
+            self._take_groups(owners)
+        lost = [i for i, (base, _, _) in enumerate(owners) if self._is_lost(i, base)]
+        if lost:
+            self._restart(lost, owners)
+
+    def _take_groups(self, owners: Sequence[tuple[Optimizer, Adapter, dict[str, Any]]]) -> None:
+        """Follow the groups: those that are known keep their averages, wherever they are now."""
+        before = {id(group): i for i, group in enumerate(self._groups)}
+        kept = [before.get(id(group)) for _, _, group in owners]
+        averages = self.averages.new_zeros(2, 2, len(owners))
+        for i, old in enumerate(kept):
+            if old is not None:
+                averages[..., i] = self.averages[..., old]
+        self.starts = [Start.FRESH if old is None else self.starts[old] for old in kept]
+        self._about = [None if old is None else self._about[old] for old in kept]
+        self.averages = averages
+        self._groups = [group for _, _, group in owners]
+        new = [i for i, old in enumerate(kept) if old is None]
+        loaded = [i for i in new if self._was_loaded(*owners[i])]
+        for i in loaded:
+            self._import(i)
+        self._restart([i for i in new if i not in loaded], owners)
+        self._import_rule()
+        self._mark()
+
+    @staticmethod
+    def _was_loaded(base: Optimizer, adapter: Adapter, group: Mapping[str, Any]) -> bool:
+        """Return whether a state dict brought averages, and those of the gradients with them."""
+        needed = ("loss_sum", "displacement", "weight_sum")
+        is_there = all(group.get(PREFIX + name) is not None for name in needed)
+        return is_there and not adapter.has_lost_average(base, group)
+
+    def _restart(
+        self, indices: Sequence[int], owners: Sequence[tuple[Optimizer, Adapter, dict[str, Any]]]
+    ) -> None:
+        """Start the averages of some groups anew."""
+        if not indices:
+            return
+        runs = any(
+            start is Start.RUNNING for i, start in enumerate(self.starts) if i not in indices
+        )
+        for i in indices:
+            base, adapter, group = owners[i]
+            fresh = Start.JOINED if runs else Start.FRESH
+            self.starts[i] = Start.HISTORY if adapter.has_history(base, group) else fresh
+            self.averages[..., i] = 0.0
+            self._about[i] = None
+        if not runs and len(indices) == len(owners):
+            self.start_rule(self._initial)
+
+    def _join(self, averagings: Sequence[Averaging]) -> None:
+        """Give groups that join the losses that are known, from one that averages alike."""
+        running = [i for i, start in enumerate(self.starts) if start is Start.RUNNING]
+        for i, start in enumerate(self.starts):
+            if start is Start.JOINED and running:
+                alike = [j for j in running if _alike(averagings[j], averagings[i])]
+                self.averages[:, 0, i] = self.averages[:, 0, (alike or running)[0]]
+
+    def _is_lost(self, index: int, base: Optimizer) -> bool:
+        """Return whether the state that the averages of a group are about is gone or another."""
+        about = self._about[index]
+        if about is None:
+            return False
+        param, entry = about
+        now = base.state.get(param)
+        if now is entry and now:
+            return False
+        if not now:
+            return True
+        tensors = [value for value in entry.values() if isinstance(value, Tensor)]
+        is_same = any(value is tensor for value in now.values() for tensor in tensors)
+        self._about[index] = (param, now)
+        return bool(tensors) and not is_same
+
+    def remember_state(self, pairs: Pairs) -> None:
+        """Note which entries of the bases' states the averages are about, after a step.
+
+        Args:
+            pairs: As for `prepare`.
+        """
+        index = 0
+        for base, _ in pairs:
+            for group in base.param_groups:
+                if self._about[index] is None:
+                    param = next((p for p in group["params"] if p.grad is not None), None)
+                    entry = None if param is None else base.state.get(param)
+                    if param is not None and entry and isinstance(entry, dict):
+                        self._about[index] = (param, entry)
+                index += 1
+
+    def entries(self) -> list[dict[str, Tensor]]:
+        """Return copies of everything, as entries of the groups of a state dict."""
+        averages = self.averages.clone()
+        for i, start in enumerate(self.starts):
+            if start is Start.HISTORY:
+                averages[1, 1, i] = _HAS_HISTORY
+        columns = averages.view(4, -1).unbind(1)
+        entries = [
+            {PREFIX + name: v.clone() for name, v in zip(_NAMES, column.unbind(), strict=True)}
+            for column in columns
+        ]
+        entries[0].update({_RULE_PREFIX + name: v.clone() for name, v in self.rule.items()})
+        return entries
+
+    def weight_sums(self, first: int, averagings: Sequence[Averaging]) -> Tensor:
+        """Return R_k of some groups.
+
+        Args:
+            first: The index of the first of them.
+            averagings: How they average at this step.
+        """
+        count = len(averagings)
+        starts = self.starts[first : first + count]
+        weights = [first_weight(*pair) for pair in zip(averagings, starts, strict=True)]
+        decay = vector([averaging.decay for averaging in averagings], self.averages)
+        last = self.averages[1, 1].narrow(0, first, count)
+        return torch.addcmul(vector(weights, self.averages), last, decay)
+
+    def coefficients(self, averagings: Sequence[Averaging]) -> Coefficients:
+        """Return what the model multiplies with, that of the last step where nothing has changed.
+
+        Args:
+            averagings: How each group averages at this step.
+        """
+        if Start.JOINED in self.starts:
+            self._join(averagings)
+        like = self.averages
+        own = [_settings(averaging) for averaging in averagings]
+        key = (own, list(self.starts), like.dtype, like.device)
+        if self._coefficients is None or self._coefficients[0] != key:
+            made = Coefficients.of(averagings, self.starts, like)
+            self._coefficients = (key, made)
+        return self._coefficients[1]
+
+    def _import(self, index: int) -> None:
+        group = self._groups[index]
+        values = [group.get(PREFIX + name) for name in _NAMES]
+        if values[2] is None:
+            values[2] = values[3]
+        column = torch.stack([as_scalar(value, self.averages) for value in values])
+        loss_weight, weight = column[2:].tolist()
+        if weight < 0:
+            self.starts[index] = Start.HISTORY
+            return
+        self.averages[..., index] = column.view(2, 2)
+        if weight == 0:
+            self.starts[index] = Start.JOINED if loss_weight > 0 else Start.FRESH
+        else:
+            self.starts[index] = Start.RUNNING
+
+    def _import_rule(self) -> None:
+        for name, own in self.rule.items():
+            value = self._groups[0].get(_RULE_PREFIX + name)
+            if value is not None:
+                own.copy_(as_scalar(value, own))
+
+    def _mark(self) -> None:
+        """Leave the names in the groups, without values."""
+        for group in self._groups:
+            group.update({PREFIX + name: None for name in _NAMES})
+        first = self._groups[0]
+        for key in [key for key in first if key.startswith(_RULE_PREFIX)]:
+            del first[key]
+        first.update({_RULE_PREFIX + name: None for name in self._initial})
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of the base may have other entries in its state.
+        about: list[None] = [None] * len(self._about)
+        return {**self.__dict__, "rule": None, "_about": about, "_coefficients": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.rule = dict(zip(self._initial, self._values.unbind(), strict=True))
+
+
+def _settings(averaging: Averaging) -> tuple[object, ...]:
+    """Return what tells two averagings apart; tensors may change in place."""
+    return tuple([comparable(value) for value in vars(averaging).values()])
+
+
+def _alike(one: Averaging, other: Averaging) -> bool:
+    """Return whether two groups give losses the same weights."""
+    return _settings(one)[:2] == _settings(other)[:2]
