@@ -8,13 +8,13 @@ Example:
 
 from momo_wrap.adapters import (
     Adapter,
-    Averaging,
     ProposingAdapter,
     ReadingAdapter,
     adapter_for,
     register_adapter,
 )
 from momo_wrap.joint import JointOptimizer
+from momo_wrap.model import Averaging
 from momo_wrap.record import StepRecord
 from momo_wrap.recorder import Recorder
 from momo_wrap.rules import ModelStats, MoMo, MoMoStar, StepDecision, StepRule, TrustedMoMo

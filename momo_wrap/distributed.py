@@ -84,25 +84,22 @@ def reduction_group(process_group: ProcessGroup) -> dist.ProcessGroup | None:
     return group if group is not None and dist.get_world_size(group) > 1 else None
 
 
-def reduced(
-    loss: Tensor, sums: Sequence[Tensor], group: dist.ProcessGroup | None
-) -> tuple[Tensor, list[Tensor]]:
+def reduced(loss: Tensor, sums: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
     """Average the loss over the ranks, and add up the sums, in one all-reduce.
 
     Args:
         loss: The loss of this rank, 0-dim.
-        sums: The sums of this rank, each of shape [groups] and times `shards` of the parameters.
+        sums: The sums of this rank, of any shape, each times `shards` of its parameters.
         group: The ranks; None: there is only one.
 
     Returns:
         Loss and sums, the same on all ranks.
     """
     if group is None:
-        return loss, list(sums)
-    packed = torch.cat([loss.reshape(1), *sums]) / dist.get_world_size(group)
+        return loss, sums
+    packed = torch.cat([loss.reshape(1), sums.reshape(-1)]) / dist.get_world_size(group)
     dist.all_reduce(packed, group=group)
-    mean, *columns = torch.split(packed, [1, *(len(part) for part in sums)])
-    return mean.reshape(()), columns
+    return packed[0], packed[1:].view_as(sums)
 
 
 def any_rank(flag: Tensor, group: dist.ProcessGroup | None) -> Tensor:

@@ -9,16 +9,16 @@ there; a value in them was put there by a load, and is taken over once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from operator import is_
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.averaging import Averaging
 from momo_wrap.adapters.base import Adapter
 from momo_wrap.engine.scalars import as_scalar, comparable, vector
-from momo_wrap.model import Coefficients, Start, first_weight
+from momo_wrap.model import Averaging, Coefficients, Start, first_weight
 
 # What the names of entries in the groups start with.
 PREFIX = "momo_"
@@ -28,25 +28,31 @@ _WEIGHT_SUM = f"{PREFIX}weight_sum"
 _RULE_PREFIX = f"{PREFIX}rule_"
 _HAS_HISTORY = -1.0  # in a state dict, for R of a group that starts with a history
 
-Pairs = Sequence[tuple[Optimizer, Adapter]]
+Pairs: TypeAlias = Sequence[tuple[Optimizer, Adapter]]
+_Owner: TypeAlias = tuple[Optimizer, Adapter, dict[str, Any]]
+_About: TypeAlias = tuple[Optimizer, Tensor, dict[str, Any]]
 
 
 class Memory:
     """The averages of all parameter groups, and the memory of the step rule.
 
     Attributes:
-        averages: ((F, E), (W, R)) of each group, shape [2, 2, groups].
+        averages: F, E, W and R of each group, shape [4, groups].
         starts: What each group's averages are made of.
         rule: What the rule remembers, by name, 0-dim views of one tensor.
     """
 
     def __init__(self, initial: Mapping[str, float], like: Tensor) -> None:
-        self.averages = torch.zeros(2, 2, 0, device=like.device, dtype=like.dtype)
+        self.averages = torch.zeros(4, 0, device=like.device, dtype=like.dtype)
         self.starts: list[Start] = []
         self._groups: list[dict[str, Any]] = []
-        self._about: list[tuple[Tensor, dict[str, Any]] | None] = []
+        self._about: list[_About | None] = []
         self._coefficients: tuple[object, Coefficients] | None = None
         self.start_rule(initial)
+
+    @property
+    def _is_running(self) -> bool:
+        return self.starts.count(Start.RUNNING) == len(self.starts)
 
     def start_rule(self, initial: Mapping[str, float]) -> None:
         """Forget what the rule remembered.
@@ -69,8 +75,8 @@ class Memory:
         """
         self.averages.copy_(averages)
         if rule:
-            self._values.copy_(torch.stack([rule[name].reshape(()) for name in self._initial]))
-        if any(start is not Start.RUNNING for start in self.starts):
+            self._values.copy_(torch.stack([rule[name] for name in self._initial]))
+        if not self._is_running:
             self.starts = [Start.RUNNING] * len(self.starts)
 
     def prepare(self, pairs: Pairs, like: Tensor) -> None:
@@ -82,26 +88,30 @@ class Memory:
         """
         if (self.averages.device, self.averages.dtype) != (like.device, like.dtype):
             self.averages = self.averages.to(like)
+            self._coefficients = None
             self._values = self._values.to(like)
             self.rule = dict(zip(self._initial, self._values.unbind(), strict=True))
-        owners = [(base, adapter, group) for base, adapter in pairs for group in base.param_groups]
-        known = len(self._groups) == len(owners) and all(
-            own is group for own, (_, _, group) in zip(self._groups, owners, strict=True)
-        )
-        if not known:
-            self._take_groups(owners)
-        lost = [i for i, (base, _, _) in enumerate(owners) if self._is_lost(i, base)]
+        groups = [group for base, _ in pairs for group in base.param_groups]
+        if len(groups) != len(self._groups) or not all(map(is_, groups, self._groups)):
+            self._take_groups(_owners(pairs))
+        lost = [
+            i
+            for i, about in enumerate(self._about)
+            if about is not None
+            and (about[0].state.get(about[1]) is not about[2] or not about[2])
+            and self._is_lost(i, about)
+        ]
         if lost:
-            self._restart(lost, owners)
+            self._restart(lost, _owners(pairs))
 
-    def _take_groups(self, owners: Sequence[tuple[Optimizer, Adapter, dict[str, Any]]]) -> None:
+    def _take_groups(self, owners: Sequence[_Owner]) -> None:
         """Follow the groups: those that are known keep their averages, wherever they are now."""
         before = {id(group): i for i, group in enumerate(self._groups)}
         kept = [before.get(id(group)) for _, _, group in owners]
-        averages = self.averages.new_zeros(2, 2, len(owners))
+        averages = self.averages.new_zeros(4, len(owners))
         for i, old in enumerate(kept):
             if old is not None:
-                averages[..., i] = self.averages[..., old]
+                averages[:, i] = self.averages[:, old]
         self.starts = [Start.FRESH if old is None else self.starts[old] for old in kept]
         self._about = [None if old is None else self._about[old] for old in kept]
         self.averages = averages
@@ -121,9 +131,7 @@ class Memory:
         is_there = all(group.get(PREFIX + name) is not None for name in needed)
         return is_there and not adapter.has_lost_average(base, group)
 
-    def _restart(
-        self, indices: Sequence[int], owners: Sequence[tuple[Optimizer, Adapter, dict[str, Any]]]
-    ) -> None:
+    def _restart(self, indices: Sequence[int], owners: Sequence[_Owner]) -> None:
         """Start the averages of some groups anew."""
         if not indices:
             return
@@ -134,7 +142,7 @@ class Memory:
             base, adapter, group = owners[i]
             fresh = Start.JOINED if runs else Start.FRESH
             self.starts[i] = Start.HISTORY if adapter.has_history(base, group) else fresh
-            self.averages[..., i] = 0.0
+            self.averages[:, i] = 0.0
             self._about[i] = None
         if not runs and len(indices) == len(owners):
             self.start_rule(self._initial)
@@ -145,23 +153,17 @@ class Memory:
         for i, start in enumerate(self.starts):
             if start is Start.JOINED and running:
                 alike = [j for j in running if _alike(averagings[j], averagings[i])]
-                self.averages[:, 0, i] = self.averages[:, 0, (alike or running)[0]]
+                self.averages[::2, i] = self.averages[::2, (alike or running)[0]]
 
-    def _is_lost(self, index: int, base: Optimizer) -> bool:
+    def _is_lost(self, index: int, about: _About) -> bool:
         """Return whether the state that the averages of a group are about is gone or another."""
-        about = self._about[index]
-        if about is None:
-            return False
-        param, entry = about
+        base, param, entry = about
         now = base.state.get(param)
-        if now is entry and now:
-            return False
         if not now:
             return True
         tensors = [value for value in entry.values() if isinstance(value, Tensor)]
-        is_same = any(value is tensor for value in now.values() for tensor in tensors)
-        self._about[index] = (param, now)
-        return bool(tensors) and not is_same
+        self._about[index] = (base, param, now)
+        return bool(tensors) and not any(value is t for value in now.values() for t in tensors)
 
     def remember_state(self, pairs: Pairs) -> None:
         """Note which entries of the bases' states the averages are about, after a step.
@@ -169,23 +171,22 @@ class Memory:
         Args:
             pairs: As for `prepare`.
         """
-        index = 0
-        for base, _ in pairs:
-            for group in base.param_groups:
-                if self._about[index] is None:
-                    param = next((p for p in group["params"] if p.grad is not None), None)
-                    entry = None if param is None else base.state.get(param)
-                    if param is not None and entry and isinstance(entry, dict):
-                        self._about[index] = (param, entry)
-                index += 1
+        if None not in self._about:
+            return
+        for index, (base, _, group) in enumerate(_owners(pairs)):
+            if self._about[index] is None:
+                param = next((p for p in group["params"] if p.grad is not None), None)
+                entry = None if param is None else base.state.get(param)
+                if param is not None and entry and isinstance(entry, dict):
+                    self._about[index] = (base, param, entry)
 
     def entries(self) -> list[dict[str, Tensor]]:
         """Return copies of everything, as entries of the groups of a state dict."""
         averages = self.averages.clone()
         for i, start in enumerate(self.starts):
             if start is Start.HISTORY:
-                averages[1, 1, i] = _HAS_HISTORY
-        columns = averages.view(4, -1).unbind(1)
+                averages[3, i] = _HAS_HISTORY
+        columns = averages.unbind(1)
         entries = [
             {PREFIX + name: v.clone() for name, v in zip(_NAMES, column.unbind(), strict=True)}
             for column in columns
@@ -204,7 +205,7 @@ class Memory:
         starts = self.starts[first : first + count]
         weights = [first_weight(*pair) for pair in zip(averagings, starts, strict=True)]
         decay = vector([averaging.decay for averaging in averagings], self.averages)
-        last = self.averages[1, 1].narrow(0, first, count)
+        last = self.averages[3].narrow(0, first, count)
         return torch.addcmul(vector(weights, self.averages), last, decay)
 
     def coefficients(self, averagings: Sequence[Averaging]) -> Coefficients:
@@ -215,13 +216,14 @@ class Memory:
         """
         if Start.JOINED in self.starts:
             self._join(averagings)
-        like = self.averages
-        own = [_settings(averaging) for averaging in averagings]
-        key = (own, list(self.starts), like.dtype, like.device)
-        if self._coefficients is None or self._coefficients[0] != key:
-            made = Coefficients.of(averagings, self.starts, like)
-            self._coefficients = (key, made)
-        return self._coefficients[1]
+        key = [vars(averaging) for averaging in averagings]
+        is_constant = not any([isinstance(v, Tensor) for own in key for v in own.values()])
+        if self._is_running and is_constant and self._coefficients is not None:
+            if self._coefficients[0] == key:
+                return self._coefficients[1]
+        made = Coefficients.of(averagings, self.starts, self.averages)
+        self._coefficients = (key, made) if self._is_running and is_constant else None
+        return made
 
     def _import(self, index: int) -> None:
         group = self._groups[index]
@@ -233,7 +235,7 @@ class Memory:
         if weight < 0:
             self.starts[index] = Start.HISTORY
             return
-        self.averages[..., index] = column.view(2, 2)
+        self.averages[:, index] = column
         if weight == 0:
             self.starts[index] = Start.JOINED if loss_weight > 0 else Start.FRESH
         else:
@@ -272,3 +274,8 @@ def _settings(averaging: Averaging) -> tuple[object, ...]:
 def _alike(one: Averaging, other: Averaging) -> bool:
     """Return whether two groups give losses the same weights."""
     return _settings(one)[:2] == _settings(other)[:2]
+
+
+def _owners(pairs: Pairs) -> list[_Owner]:
+    """Return all groups, each with its optimizer and adapter."""
+    return [(base, adapter, group) for base, adapter in pairs for group in base.param_groups]

@@ -36,10 +36,70 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from momo_wrap.adapters.averaging import Averaging
-from momo_wrap.adapters.base import StepSums
 from momo_wrap.engine.scalars import Scalar, vector
 from momo_wrap.rules import GroupStats, ModelStats, scaled
+
+# What each parameter group contributes to the model of a step. Its move is Δ(θ) = θ s + t, where s
+# follows the preconditioned direction u = D^{-1} d and t is the weight decay:
+#     -⟨d, s⟩, with proximal decay c α ⟨d, u⟩, the group's share of N in (3);
+#     ⟨p B, s⟩, for (5);
+#     α ⟨d, u⟩, for (7);
+#     (c - 1) ⟨d, x⟩, the group's share of h in (3);
+#     ⟨p B, t⟩, for (5).
+# Where there is no t, the third is the first and the others are 0, and they may be left out.
+SUMS = (
+    "predicted_decrease",
+    "buffer_move",
+    "gradient_decrease",
+    "decay_shift",
+    "buffer_move_by_decay",
+)
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """How a base optimizer averages gradients: B_k = a B_{k-1} + b g_k, d_k = p B_k + q g_k.
+
+    Each value is a Python number or a 0-dim tensor.
+
+    Attributes:
+        decay: a, the weight of the old buffer.
+        weight: b, the weight of the new gradient.
+        first_weight: b at the very first step, where it differs (SGD starts its buffer with the
+            whole gradient); None: the same as `weight`.
+        buffer_scale: p, the buffer's factor in the direction.
+        grad_scale: q, the gradient's factor in the direction (Nesterov momentum).
+        bias_corrected: p is `buffer_scale` / R_k with R_k the sum of the weights in the buffer, so
+            that the direction is made of a weighted mean of gradients, as in Adam.
+
+    Raises:
+        ValueError: `buffer_scale` is 0.
+    """
+
+    decay: Scalar
+    weight: Scalar
+    first_weight: Scalar | None = None
+    buffer_scale: Scalar = 1.0
+    grad_scale: Scalar = 0.0
+    bias_corrected: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.buffer_scale, Tensor) and self.buffer_scale == 0:
+            raise ValueError(
+                "Averaging has buffer_scale=0, so the buffer would not count. For a direction that "
+                "is the gradient itself, write Averaging(decay=0.0, weight=1.0)."
+            )
+
+    @property
+    def uses_gradient(self) -> bool:
+        """Whether the direction has a term in the gradient itself (q is not the number 0)."""
+        return isinstance(self.grad_scale, Tensor) or self.grad_scale != 0.0
+
+    @property
+    def is_gradient(self) -> bool:
+        """Whether the buffer is the gradient itself (a is the number 0 and b the number 1)."""
+        coefficients = (self.decay, self.weight)
+        return not any(isinstance(c, Tensor) for c in coefficients) and coefficients == (0.0, 1.0)
 
 
 class Start(Enum):
@@ -60,14 +120,14 @@ class Start(Enum):
 
 
 class Coefficients(NamedTuple):
-    """What equations (1) and (2) multiply with, each of shape [.., groups].
+    """What equations (1) and (2) multiply with, by group.
 
-    The averages are the sums (F, E) over the weights (W, R), two rows each.
+    The averages are the sums F and E over the weights W and R.
 
     Attributes:
-        decay: a, shape [1, groups].
-        intake: What a step adds to ((F, E), (W, R)) besides the loss's share, [2, 2, groups].
-        loss_intake: What it adds per unit of the loss, [2, 2, groups].
+        decay: a, [groups].
+        intake: What a step adds to F, E, W, R besides the loss's share, [4, groups].
+        loss_intake: What it adds per unit of the loss, [4, groups].
         buffer_scale: p before bias correction, [groups].
         grad_scale: q, [groups].
         corrected: 1 where p is divided by the weights, else 0.
@@ -106,8 +166,8 @@ class Coefficients(NamedTuple):
         corrected = vector([float(averaging.bias_corrected) for averaging in averagings], like)
         return cls(
             decay=vector([averaging.decay for averaging in averagings], like),
-            intake=torch.stack([zero, zero, loss_weight, weight]).view(2, 2, -1),
-            loss_intake=torch.stack([loss_weight, zero, zero, zero]).view(2, 2, -1),
+            intake=torch.stack([zero, zero, loss_weight, weight]),
+            loss_intake=torch.stack([loss_weight, zero, zero, zero]),
             buffer_scale=vector([averaging.buffer_scale for averaging in averagings], like),
             grad_scale=vector([averaging.grad_scale for averaging in averagings], like),
             corrected=corrected,
@@ -138,25 +198,23 @@ class MomentumModel:
     """The model (2') at the current parameters, and what (1) keeps for the next step.
 
     Attributes:
-        averages: ((F_k, E_k), (W_k, R_k)) of each group, shape [2, 2, groups].
-        buffer_scale: p at this step, [groups], as all that follow.
-        normaliser: ρ.
-        mean_loss: f̄/ρ.
-        displacement: e/ρ.
+        averages: F_k, E_k, W_k and R_k of each group, shape [4, groups].
+        buffer_scale: p at this step, [groups].
+        normaliser: ρ, [groups].
+        levels: f̄/ρ and e/ρ, [2, groups].
     """
 
     averages: Tensor
     buffer_scale: Tensor
     normaliser: Tensor
-    mean_loss: Tensor
-    displacement: Tensor
+    levels: Tensor
 
     @classmethod
     def of(cls, averages: Tensor, coefficients: Coefficients, loss: Tensor) -> MomentumModel:
         """Take in the loss of this step, equations (1) and (2).
 
         Args:
-            averages: Those of the last step, shape [2, 2, groups]; 0 where a group starts.
+            averages: Those of the last step, shape [4, groups]; 0 where a group starts.
             coefficients: How the groups average.
             loss: The loss at the current parameters, 0-dim.
 
@@ -166,23 +224,21 @@ class MomentumModel:
         c = coefficients
         intake = torch.addcmul(c.intake, c.loss_intake, loss)
         averages = torch.addcmul(intake, averages, c.decay)  # (1)
-        sums, weights = averages.unbind()
+        sums, weights = averages.split(2)
         scales = c.buffer_scale / torch.addcmul(c.uncorrected, c.corrected, weights)  # p
         normalisers = torch.addcmul(c.grad_scale, scales, weights)  # ρ
-        sums = scales * sums
+        shown = scales * sums
         if c.uses_gradient:
-            shown = torch.stack([c.grad_scale * loss, torch.zeros_like(c.grad_scale)])
-            sums = sums + shown
-        mean_loss, displacement = (sums / normalisers).unbind()  # (2)
-        return cls(averages, scales[1], normalisers[1], mean_loss, displacement)
+            shown[0].addcmul_(c.grad_scale, loss)
+        return cls(averages, scales[1], normalisers[1], shown / normalisers)  # (2)
 
     def stats(
-        self, sums: StepSums, loss: Tensor, lower_bound: float, learning_rate: Tensor
+        self, sums: Tensor, loss: Tensor, lower_bound: float, learning_rate: Tensor
     ) -> ModelStats:
         """Add up the groups, equation (2').
 
         Args:
-            sums: What each group contributes to the step.
+            sums: What each group contributes to the step, the rows of `SUMS`.
             loss: The loss of this step, of the function that is minimised.
             lower_bound: The user's bound, likewise.
             learning_rate: The largest of the groups, 0-dim.
@@ -190,48 +246,44 @@ class MomentumModel:
         Returns:
             What a step rule may ask for.
         """
-        predicted, gradient, shift, *_ = sums
-        one_decrease = predicted is gradient
-        rows = [predicted] if one_decrease else [predicted, gradient, shift]
-        own = torch.stack(rows) / self.normaliser
-        by_group = GroupStats(
-            mean_loss=self.mean_loss,
-            displacement=self.displacement,
-            decay_shift=shift if one_decrease else own[2],
-            predicted_decrease=own[0],
-            gradient_decrease=own[0] if one_decrease else own[1],
-        )
-        mean = self.mean_loss * _shares(own[0]) if len(predicted) > 1 else self.mean_loss
-        totals = torch.cat([torch.stack([mean, self.displacement]), own]).sum(1).unbind()
-        value = totals[0] + totals[1]
+        rows = torch.cat([self.levels, sums / self.normaliser])
+        groups, totals = None, rows.view(-1)
+        if rows.shape[1] > 1:
+            mean, displacement, predicted, _, *more = rows.unbind()
+            gradient, shift = more[:2] if more else (predicted, torch.zeros_like(predicted))
+            groups = GroupStats(mean, displacement, shift, predicted, gradient)
+            totals = torch.cat([(mean * _shares(predicted)).sum().view(1), rows[1:].sum(1)])
+        mean, displacement, predicted, _, *more = totals.unbind()
+        value = mean + displacement
         return ModelStats(
             loss=loss,
-            mean_loss=totals[0],
+            mean_loss=mean,
             value=value,
-            value_after_decay=value if one_decrease else value + totals[4],
-            predicted_decrease=totals[2],
-            gradient_decrease=totals[2] if one_decrease else totals[3],
+            value_after_decay=value + more[1] if more else value,
+            predicted_decrease=predicted,
+            gradient_decrease=more[0] if more else predicted,
             lower_bound=lower_bound,
             learning_rate=learning_rate,
-            groups=by_group,
+            groups=groups,
         )
 
-    def after(self, sums: StepSums, thetas: Tensor) -> Tensor:
+    def after(self, sums: Tensor, thetas: Tensor) -> Tensor:
         """Return the averages that are kept for the next step, equation (5).
 
         Args:
-            sums: What each group contributes to the step.
+            sums: As for `stats`.
             thetas: The fraction that is taken, 0-dim or of shape [groups].
 
         Returns:
-            Shape [2, 2, groups]. E already holds the move: the next step has only to multiply by a.
+            Shape [4, groups]. E already holds the move: the next step has only to multiply by a.
         """
-        move = scaled(sums.buffer_move, thetas)
-        if sums.predicted_decrease is not sums.gradient_decrease:
-            move = move + sums.buffer_move_by_decay
+        _, move, *by_decay = sums.unbind()
+        move = scaled(move, thetas)
+        if by_decay:
+            move = move + by_decay[-1]
         # A product that overflowed must not turn into NaN in later steps.
         limit = torch.finfo(move.dtype).max / 1e6
-        self.averages[0, 1].add_(move / self.buffer_scale).clamp_(-limit, limit)
+        self.averages[1].addcdiv_(move, self.buffer_scale).clamp_(-limit, limit)
         return self.averages
 
 
@@ -245,3 +297,16 @@ def _shares(decreases: Tensor) -> Tensor:
     known = (total > 0) & torch.isfinite(total)
     uniform = torch.full_like(total, 1.0 / len(decreases))
     return torch.where(known, descending / total, uniform)
+
+
+def complete_sums(sums: Tensor, rows: int) -> Tensor:
+    """Return sums with all rows, where those of other bases have them.
+
+    Args:
+        sums: Rows of `SUMS`, of shape [2 or 5, groups].
+        rows: How many there are to be, 2 or 5.
+    """
+    if len(sums) == rows:
+        return sums
+    zeros = torch.zeros_like(sums)
+    return torch.cat([sums, sums[:1], zeros])

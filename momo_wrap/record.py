@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from momo_wrap.rules import ModelStats, StepDecision
 from momo_wrap.engine.scalars import as_scalar
+from momo_wrap.rules import ModelStats, StepDecision
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.averaging import Averaging
-from momo_wrap.adapters.base import Adapter, BaseStep, StepSums, maximizes
+from momo_wrap.adapters.base import Adapter, BaseStep, maximizes
 from momo_wrap.adapters.registry import adapters_for
 from momo_wrap.checks import (
     Compiled,
@@ -42,7 +41,7 @@ from momo_wrap.joint import JointOptimizer, joined, members
 from momo_wrap.loading import check_loaded, with_entries
 from momo_wrap.losses import PendingLosses
 from momo_wrap.memory import Memory
-from momo_wrap.model import MomentumModel
+from momo_wrap.model import Averaging, MomentumModel, complete_sums
 from momo_wrap.nonfinite import count_nonfinite, nonfinite_error
 from momo_wrap.params import has_zero_lr
 from momo_wrap.record import StepRecord
@@ -129,20 +128,21 @@ class MoMoWrapper(SharedStateOptimizer):
         check_arguments(base, rule, adapter, nonfinite)
         check_compiled(compiled)
         decay_form(weight_decay_form, rule)
-        adapters = adapters_for(base, adapter)
+        pairs = list(zip(members(base), adapters_for(base, adapter), strict=True))
         check_parameters(base.param_groups)
-        check_settings(list(zip(members(base), adapters, strict=True)), read_tensors=True)
+        check_settings(pairs, read_tensors=True)
         check_process_group(process_group, base.param_groups)
         super().__init__(base)
-        self._adapters = adapters
+        self._pairs = pairs
         self._engines: list[Engine] = []
+        self._settings: list[int] = []
         self.process_group = process_group
         self.compiled = compiled
         self.weight_decay_form = weight_decay_form
         self.nonfinite = nonfinite
         self.rule = rule
         self._last_step: StepRecord | None = None
-        self._effective_lrs: Sequence[Tensor] = ()
+        self._effective_lrs: list[Tensor] = []
         self._skipped = 0
         self._pending = PendingLosses()
         like = scalar_template(self.param_groups)
@@ -221,47 +221,54 @@ class MoMoWrapper(SharedStateOptimizer):
                 step.apply(as_scalar(0.0, like))
             return None
         loss = self._pending.evaluate(closure, loss)
-        check_settings(self._pairs)
         like = self._plan()
         group = reduction_group(self.process_group)
         if self.nonfinite != "propagate" and self._must_skip(loss, group):
             return loss
-        self._take(as_scalar(loss, like) * self._sign, like, group)
+        self._take(as_scalar(loss, like), like, group)
         return loss
 
     def _take(self, loss: Tensor, like: Tensor, group: dist.ProcessGroup | None) -> None:
-        bound, memory = self._sign * self.rule.lower_bound, self._memory
+        sign, memory = self._sign, self._memory
+        bound = sign * self.rule.lower_bound
         check_bound(bound)
         memory.prepare(self._pairs, like)
         steps = self._observe()
+        loss = loss if sign > 0 else -loss
         loss, sums = _reduced(loss, [step.sums for step in steps], group)
         coefficients = memory.coefficients([a for step in steps for a in step.averagings])
         model = MomentumModel.of(memory.averages, coefficients, loss)  # (1), (2)
         stats = model.stats(sums, loss, bound, self._largest_lr(like))
         decision = self.rule(stats, memory.rule)  # (3)
-        theta = check_decision(decision, memory.rule, len(self.param_groups))
+        theta = check_decision(decision, memory.rule, sums.shape[1])
         self._effective_lrs = _apply(steps, theta)  # (4)
         memory.write(model.after(sums, theta), decision.memory)  # (5)
         memory.remember_state(self._pairs)
-        self._last_step = StepRecord.of(stats, decision, self._sign)
+        self._last_step = StepRecord.of(stats, decision, sign)
 
     def _plan(self) -> Tensor:
         """Plan the step; return a tensor of the device and dtype of the scalars."""
-        bases = members(self.base)
         if not self._engines:
             self._engines = [
                 engine_for(self.compiled, base.param_groups, partial(self._weight_sums, base))
-                for base in bases
+                for base, _ in self._pairs
             ]
-        plans = [
-            engine.prepare(base.param_groups)
-            for engine, base in zip(self._engines, bases, strict=True)
-        ]
-        return common_template(plans)
+            self._settings = []
+        pairs = zip(self._engines, self._pairs, strict=True)
+        plans = [engine.prepare(base.param_groups) for engine, (base, _) in pairs]
+        settings = [engine.settings for engine in self._engines]
+        if settings != self._settings:
+            check_settings(self._pairs)
+            self._settings = settings
+        return plans[0].like if len(plans) == 1 else common_template(plans)
 
     def _weight_sums(self, base: Optimizer, averagings: Sequence[Averaging]) -> Tensor:
-        before = members(self.base)[: members(self.base).index(base)]
-        return self._memory.weight_sums(sum(len(b.param_groups) for b in before), averagings)
+        first = 0
+        for other, _ in self._pairs:
+            if other is base:
+                break
+            first += len(other.param_groups)
+        return self._memory.weight_sums(first, averagings)
 
     def _observe(self) -> list[BaseStep]:
         form = decay_form(self.weight_decay_form, self.rule)
@@ -269,10 +276,6 @@ class MoMoWrapper(SharedStateOptimizer):
             adapter.observe(base, form, engine)
             for (base, adapter), engine in zip(self._pairs, self._engines, strict=True)
         ]
-
-    @property
-    def _pairs(self) -> list[tuple[Optimizer, Adapter]]:
-        return list(zip(members(self.base), self._adapters, strict=True))
 
     def _must_skip(self, loss: Loss, group: dist.ProcessGroup | None) -> bool:
         """Wait for loss and gradients, and tell whether a number in them is not finite."""
@@ -302,7 +305,8 @@ class MoMoWrapper(SharedStateOptimizer):
     @property
     def adapter(self) -> Adapter | list[Adapter]:
         """The adapter of the base; with several optimizers a list, in their order."""
-        return list(self._adapters) if isinstance(self.base, JointOptimizer) else self._adapters[0]
+        adapters = [adapter for _, adapter in self._pairs]
+        return adapters if isinstance(self.base, JointOptimizer) else adapters[0]
 
     @property
     def last_step(self) -> StepRecord | None:
@@ -325,16 +329,18 @@ class MoMoWrapper(SharedStateOptimizer):
     @property
     def _sign(self) -> float:
         """-1 where the base maximises, which is minimisation of the negative."""
-        base = members(self.base)[0]
+        base, _ = self._pairs[0]
         return -1.0 if maximizes(base, base.param_groups[0]) else 1.0
 
     def _initial_memory(self) -> dict[str, float]:
         return self.rule.initial_memory(self._sign * self.rule.lower_bound)
 
     def _largest_lr(self, like: Tensor) -> Tensor:
-        lrs = [1.0 if group.get("lr") is None else group["lr"] for group in self.param_groups]
-        key = ([comparable(lr) for lr in lrs], like.device, like.dtype)
-        return self._engines[0].kept("largest lr", key, lambda: largest(lrs, like))
+        def made() -> Tensor:
+            rates = [group.get("lr") for group in self.param_groups]
+            return largest([1.0 if rate is None else rate for rate in rates], like)
+
+        return self._engines[0].kept("largest lr", self._settings, made)
 
     def _check(self) -> None:
         check_loaded(self._pairs)
@@ -353,14 +359,13 @@ class MoMoWrapper(SharedStateOptimizer):
 
 
 def _reduced(
-    loss: Tensor, sums: Sequence[StepSums], group: dist.ProcessGroup | None
-) -> tuple[Tensor, StepSums]:
+    loss: Tensor, sums: Sequence[Tensor], group: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor]:
     """Put the groups of all bases together, and add up over the ranks."""
-    if len(sums) == 1 and group is None:
-        return loss, sums[0]
-    together = [torch.cat(parts) for parts in zip(*sums, strict=True)]
-    loss, together = reduced(loss, together, group)
-    return loss, StepSums(*together)
+    if len(sums) > 1:
+        rows = max(len(its) for its in sums)
+        sums = [torch.cat([complete_sums(its, rows) for its in sums], dim=1)]
+    return reduced(loss, sums[0], group)
 
 
 def _apply(steps: Sequence[BaseStep], theta: Tensor) -> list[Tensor]:

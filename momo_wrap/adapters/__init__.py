@@ -4,8 +4,7 @@ from momo_wrap.adapters.adadelta import AdadeltaAdapter
 from momo_wrap.adapters.adagrad import AdagradAdapter, GradientAdapter
 from momo_wrap.adapters.adam import AdamAdapter
 from momo_wrap.adapters.adamax import AdamaxAdapter
-from momo_wrap.adapters.averaging import Averaging
-from momo_wrap.adapters.base import Adapter, BaseStep, ParamGroup, State, StepSums
+from momo_wrap.adapters.base import Adapter, BaseStep, ParamGroup, State
 from momo_wrap.adapters.lion import LionAdapter
 from momo_wrap.adapters.nadam import NAdamAdapter
 from momo_wrap.adapters.planned_step import Reading
@@ -16,6 +15,7 @@ from momo_wrap.adapters.registry import adapter_for, register_adapter
 from momo_wrap.adapters.rmsprop import RMSpropAdapter
 from momo_wrap.adapters.sgd import SGDAdapter
 from momo_wrap.engine.blocks import Block
+from momo_wrap.model import Averaging
 
 __all__ = [
     "AdadeltaAdapter",
@@ -37,7 +37,6 @@ __all__ = [
     "ReadingAdapter",
     "SGDAdapter",
     "State",
-    "StepSums",
     "adapter_for",
     "register_adapter",
 ]

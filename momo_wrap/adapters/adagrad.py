@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from momo_wrap.adapters.adam import wide
-from momo_wrap.adapters.averaging import Averaging
 from momo_wrap.adapters.base import ParamGroup, State
 from momo_wrap.adapters.planned_step import Reading
 from momo_wrap.adapters.reading import ReadingAdapter
 from momo_wrap.engine.blocks import Block
 from momo_wrap.engine.scalars import Scalar
+from momo_wrap.model import Averaging
 
 
 class GradientAdapter(ReadingAdapter):
@@ -52,7 +52,8 @@ class AdagradAdapter(GradientAdapter):
     def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
         """Return the slowdown by `lr_decay`; see `ReadingAdapter`."""
         # The base counts in float32, in which the product would be rounded.
-        return {"slowdown": 1.0 + (wide(read["step"]) - 1.0) * read["lr_decay"]}
+        slowdown = 1.0 + (wide(read["step"]) - 1.0) * read["lr_decay"]
+        return {"slowdown": slowdown, "eps": read["eps"]}
 
     def preconditioned(self, block: Block) -> Tensor:
         """Return u = d / D of a block; see `ReadingAdapter`."""

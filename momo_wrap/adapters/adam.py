@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from momo_wrap.adapters.averaging import Averaging
 from momo_wrap.adapters.base import ParamGroup, State
 from momo_wrap.adapters.planned_step import Reading
 from momo_wrap.adapters.reading import ReadingAdapter
 from momo_wrap.engine.blocks import Block
 from momo_wrap.engine.scalars import Scalar, as_number
+from momo_wrap.model import Averaging
 
 
 class AdamAdapter(ReadingAdapter):
@@ -59,7 +59,9 @@ class AdamAdapter(ReadingAdapter):
         return torch.div(block.flat("buffer"), denominator, out=denominator)
 
 
-def counts(group: ParamGroup, entries: Sequence[Mapping[str, Any]]) -> dict[str, Scalar | list[Any]]:
+def counts(
+    group: ParamGroup, entries: Sequence[Mapping[str, Any]]
+) -> dict[str, Scalar | list[Any]]:
     """Return the steps of each parameter, and the settings that go with them."""
     beta1, beta2 = (as_number(beta) for beta in group["betas"])
     steps = [entry["step"] for entry in entries]

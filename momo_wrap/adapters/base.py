@@ -4,38 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.averaging import Averaging
 from momo_wrap.engine.passes import Engine
+from momo_wrap.model import Averaging
 from momo_wrap.rules import WeightDecayForm
 
 ParamGroup: TypeAlias = dict[str, Any]
 State: TypeAlias = Mapping[Tensor, dict[str, Any]]
-
-
-class StepSums(NamedTuple):
-    """What each parameter group contributes to the model of the step, of shape [groups].
-
-    The move of group i is Δ_i(θ) = θ s_i + t_i, where s_i follows the preconditioned direction
-    u_i = D_i^{-1} d_i and t_i is the weight decay.
-
-    Attributes:
-        predicted_decrease: -⟨d, s⟩; with proximal decay c α ⟨d, u⟩, the group's share of N in (3).
-        gradient_decrease: α ⟨d, u⟩, for (7).
-        decay_shift: (c - 1) ⟨d, x⟩, the group's share of h in (3).
-        buffer_move: ⟨p B, s⟩, for (5).
-        buffer_move_by_decay: ⟨p B, t⟩, for (5).
-    """
-
-    predicted_decrease: Tensor
-    gradient_decrease: Tensor
-    decay_shift: Tensor
-    buffer_move: Tensor
-    buffer_move_by_decay: Tensor
 
 
 class BaseStep(ABC):
@@ -43,12 +22,13 @@ class BaseStep(ABC):
 
     Attributes:
         averagings: How each parameter group averages at this step.
-        sums: What the groups contribute, on the device and of the dtype that
-            `momo_wrap.engine.scalars.scalar_template` tells for the base.
+        sums: What the groups contribute to the model of the step, the rows of
+            `momo_wrap.model.SUMS`, of shape [2 or 5, groups], like `engine.plan.like`. The last
+            three may be left out where weight decay is not a part of the step of its own.
     """
 
     averagings: Sequence[Averaging]
-    sums: StepSums
+    sums: Tensor
 
     @abstractmethod
     def apply(self, thetas: Tensor) -> Tensor:

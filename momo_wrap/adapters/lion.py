@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.averaging import Averaging
 from momo_wrap.adapters.base import ParamGroup, State, maximizes
 from momo_wrap.adapters.planned_step import Reading
 from momo_wrap.adapters.reading import ReadingAdapter
 from momo_wrap.engine.blocks import Block
 from momo_wrap.engine.scalars import as_number
+from momo_wrap.model import Averaging
 
 # Options of some packages that change the direction.
 _VARIANTS = ("caution", "cautious", "use_gc", "adanorm")

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from momo_wrap.adapters.adam import AdamAdapter, bias_correction, corrections, root, wide
-from momo_wrap.adapters.averaging import Averaging
 from momo_wrap.adapters.base import ParamGroup, State
 from momo_wrap.adapters.planned_step import Reading
 from momo_wrap.engine.blocks import Block
 from momo_wrap.engine.scalars import Scalar, as_number
+from momo_wrap.model import Averaging
 
 
 class NAdamAdapter(AdamAdapter):

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from momo_wrap.adapters.averaging import Averaging
 from momo_wrap.adapters.base import BaseStep
 from momo_wrap.adapters.rates import Rates
 from momo_wrap.engine.blocks import Block
+from momo_wrap.engine.kind import Kind
 from momo_wrap.engine.passes import Engine, Formula
-from momo_wrap.engine.plan import Cell, Kind, Plan
-from momo_wrap.engine.scalars import Scalar, to_device
+from momo_wrap.engine.scalars import Scalar
+from momo_wrap.model import Averaging
 
 # Columns that every block has.
 _TAKEN = frozenset({"param", "buffer", "grad"})
@@ -44,8 +43,7 @@ class PlannedStep(BaseStep):
 
     Args:
         formula: How the columns make a direction.
-        engine: What computes on blocks.
-        plan: The parameters.
+        engine: What computes on blocks; its plan is that of the step.
         readings: The columns of each of the plan's cells.
         averagings: How each group averages.
         rates: The coefficients of the step.
@@ -59,7 +57,6 @@ class PlannedStep(BaseStep):
         self,
         formula: Formula,
         engine: Engine,
-        plan: Plan,
         readings: Sequence[Reading],
         averagings: Sequence[Averaging],
         rates: Rates,
@@ -69,133 +66,128 @@ class PlannedStep(BaseStep):
         moving: Sequence[tuple[Kind, list[Block]]] = (),
     ) -> None:
         self.averagings = averagings
-        self._formula, self._engine, self._plan, self._rates = formula, engine, plan, rates
-        self._parts = [
-            (kind, self._blocks(kind, cells, kind_readings, negate, fleeting))
-            for kind, cells, kind_readings in _by_kind(plan, readings, whole=engine.whole)
-        ]
-        self.sums = rates.sums(self._products())
+        self._formula, self._engine, self._rates = formula, engine, rates
+        names = [(r.buffer is None, *r.tensors, *r.scalars) for r in readings]
+        self._parts: list[tuple[Kind, list[Block]]] = []
+        for kind, cells in engine.plan.arrange(engine.plan.cells, names, whole=engine.whole):
+            some = [readings[i] for i in cells]
+            columns = self._columns(kind, some)
+            own = [averagings[engine.plan.cells[i].group] for i in cells]
+            scalars = self._scalars(kind, own, some)
+            raw = frozenset(("grad", "buffer") if some[0].buffer is None else ("grad",))
+            negated = raw if negate else frozenset()
+            blocks = kind.blocks(columns, scalars, negated, fleeting | raw)
+            self._parts.append((kind, blocks))
+        self.sums = self._sums()
         self._parts += moving
 
-    def _blocks(
-        self,
-        kind: Kind,
-        cells: Sequence[Cell],
-        readings: Sequence[Reading],
-        negate: bool,
-        fleeting: frozenset[str],
-    ) -> list[Block]:
-        grads = [self._plan.grads[i] for cell in cells for i in cell.positions]
-        is_gradient = readings[0].buffer is None
-        columns: dict[str, list[Any]] = {"param": [p for cell in cells for p in cell.params]}
-        columns["grad"] = grads
-        columns["buffer"] = (
-            grads
-            if is_gradient
-            else [t for reading in readings for t in reading.buffer or ()]
-        )
-        for name in readings[0].tensors:
-            columns[name] = [t for reading in readings for t in reading.tensors[name]]
-        negated = frozenset({"grad", "buffer"} if is_gradient else {"grad"})
-        return kind.blocks(
-            {name: kind.ordered(column) for name, column in columns.items()},
-            self._scalars(kind, cells, readings),
-            negated if negate else frozenset(),
-            fleeting | ({"grad", "buffer"} if is_gradient else {"grad"}),
-        )
+    def _columns(self, kind: Kind, readings: Sequence[Reading]) -> dict[str, list[Any]]:
+        grads = self._engine.plan.grads
+        columns: dict[str, list[Any]] = {"param": kind.params}
+        columns["grad"] = columns["buffer"] = [grads[i] for i in kind.positions]
+        first = readings[0]
+        _check(first)
+        if len(readings) == 1:
+            own = (
+                {**first.tensors}
+                if first.buffer is None
+                else {"buffer": first.buffer, **first.tensors}
+            )
+        else:
+            own = {name: [t for r in readings for t in r.tensors[name]] for name in first.tensors}
+            if first.buffer is not None:
+                own["buffer"] = [t for r in readings for t in r.buffer or ()]
+        for name, column in own.items():
+            columns[name] = kind.ordered(column)
+        return columns
 
     def _scalars(
-        self, kind: Kind, cells: Sequence[Cell], readings: Sequence[Reading]
+        self, kind: Kind, averagings: Sequence[Averaging], readings: Sequence[Reading]
     ) -> Mapping[str, Scalar]:
         """Return the values per parameter, those of the formula included."""
-        sizes = [len(cell.params) for cell in cells]
-        own = [self.averagings[cell.group] for cell in cells]
         values: dict[str, list[Any]] = {
-            "buffer_scale": [averaging.buffer_scale for averaging in own],
-            "grad_scale": [averaging.grad_scale for averaging in own],
+            "buffer_scale": [averaging.buffer_scale for averaging in averagings],
+            "grad_scale": [averaging.grad_scale for averaging in averagings],
         }
         for name in readings[0].scalars:
             values[name] = [reading.scalars[name] for reading in readings]
         # Step counts are on the CPU for most optimizers, wherever the parameters are.
-        tensors = (t for its in values.values() for t in _tensors(its))
-        device = next((tensor.device for tensor in tensors), kind.device)
-        read = {n: _joined(n, its, sizes, kind, device) for n, its in values.items()}
+        device, read = kind.device, {}
+        for its in values.values():
+            first = its[0][0] if isinstance(its[0], list) else its[0]
+            device = first.device if isinstance(first, Tensor) else device
+        for name, its in values.items():
+            only = its[0]
+            if len(its) == 1 and not isinstance(only, list):
+                read[name] = kind.ordered_tensor(only) if isinstance(only, Tensor) else only
+            else:
+                read[name] = kind.per_parameter(name, _for_each(its, kind.sizes), device)
         return self._engine.scalars(self._formula, read)
 
-    def _products(self) -> Tensor:
+    def _sums(self) -> Tensor:
+        """Return what the groups contribute to the model of the step; see `BaseStep`."""
+        rates, plan = self._rates, self._engine.plan
+        decays = rates.keep is not None or rates.scaled_decay is not None
+        scales = [block.scalars.get("grad_scale") for _, blocks in self._parts for block in blocks]
+        gradient = any([isinstance(q, Tensor) or q != 0.0 for q in scales])
+        products = self._products(gradient=gradient, decays=decays)
+        if not decays and not gradient:
+            return products * rates.factors
+        if rates.scaled_decay is None and not gradient:
+            return products.index_select(0, plan.index([0, 0, 0, 1, 1])) * rates.factors
+        along_u, *along_x = products.view(1 + decays, -1, plan.groups).unbind()
+        buffer_u, d_u = along_u[0], along_u.sum(0)  # ⟨d, v⟩ = ⟨p B, v⟩ + ⟨q g, v⟩
+        if not decays:
+            return torch.stack([d_u, buffer_u]) * rates.factors
+        buffer_x, d_x = along_x[0][0], along_x[0].sum(0)
+        if rates.scaled_decay is not None:
+            d_u = torch.addcmul(d_u, rates.scaled_decay, d_x)
+            buffer_u = torch.addcmul(buffer_u, rates.scaled_decay, buffer_x)
+            return torch.stack([d_u, buffer_u]) * rates.factors
+        return torch.stack([d_u, buffer_u, d_u, d_x, buffer_x]) * rates.factors
+
+    def _products(self, *, gradient: bool, decays: bool) -> Tensor:
         """Return the inner products of all groups, of shape [products, groups]."""
-        gradient = any(block.number("grad_scale") != 0.0 for _, bs in self._parts for block in bs)
-        rows = (2 if gradient else 1) * (2 if self._rates.decays else 1)
-        like, found = self._plan.like, []
+        plan = self._engine.plan
+        rows = (1 + gradient) * (1 + decays)
+        found, index = [], []
         for kind, blocks in self._parts:
-            room, parts = kind.kept_elements, []
+            room, parts = kind.limit, []
             for block in blocks:
-                size = block.elements
-                room -= size
-                parts.append(
-                    self._engine.sum_up(
-                        self._formula,
-                        block,
-                        keep=room >= 0,
-                        gradient=gradient,
-                        params=self._rates.decays,
-                    ).view(rows, -1)
+                room -= block.elements
+                part = self._engine.sum_up(
+                    self._formula, block, keep=room >= 0, gradient=gradient, params=decays
                 )
+                parts.append(part.view(rows, -1))
+                index += block.groups
             its = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-            groups = list(chain.from_iterable(block.groups for block in blocks))
-            found.append((to_device(its, like.device, like.dtype), groups))
-        return _summed(found, rows, self._plan)
+            found.append(its.to(plan.like))
+        if len(found) == 1 and index == list(range(plan.groups)):
+            return found[0]
+        total = torch.zeros(rows, plan.groups, device=plan.like.device, dtype=plan.like.dtype)
+        return total.index_add_(1, plan.index(index), torch.cat(found, dim=1)) if found else total
 
     def apply(self, thetas: Tensor) -> Tensor:
         """Move the parameters, equation (4); see `BaseStep`."""
-        rates = self._rates
+        rates, engine = self._rates, self._engine
         pull, keep = thetas * rates.pull, rates.keep
         if rates.scaled_decay is not None:
             keep = 1.0 - pull * rates.scaled_decay
         for kind, blocks in self._parts:
-            pulls = _Coefficient(pull, kind)
-            keeps = None if keep is None else _Coefficient(keep, kind)
+            coefficients = [pull.to(device=kind.device, dtype=kind.dtype)]
+            if keep is not None:
+                coefficients.append(keep.to(device=kind.device, dtype=kind.dtype))
+            of_group = [values.unbind() for values in coefficients]
             for block in blocks:
-                left = 1.0 if keeps is None else keeps.of(block)
-                self._engine.move(self._formula, block, left, pulls.of(block))
+                packing = block.packing
+                if packing is None or packing.index is None:
+                    own = [values[block.groups[0]] for values in of_group]
+                else:
+                    pieces = torch.stack(coefficients).index_select(1, packing.index)
+                    own = list(packing.spread(pieces).unbind())
+                engine.move(self._formula, block, own[1] if len(own) > 1 else 1.0, own[0])
         self._parts = []
-        self._plan.drop_gradients()
         return pull if rates.lr is rates.pull else thetas * rates.lr
-
-
-class _Coefficient:
-    """A value per group, handed to blocks."""
-
-    def __init__(self, values: Tensor, kind: Kind) -> None:
-        self._values = to_device(values, kind.device, kind.dtype)
-        self._of_group = self._values.unbind()
-
-    def of(self, block: Block) -> Tensor:
-        """Return the value for a block, of shape [] or [elements of the block]."""
-        packing = block.packing
-        if packing is None or packing.index is None:
-            return self._of_group[block.groups[0]]
-        of_piece = self._values.index_select(0, packing.index)
-        return packing.spread(of_piece.unsqueeze(0)).squeeze(0)
-
-
-def _by_kind(
-    plan: Plan, readings: Sequence[Reading], *, whole: bool
-) -> list[tuple[Kind, list[Cell], list[Reading]]]:
-    """Return the cells that share blocks, with their readings."""
-    together: dict[Any, tuple[list[Cell], list[Reading]]] = {}
-    for cell, reading in zip(plan.cells, readings, strict=True):
-        _check(reading)
-        first = cell.params[0]
-        names = (reading.buffer is None, *reading.tensors, *reading.scalars)
-        key = (first.device, first.dtype, cell.shards, names)
-        cells, its = together.setdefault(key, ([], []))
-        cells.append(cell)
-        its.append(reading)
-    return [
-        (plan.kind(cells, key[-1], whole=whole), cells, its)
-        for key, (cells, its) in together.items()
-    ]
 
 
 def _check(reading: Reading) -> None:
@@ -207,37 +199,12 @@ def _check(reading: Reading) -> None:
         )
 
 
-def _tensors(values: Sequence[Scalar | list[Any]]) -> list[Tensor]:
-    """Return the first tensor among values of a cell or of its parameters, if there is one."""
-    first = values[0][0] if isinstance(values[0], list) else values[0]
-    return [first] if isinstance(first, Tensor) else []
-
-
-def _joined(
-    name: str,
-    values: Sequence[Scalar | list[Any]],
-    sizes: Sequence[int],
-    kind: Kind,
-    device: torch.device,
-) -> Scalar:
-    """Return the values of several cells as a number, a 0-dim tensor, or one for each parameter."""
-    if len(values) == 1 and not isinstance(values[0], list):
-        only = values[0]
-        return kind.ordered_tensor(only) if isinstance(only, Tensor) else only
+def _for_each(values: Sequence[Any], sizes: Sequence[int]) -> list[Any]:
+    """Return one value for each parameter of several cells."""
     each: list[Any] = []
     for value, size in zip(values, sizes, strict=True):
         if isinstance(value, Tensor) and value.dim():
             each += value.unbind()
         else:
             each += value if isinstance(value, list) else [value] * size
-    return kind.per_parameter(name, each, device)
-
-
-def _summed(found: Sequence[tuple[Tensor, list[int]]], rows: int, plan: Plan) -> Tensor:
-    """Add up products of runs by group; shape [products, groups]."""
-    if len(found) == 1 and found[0][1] == list(range(plan.groups)):
-        return found[0][0]
-    total = torch.zeros(rows, plan.groups, device=plan.like.device, dtype=plan.like.dtype)
-    for products, groups in found:
-        total.index_add_(1, plan.index(groups), products)
-    return total
+    return each

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.averaging import Averaging
 from momo_wrap.adapters.base import maximizes
 from momo_wrap.adapters.planned_step import Reading
 from momo_wrap.engine.blocks import Block
-from momo_wrap.engine.plan import Cell, Kind, Plan
+from momo_wrap.engine.kind import Kind
+from momo_wrap.engine.plan import Cell, Plan
 from momo_wrap.engine.scalars import Scalar, to_device
+from momo_wrap.model import Averaging
 
 # Where the average that the adapter keeps itself is, in the base's state of a parameter.
 GRAD_AVG_KEY = "momo_grad_avg"
@@ -35,7 +36,7 @@ class Proposal:
     def __init__(self, base: Optimizer, plan: Plan, cell: Cell, iterates: Sequence[str]) -> None:
         self.group = cell.group
         self._base, self._cell, self._iterates = base, cell, iterates
-        self._kind = plan.kind([cell], ("proposal",), whole=False)
+        self._kind = plan.arrange([cell], ["proposal"], whole=False)[0][0]
         self._grads = [plan.grads[i] for i in cell.positions]
         self._negate = maximizes(base, base.param_groups[cell.group])
         self._old: dict[str, list[Tensor]] = {}

@@ -7,13 +7,13 @@ from typing import TypeAlias
 
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.averaging import Averaging
 from momo_wrap.adapters.base import Adapter, BaseStep, ParamGroup, State, maximizes
 from momo_wrap.adapters.planned_step import PlannedStep
 from momo_wrap.adapters.proposal import GRAD_AVG_KEY, Proposal, Proposed
-from momo_wrap.adapters.rates import rates_of
+from momo_wrap.adapters.rates import Rates
 from momo_wrap.engine.passes import Engine
 from momo_wrap.engine.scalars import Scalar
+from momo_wrap.model import Averaging
 from momo_wrap.rules import WeightDecayForm
 
 AveragingOfGroup: TypeAlias = Callable[[ParamGroup, State], Averaging]
@@ -144,16 +144,16 @@ class ProposingAdapter(Adapter):
                 proposal.put_back(done=done)
         scales = self._buffer_scales(averagings, engine)
         readings = [p.reading(self.momentum, scales[p.group]) for p in summed]
-        lrs = [1.0 if group.get("lr") is None else group["lr"] for group in groups]
+        key = (engine.settings, None)
+        rates = engine.kept("rates", key, lambda: Rates.of(groups, None, plan.like))
         moving = [part for p in summed for part in p.further_moves(with_params=False)]
         moving += [part for p in others for part in p.further_moves(with_params=True)]
         return PlannedStep(
             Proposed(),
             engine,
-            plan,
             readings,
             averagings,
-            rates_of(engine, lrs, [], None, plan.like),
+            rates,
             negate=maximizes(base, groups[0]),
             fleeting=frozenset({"proposed"}),
             moving=moving,

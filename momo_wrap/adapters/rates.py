@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from momo_wrap.adapters.base import StepSums
-from momo_wrap.engine.passes import Engine
-from momo_wrap.engine.scalars import Scalar, as_number, comparable, vector
+from momo_wrap.engine.scalars import Scalar, as_number, vector
 from momo_wrap.rules import WeightDecayForm
 
 
@@ -24,113 +22,47 @@ class Rates(NamedTuple):
     Attributes:
         lr: α.
         pull: The factor of θ u in the move.
-        descent: c α, the factor of ⟨d, u⟩ in N; c = 1 where the decay is scaled.
+        factors: What the inner products are multiplied with, for `momo_wrap.model.SUMS`: c α and
+            -pull for the first two, with weight decay α, c - 1 and keep - 1 for the others; c = 1
+            where it is scaled. Shape [2 or 5, groups].
         keep: What weight decay leaves of the parameters; None: there is none, or it is scaled.
-        drop: keep - 1; None likewise.
-        shift: c - 1; None likewise.
         scaled_decay: λ, where the decay is scaled; None: there is none, or of another form.
     """
 
     lr: Tensor
     pull: Tensor
-    descent: Tensor
+    factors: Tensor
     keep: Tensor | None = None
-    drop: Tensor | None = None
-    shift: Tensor | None = None
     scaled_decay: Tensor | None = None
 
     @classmethod
     def of(
-        cls,
-        lrs: Sequence[Scalar],
-        decays: Sequence[Scalar],
-        form: WeightDecayForm | None,
-        like: Tensor,
+        cls, groups: Sequence[Mapping[str, Any]], form: WeightDecayForm | None, like: Tensor
     ) -> Rates:
-        """Return the coefficients.
+        """Return the coefficients of parameter groups.
 
         Args:
-            lrs: α of each group, numbers or one-element tensors.
-            decays: λ of each group.
+            groups: The groups. Without a learning rate, it counts as 1.
             form: The form of weight decay; None: it is a part of the base's step already.
             like: A tensor of the wanted device and dtype.
         """
+        lrs = [1.0 if group.get("lr") is None else group["lr"] for group in groups]
+        decays: list[Scalar] = [group.get("weight_decay", 0.0) for group in groups]
         # A schedule's rounding may leave a rate a little below 0.
         lr = vector([as_number(value) for value in lrs], like).clamp(min=0.0)
         if form is None:
             one = torch.ones_like(lr)
-            return cls(lr, one, one)
+            return cls(lr, one, torch.stack([one, -one]))
         if not any(isinstance(decay, Tensor) or decay != 0.0 for decay in decays):
-            return cls(lr, lr, lr)
+            return cls(lr, lr, torch.stack([lr, -lr]))
         decay = vector([as_number(value) for value in decays], like)
         if form == "scaled":
-            return cls(lr, lr, lr, scaled_decay=decay)
+            return cls(lr, lr, torch.stack([lr, -lr]), scaled_decay=decay)
         by_decay = lr * decay
         shrink = 1.0 / (1.0 + by_decay)  # c
         descent, shift = shrink * lr, -by_decay * shrink
         if form == "proximal":
-            return cls(lr, descent, descent, shrink, shift, shift)
-        return cls(lr, lr, descent, 1.0 - by_decay, -by_decay, shift)
-
-    @property
-    def decays(self) -> bool:
-        """Whether there is weight decay."""
-        return self.keep is not None or self.scaled_decay is not None
-
-    def sums(self, products: Tensor) -> StepSums:
-        """Return what the groups contribute to the model of the step.
-
-        Args:
-            products: ⟨p B, u⟩ and ⟨q g, u⟩, with weight decay ⟨p B, x⟩ and ⟨q g, x⟩; shape
-                [products, groups], where those with q g may be left out together.
-        """
-        rows = products.unbind()
-        if not self.decays:
-            buffer_u, d_u = _with_gradient(rows)
-            decrease = self.descent * d_u
-            move = decrease if d_u is buffer_u else self.pull * buffer_u
-            zero = torch.zeros_like(decrease)
-            return StepSums(decrease, decrease, zero, -move, zero)
-        half = len(rows) // 2
-        buffer_u, d_u = _with_gradient(rows[:half])
-        buffer_x, d_x = _with_gradient(rows[half:])
-        if self.scaled_decay is not None:
-            d_u = torch.addcmul(d_u, self.scaled_decay, d_x)
-            buffer_u = torch.addcmul(buffer_u, self.scaled_decay, buffer_x)
-            zero, decrease = torch.zeros_like(d_u), self.lr * d_u
-            return StepSums(decrease, decrease, zero, -(self.lr * buffer_u), zero)
-        assert self.drop is not None
-        assert self.shift is not None
-        return StepSums(
-            predicted_decrease=self.descent * d_u,
-            gradient_decrease=self.lr * d_u,
-            decay_shift=self.shift * d_x,
-            buffer_move=-(self.pull * buffer_u),
-            buffer_move_by_decay=self.drop * buffer_x,
-        )
-
-
-def _with_gradient(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return ⟨p B, v⟩ and ⟨d, v⟩ from ⟨p B, v⟩ and, where it is there, ⟨q g, v⟩."""
-    return rows[0], rows[0] if len(rows) == 1 else rows[0] + rows[1]
-
-
-def rates_of(
-    engine: Engine,
-    lrs: Sequence[Scalar],
-    decays: Sequence[Scalar],
-    form: WeightDecayForm | None,
-    like: Tensor,
-) -> Rates:
-    """Return the coefficients, those of the last step where no setting has changed.
-
-    Args:
-        engine: What keeps them.
-        lrs: α of each group, numbers or one-element tensors.
-        decays: λ of each group.
-        form: The form of weight decay; None: it is a part of the base's step already.
-        like: A tensor of the wanted device and dtype.
-    """
-    settings = [comparable(value) for value in (*lrs, *decays)]
-    key = (settings, form, like.device, like.dtype)
-    return engine.kept("rates", key, lambda: Rates.of(lrs, decays, form, like))
+            factors = torch.stack([descent, -descent, lr, shift, shift])
+            return cls(lr, descent, factors, shrink)
+        factors = torch.stack([descent, -lr, lr, shift, -by_decay])
+        return cls(lr, lr, factors, 1.0 - by_decay)

@@ -10,13 +10,13 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.averaging import Averaging
 from momo_wrap.adapters.base import Adapter, BaseStep, ParamGroup, State, maximizes
 from momo_wrap.adapters.planned_step import PlannedStep, Reading
-from momo_wrap.adapters.rates import rates_of
+from momo_wrap.adapters.rates import Rates
 from momo_wrap.engine.blocks import Block
 from momo_wrap.engine.passes import Engine
 from momo_wrap.engine.scalars import Scalar
+from momo_wrap.model import Averaging
 from momo_wrap.rules import WeightDecayForm
 
 _ZERO_LR = {"lr": 0.0, "weight_decay": 0.0}
@@ -57,7 +57,7 @@ class ReadingAdapter(Adapter):
         """
 
     def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
-        """Return values per parameter that `preconditioned` needs, from those that were read.
+        """Return the values per parameter that `preconditioned` needs, from those that were read.
 
         Called once for the parameters of all groups that are computed with together.
 
@@ -66,9 +66,10 @@ class ReadingAdapter(Adapter):
                 a number that all parameters share, or a tensor of shape [] or [parameters].
 
         Returns:
-            Further values of the same kind, by name. Here none.
+            Values of the same kind, by name: those that `block.scalar` returns, besides
+            "buffer_scale" and "grad_scale". Here all that were read.
         """
-        return {}
+        return read
 
     def preconditioned(self, block: Block) -> Tensor:
         """Return u_k = D_k^{-1} d_k of a block: the base would move the parameters by -α u_k.
@@ -76,8 +77,8 @@ class ReadingAdapter(Adapter):
         Args:
             block: Its `flat` columns are "buffer" (B_k), "grad" (g_k, of the function that is
                 minimised), "param" and the names of `Reading.tensors`; its `scalar`s are
-                "buffer_scale" (p), "grad_scale" (q) and the names of `Reading.scalars` and of
-                `scalars`. Must not be changed.
+                "buffer_scale" (p), "grad_scale" (q) and the names of `scalars`. Must not be
+                changed.
 
         Returns:
             A tensor of the block's flat shape, which may be a column itself. Here d_k: D_k = I.
@@ -138,17 +139,16 @@ class ReadingAdapter(Adapter):
         self, base: Optimizer, weight_decay_form: WeightDecayForm, engine: Engine
     ) -> BaseStep:
         """Let the base update its state, and read it; see `Adapter`."""
-        groups, plan = base.param_groups, engine.plan
+        groups, plan, form = base.param_groups, engine.plan, weight_decay_form
         if not engine.replaces_step(base, self, plan):
             with zero_lr(groups, [self.while_updating(group) for group in groups]):
                 base.step()
         averagings = [self.averaging(group, base.state) for group in groups]
         readings = [self.read(groups[c.group], c.params, base.state) for c in plan.cells]
-        lrs = [group["lr"] for group in groups]
-        decays = [group.get("weight_decay", 0.0) for group in groups]
-        rates = rates_of(engine, lrs, decays, weight_decay_form, plan.like)
+        key = (engine.settings, form)
+        rates = engine.kept("rates", key, lambda: Rates.of(groups, form, plan.like))
         negate = maximizes(base, groups[0])
-        return PlannedStep(self, engine, plan, readings, averagings, rates, negate=negate)
+        return PlannedStep(self, engine, readings, averagings, rates, negate=negate)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from momo_wrap.adapters.adadelta import AdadeltaAdapter
 from momo_wrap.adapters.adagrad import AdagradAdapter
 from momo_wrap.adapters.adam import AdamAdapter
 from momo_wrap.adapters.adamax import AdamaxAdapter
-from momo_wrap.adapters.averaging import Averaging
 from momo_wrap.adapters.base import Adapter, ParamGroup, State
 from momo_wrap.adapters.lion import LionAdapter
 from momo_wrap.adapters.nadam import NAdamAdapter
@@ -22,6 +21,7 @@ from momo_wrap.adapters.radam import RAdamAdapter
 from momo_wrap.adapters.rmsprop import RMSpropAdapter
 from momo_wrap.adapters.sgd import SGDAdapter
 from momo_wrap.joint import members
+from momo_wrap.model import Averaging
 
 _adapters: dict[type[Optimizer], Adapter] = {
     torch.optim.SGD: SGDAdapter(),

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from momo_wrap.adapters.averaging import Averaging
 from momo_wrap.adapters.base import ParamGroup, State
 from momo_wrap.adapters.planned_step import Reading
 from momo_wrap.adapters.reading import ReadingAdapter
+from momo_wrap.model import Averaging
 
 
 class SGDAdapter(ReadingAdapter):

@@ -9,9 +9,9 @@ kernel launches on an accelerator, and rounds once however low the precision of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -24,34 +24,38 @@ from momo_wrap.engine.scalars import Scalar
 _LONG_RUN = 8
 
 
-class Packing(NamedTuple):
-    """What is known beforehand of several small tensors in one block.
+class Packing:
+    """What is known beforehand of several small tensors in one block, sorted by group.
 
-    Attributes:
+    Args:
         sizes: The numbers of elements of the tensors.
         groups: The parameter group of each.
+        device, dtype: Where they are, and the dtype of computation.
+
+    Attributes:
+        sizes, groups: As they were given.
+        elements: The number of elements together.
         runs: The parameter group of each run of tensors that share it.
-        lengths: The elements of each run, int64 on the tensors' device; None for a single run.
-        index: `groups` on the tensors' device; None for a single run.
+        lengths: The elements of each run, int64; None for a single run.
+        index: `groups` as a tensor; None for a single run.
     """
 
-    sizes: list[int]
-    groups: list[int]
-    runs: list[int]
-    lengths: Tensor | None
-    index: Tensor | None
-
-    @classmethod
-    def of(cls, sizes: list[int], groups: list[int], device: torch.device) -> Packing:
-        """Return the packing of tensors that are sorted by group."""
-        runs = list(dict.fromkeys(groups))
-        if len(runs) == 1:
-            return cls(sizes, groups, runs, None, None)
-        of_run = dict.fromkeys(runs, 0)
-        for size, group in zip(sizes, groups, strict=True):
-            of_run[group] += size
-        lengths = torch.tensor(list(of_run.values()), device=device)
-        return cls(sizes, groups, runs, lengths, torch.tensor(groups, device=device))
+    def __init__(
+        self, sizes: list[int], groups: list[int], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.sizes, self.groups, self.elements = sizes, groups, sum(sizes)
+        self.runs = list(dict.fromkeys(groups))
+        self.lengths: Tensor | None = None
+        self.index: Tensor | None = None
+        if len(self.runs) > 1:
+            of_run = dict.fromkeys(self.runs, 0)
+            for size, group in zip(sizes, groups, strict=True):
+                of_run[group] += size
+            self.lengths = torch.tensor(list(of_run.values()), device=device)
+            self.index = torch.tensor(groups, device=device)
+        self._like = torch.empty(0, device=device, dtype=dtype)
+        # For each number of rows a buffer, and views of it of the elements' shape.
+        self._wide: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
     def spread(self, values: Tensor) -> Tensor:
         """Return values per tensor as values per element.
@@ -62,18 +66,27 @@ class Packing(NamedTuple):
         Returns:
             Shape [rows, elements].
         """
-        rows, parts, start = len(values), [], 0
-        while start < len(self.sizes):
-            size, stop = self.sizes[start], start + 1
-            while stop < len(self.sizes) and self.sizes[stop] == size:
-                stop += 1
-            if stop - start < _LONG_RUN:
-                parts += [values.narrow(1, i, 1).expand(rows, size) for i in range(start, stop)]
+        rows = len(values)
+        if rows not in self._wide:
+            buffer = self._like.new_empty(rows, len(self.sizes))
+            self._wide[rows] = (buffer, self._views(buffer))
+        buffer, views = self._wide[rows]
+        buffer.copy_(values)
+        parts = [view if view.dim() == 2 else view.reshape(rows, -1) for view in views]
+        # Never a view of the buffer, which is written to again.
+        return parts[0].clone() if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _views(self, buffer: Tensor) -> list[Tensor]:
+        views, start = [], 0
+        for size, same in groupby(self.sizes):
+            count = len(list(same))
+            run = buffer.narrow(1, start, count)
+            if count < _LONG_RUN:
+                views += [column.expand(-1, size) for column in run.split(1, dim=1)]
             else:
-                run = values.narrow(1, start, stop - start).unsqueeze(2)
-                parts.append(run.expand(-1, -1, size).reshape(rows, -1))
-            start = stop
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+                views.append(run.unsqueeze(2).expand(-1, -1, size))
+            start += count
+        return views
 
 
 @dataclass
@@ -88,8 +101,9 @@ class Block:
         dtype: The dtype of computation.
         shards: The factor of sums over the block, see `momo_wrap.distributed.shards`.
         groups: The parameter group of each run of pieces that share it.
-        packing: What is known of the pieces where there are several.
-        per_piece: For each further name one value for each piece, of shape [pieces].
+        packing: What is known of the pieces of a block into which small tensors are packed.
+        names: The names of further values, one for each piece.
+        per_piece: These values, of shape [names, pieces]; None: there are none.
         direction: What is kept of the first pass for the second, of the block's flat shape.
     """
 
@@ -100,9 +114,11 @@ class Block:
     shards: int = 1
     groups: Sequence[int] = (0,)
     packing: Packing | None = None
-    per_piece: Mapping[str, Tensor] = field(default_factory=dict)
+    names: Sequence[str] = ()
+    per_piece: Tensor | None = None
     direction: Tensor | None = None
     _copies: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _spread: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def flat(self, column: str) -> Tensor:
         """Return a column's stretch.
@@ -123,9 +139,14 @@ class Block:
             self._copies[column] = values
         return values
 
-    def forget(self) -> None:
-        """Drop the copies that were made, so that what changes is read anew."""
-        self._copies.clear()
+    def forget(self, *, keep_param: bool = False) -> None:
+        """Drop the copies that were made, which take memory.
+
+        Args:
+            keep_param: Whether to keep that of the column "param".
+        """
+        kept = self._copies.get("param") if keep_param else None
+        self._copies, self._spread = {} if kept is None else {"param": kept}, {}
 
     def scalar(self, name: str) -> Scalar:
         """Return a value per parameter, ready to be combined with `flat` tensors.
@@ -137,9 +158,12 @@ class Block:
             A tensor of shape [] or [elements of the block] in the dtype of computation, or a Python
             number.
         """
-        if self.per_piece:
-            self.spread()
-        return self.scalars[name]
+        if self.per_piece is None or self.packing is None or name in self.scalars:
+            return self.scalars[name]
+        if not self._spread:
+            values = self.packing.spread(self.per_piece).unbind()
+            self._spread = dict(zip(self.names, values, strict=True))
+        return self._spread[name]
 
     def number(self, name: str) -> float | None:
         """Return a value that is a Python number, and None where it is a tensor.
@@ -150,25 +174,12 @@ class Block:
         value = self.scalars.get(name)
         return None if isinstance(value, Tensor) else value
 
-    def spread(self) -> None:
-        """Spread the values per piece over the elements, all at once."""
-        if not self.per_piece or self.packing is None:
-            return
-        values = self.packing.spread(torch.stack(list(self.per_piece.values())))
-        self.scalars = {**self.scalars, **dict(zip(self.per_piece, values.unbind(), strict=True))}
-        self.per_piece = {}
-
     @property
     def elements(self) -> int:
         """The number of elements."""
         if self.packing is not None:
-            return sum(self.packing.sizes)
+            return self.packing.elements
         return next(iter(self.pieces.values()))[0].numel()
-
-    @property
-    def lengths(self) -> Tensor | None:
-        """The elements of each run of groups; None where there is one."""
-        return None if self.packing is None else self.packing.lengths
 
     @property
     def is_stored_in_full(self) -> bool:
@@ -182,7 +193,8 @@ class Block:
             column: The column's name, none of the negated ones.
             values: Shape [elements of the block]; rounded to the column's own dtype.
         """
-        if not self.is_view(column) or self.pieces[column][0].dtype is not self.dtype:
+        pieces = self.pieces[column]
+        if len(pieces) > 1 or not pieces[0].is_contiguous() or pieces[0].dtype is not self.dtype:
             self.write(column, values)
 
     def write(self, column: str, values: Tensor) -> None:
@@ -196,8 +208,9 @@ class Block:
         if len(pieces) == 1:
             pieces[0].copy_(values.view(pieces[0].shape))
             return
-        parts = torch.split(values, [piece.numel() for piece in pieces])
-        if any(piece.dim() != 1 for piece in pieces):
+        assert self.packing is not None
+        parts = torch.split(values, self.packing.sizes)
+        if not are_flat(pieces):
             parts = tuple(part.view_as(piece) for part, piece in zip(parts, pieces, strict=True))
         torch._foreach_copy_(pieces, parts)
 
@@ -211,11 +224,6 @@ class Block:
             return self
         return replace(self, pieces={**self.pieces, **{n: [v] for n, v in columns.items()}})
 
-    def is_view(self, column: str) -> bool:
-        """Return whether the column's values, flat and in its own dtype, share its memory."""
-        pieces = self.pieces[column]
-        return len(pieces) == 1 and pieces[0].is_contiguous()
-
 
 def real(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that is on this rank, complex ones as pairs of reals.
@@ -228,13 +236,9 @@ def real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-def flattened(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Return flat views of tensors, and those themselves that have none.
-
-    Args:
-        tensors: Any tensors.
-    """
-    return [t.view(-1) if t.is_contiguous() else t for t in map(real, tensors)]
+def are_flat(tensors: Sequence[Tensor]) -> bool:
+    """Return whether all tensors have one dimension."""
+    return set(map(Tensor.dim, tensors)) == {1}
 
 
 def joined(pieces: Sequence[Tensor]) -> Tensor:
@@ -245,9 +249,9 @@ def joined(pieces: Sequence[Tensor]) -> Tensor:
     """
     if len(pieces) == 1:
         return pieces[0] if pieces[0].dim() == 1 else pieces[0].reshape(-1)
-    if all(piece.dim() == 1 for piece in pieces):
+    if are_flat(pieces):
         return torch.cat(list(pieces))
-    joined: Tensor = _flatten_dense_tensors(
+    together: Tensor = _flatten_dense_tensors(
         [piece if piece.is_contiguous() else piece.contiguous() for piece in pieces]
     )
-    return joined
+    return together

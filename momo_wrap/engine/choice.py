@@ -11,6 +11,7 @@ from torch import Tensor
 from momo_wrap.engine.passes import Engine
 from momo_wrap.engine.plan import Plan
 
+
 def engine_for(compiled, groups, weight_sums):
     return Engine(weight_sums)
 

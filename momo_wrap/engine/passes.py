@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from operator import is_
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from momo_wrap.engine.blocks import Block
 from momo_wrap.engine.plan import Plan
-from momo_wrap.engine.scalars import Scalar
+from momo_wrap.engine.scalars import Scalar, wide_dtype
 
 T = TypeVar("T")
 
@@ -36,13 +36,17 @@ class Engine:
     Attributes:
         whole: Whether large tensors are left in one piece, for passes without temporaries.
         weight_sums: From how each group averages at this step to R_k of each, of shape [groups].
+        settings: A count of the changes that settings of the groups have seen.
     """
 
     whole = False
 
     def __init__(self, weight_sums: Callable[[Sequence[Any]], Tensor]) -> None:
         self.weight_sums = weight_sums
+        self.settings = 0
         self._plan: Plan | None = None
+        self._values: list[Any] = []
+        self._has_tensors = False
         self._kept: dict[str, tuple[object, Any]] = {}
 
     @property
@@ -62,8 +66,15 @@ class Engine:
             TypeError: A gradient is not dense.
         """
         if self._plan is None or not self._plan.holds(groups):
-            self._plan = Plan(groups)
+            self._plan, self._kept = Plan(groups), {}
         self._plan.take_gradients()
+        # The very objects are compared: those of tensors may change in place, unseen.
+        values = [value for group in groups for value in group.values()]
+        is_same = len(values) == len(self._values) and all(map(is_, values, self._values))
+        if self._has_tensors or not is_same:
+            self.settings += 1
+            self._values = values
+            self._has_tensors = any(isinstance(value, Tensor) for value in values)
         return self._plan
 
     def kept(self, name: str, key: object, make: Callable[[], T]) -> T:
@@ -71,7 +82,7 @@ class Engine:
 
         Args:
             name: What it is called.
-            key: What it depends on.
+            key: What it depends on, besides the plan.
             make: Makes it.
         """
         known = self._kept.get(name)
@@ -97,7 +108,8 @@ class Engine:
             formula: The formula.
             read: What was found in the base.
         """
-        return {**read, **formula.scalars(read)}
+        scales = {"buffer_scale": read["buffer_scale"], "grad_scale": read["grad_scale"]}
+        return {**scales, **formula.scalars(read)}
 
     def sum_up(
         self, formula: Formula, block: Block, *, keep: bool, gradient: bool, params: bool
@@ -120,7 +132,7 @@ class Engine:
         products = _products(block, direction, gradient=gradient)
         if params:
             products += _products(block, block.flat("param"), gradient=gradient)
-        block.forget()
+        block.forget(keep_param=keep)
         if keep:
             block.direction = direction
         return torch.stack(products)
@@ -154,40 +166,26 @@ def _products(block: Block, vector: Tensor, *, gradient: bool) -> list[Tensor]:
 def _product(block: Block, column: str, scale: str, vector: Tensor) -> Tensor:
     """Return the inner product of a scaled column with a vector, for each run of groups."""
     factor = block.scalar(scale)
-    if not isinstance(factor, Tensor) and factor == 0.0:
-        return vector.new_zeros(() if block.lengths is None else len(block.groups))
-    inner = partial(inner_product, lengths=block.lengths, full=block.is_stored_in_full)
-    if isinstance(factor, Tensor) and factor.dim():
-        product = inner(block.flat(column) * factor, vector)
-    elif isinstance(factor, Tensor) or factor != 1.0:
-        product = inner(block.flat(column), vector) * factor
-    else:
-        product = inner(block.flat(column), vector)
-    return product if block.shards == 1 else product * block.shards
+    is_number = not isinstance(factor, Tensor)
+    if is_number and factor == 0.0:
+        return vector.new_zeros(len(block.groups))
+    values = block.flat(column)
+    per_element = not is_number and factor.dim()
+    product = _inner_product(values * factor if per_element else values, vector, block)
+    factor = 1.0 if per_element else factor
+    factor = factor if block.shards == 1 else factor * block.shards
+    return product if is_number and factor == 1.0 else product * factor
 
 
-def inner_product(
-    left: Tensor, right: Tensor, *, lengths: Tensor | None = None, full: bool = True
-) -> Tensor:
-    """Return the sum of the products of two flat real tensors.
-
-    Args:
-        left: Shape [elements], float32 or float64.
-        right: The same shape and dtype.
-        lengths: The lengths of runs that are summed separately; None: there is one.
-        full: Whether what they are computed from is stored in that dtype, not in a lower precision;
-            it makes a difference to how fast the compiled sum is.
-
-    Returns:
-        A tensor on their device, of shape [] or [runs].
-    """
-    if lengths is not None:
-        wide = torch.float32 if left.device.type == "mps" else torch.float64
-        product = (left * right).to(wide)
-        return torch.segment_reduce(product, "sum", lengths=lengths, unsafe=True).to(left.dtype)
+def _inner_product(left: Tensor, right: Tensor, block: Block) -> Tensor:
+    """Return the sum of the products of two flat tensors, for each run of groups."""
+    if block.packing is not None and block.packing.lengths is not None:
+        wide = (left * right).to(wide_dtype(left.device))
+        sums = torch.segment_reduce(wide, "sum", lengths=block.packing.lengths, unsafe=True)
+        return sums.to(left.dtype)
     if not torch.compiler.is_dynamo_compiling():
         return torch.dot(left, right)
     # A sum can be fused, a call of BLAS can't. On the CPU torch's compiler spends more on a careful
     # float32 sum than on a float64 one, unless there are values of 16 bits in the same loop.
-    wide = torch.float64 if left.device.type == "cpu" and full else left.dtype
-    return (left * right).sum(dtype=wide).to(left.dtype)
+    is_wide = left.device.type == "cpu" and block.is_stored_in_full
+    return (left * right).sum(dtype=torch.float64 if is_wide else left.dtype).to(left.dtype)

@@ -26,6 +26,15 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
 
 
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 on a device that does not have it.
+
+    Args:
+        device: The device.
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def to_device(values: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return `values` on a device, without waiting for it where they come from the host.
 

@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
-
 from momo_wrap.adapters.passes import Pair, Passes, Summed
 from momo_wrap.adapters.sums import uses_gradient
 from momo_wrap.blocks import Block, blocks
 from momo_wrap.reductions import Scalar, accumulation_dtype, to_device
 from momo_wrap.scalars import as_scalar
+from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 if TYPE_CHECKING:
     from momo_wrap.adapters.base import ParamGroup

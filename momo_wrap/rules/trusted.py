@@ -9,8 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from momo_wrap.rules.base import ModelStats, StepDecision, StepRule, WeightDecayForm, scaled, truncate
 from momo_wrap.rules.arguments import ABOVE_0_TO_1, AT_LEAST_0, FROM_0_BELOW_1, FROM_2, checked
+from momo_wrap.rules.base import (
+    ModelStats,
+    StepDecision,
+    StepRule,
+    WeightDecayForm,
+    scaled,
+    truncate,
+)
 
 # A step size that is not known yet.
 _NONE = -1.0

@@ -1,0 +1,211 @@
+"""Parameters that share blocks, whichever groups they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from momo_wrap.distributed import PLAIN
+from momo_wrap.engine.blocks import Block, Packing, real
+from momo_wrap.engine.chunks import is_small, most_elements, packs, split
+from momo_wrap.engine.scalars import Scalar, accumulation_dtype, to_device, vector, wide_dtype
+
+_PLAIN_TYPES = frozenset(PLAIN)
+_FLEETING = frozenset({"grad"})
+# Where a tensor lies in memory.
+_LAYOUT: tuple[Callable[[Tensor], Any], ...] = (
+    Tensor.data_ptr,
+    Tensor.size,
+    Tensor.stride,
+    attrgetter("dtype"),
+)
+
+
+class _Cell(Protocol):
+    @property
+    def group(self) -> int: ...
+    @property
+    def params(self) -> list[Tensor]: ...
+    @property
+    def positions(self) -> list[int]: ...
+    @property
+    def shards(self) -> int: ...
+
+
+class Kind:
+    """Parameters of one device, dtype and sharding, and with the same columns.
+
+    Args:
+        cells: The parameters.
+        whole: Whether large tensors are left in one piece.
+
+    Attributes:
+        device, dtype: Where they are, and the dtype of computation.
+        params: The parameters, first those that are large. Columns are in their order.
+        positions: The positions of the parameters among all of the base.
+        sizes: How many parameters each cell has.
+        limit: The most elements of a block.
+    """
+
+    def __init__(self, cells: Sequence[_Cell], *, whole: bool) -> None:
+        params = [param for cell in cells for param in cell.params]
+        positions = [position for cell in cells for position in cell.positions]
+        groups = [cell.group for cell in cells for _ in cell.params]
+        self.device, self.dtype = params[0].device, accumulation_dtype(params[0].dtype)
+        self.sizes = [len(cell.params) for cell in cells]
+        self.limit = most_elements(self.device)
+        self._shards, self._whole = cells[0].shards, whole
+        self._is_complex = params[0].is_complex()
+        elements = [real(param.detach()).numel() for param in params]
+        small = [i for i, size in enumerate(elements) if is_small(size, self.limit)]
+        large = [i for i, size in enumerate(elements) if not is_small(size, self.limit)]
+        # Equal sizes side by side: values per tensor are then spread over fewer runs.
+        small.sort(key=lambda i: (groups[i], elements[i]))
+        order = large + small
+        self._order = None if order == list(range(len(params))) else order
+        self.params, self.positions = self.ordered(params), self.ordered(positions)
+        self._groups, self._large = self.ordered(groups), len(large)
+        of_small = [elements[i] for i in small]
+        self._packings = [
+            Packing(of_small[pack], self._groups[self._large :][pack], self.device, self.dtype)
+            for pack in packs(of_small, self.limit)
+        ]
+        self._layout: dict[str, list[list[Any]]] = {}
+        self._views: dict[str, list[Tensor]] = {}
+        self._vectors: dict[str, tuple[list[Any], torch.device, Tensor]] = {}
+
+    def ordered(self, values: list[Any]) -> list[Any]:
+        """Return values per parameter, in the order of the cells, in that of the kind."""
+        return values if self._order is None else [values[i] for i in self._order]
+
+    def blocks(
+        self,
+        columns: Mapping[str, list[Tensor]],
+        scalars: Mapping[str, Scalar],
+        negated: frozenset[str] = frozenset(),
+        fleeting: frozenset[str] = _FLEETING,
+    ) -> list[Block]:
+        """Return the blocks of some columns.
+
+        Args:
+            columns: Name to one tensor per parameter, in the kind's order.
+            scalars: Name to a number, a 0-dim tensor, or a tensor of shape [parameters] in the
+                kind's order, on any device.
+            negated: The columns to be read with the opposite sign.
+            fleeting: The columns of tensors that are other ones in every step.
+
+        Returns:
+            Blocks that together hold each element of the columns once: those of large parameters
+            first, then those into which small ones are packed.
+        """
+        shared, names, values = self._values(scalars)
+        blocks: list[Block] = []
+        for i in range(self._large):
+            own = shared
+            if values is not None:
+                own = {**shared, **dict(zip(names, values.select(1, i).unbind(), strict=True))}
+            tensors = [real(column[i]) for column in columns.values()]
+            for views in split(tensors, self.limit, whole=self._whole):
+                pieces = {name: [view] for name, view in zip(columns, views, strict=True)}
+                blocks.append(
+                    Block(pieces, own, negated, self.dtype, self._shards, (self._groups[i],))
+                )
+        if self._packings:
+            blocks += self._packed(columns, (shared, names, values), negated, fleeting)
+        return blocks
+
+    def _packed(
+        self,
+        columns: Mapping[str, list[Tensor]],
+        scalars: tuple[dict[str, Scalar], list[str], Tensor | None],
+        negated: frozenset[str],
+        fleeting: frozenset[str],
+    ) -> list[Block]:
+        shared, names, values = scalars
+        small = {}
+        for name, column in columns.items():
+            tensors = column[self._large :] if self._large else column
+            if self._is_complex or not _PLAIN_TYPES.issuperset(map(type, tensors)):
+                tensors = list(map(real, tensors))
+            small[name] = tensors if name in fleeting else self._flat_views(name, tensors)
+        blocks, start = [], 0
+        for packing in self._packings:
+            stop = start + len(packing.sizes)
+            whole = start == 0 and stop == len(self.params)
+            pieces = small if whole else {name: views[start:stop] for name, views in small.items()}
+            block = Block(pieces, shared, negated, self.dtype, self._shards, packing.runs, packing)
+            if values is not None:
+                first = self._large + start
+                block.per_piece = values if whole else values.narrow(1, first, stop - start)
+                block.names = names
+            blocks.append(block)
+            start = stop
+        return blocks
+
+    def _values(
+        self, scalars: Mapping[str, Scalar]
+    ) -> tuple[dict[str, Scalar], list[str], Tensor | None]:
+        """Return the values that all parameters share, and the names and values of the others."""
+        shared, own = {}, {}
+        for name, value in scalars.items():
+            if not isinstance(value, Tensor):
+                shared[name] = value
+            elif value.dim():
+                own[name] = value
+            else:
+                shared[name] = to_device(value, self.device, self.dtype)
+        if not own:
+            return shared, [], None
+        devices = {value.device for value in own.values()}
+        device = devices.pop() if len(devices) == 1 else self.device
+        wide = wide_dtype(device)
+        stacked = torch.stack([to_device(value, device, wide) for value in own.values()])
+        return shared, list(own), to_device(stacked, self.device, self.dtype)
+
+    def _flat_views(self, name: str, tensors: list[Tensor]) -> list[Tensor]:
+        """Return flat views of small tensors, those of the last step where they are still right."""
+        layout = [list(map(ask, tensors)) for ask in _LAYOUT]
+        if self._layout.get(name) != layout:
+            # The views keep the memory alive, so that its address is not used for another tensor.
+            self._layout[name] = layout
+            self._views[name] = [t.view(-1) if t.is_contiguous() else t for t in tensors]
+        return self._views[name]
+
+    def per_parameter(self, name: str, values: list[Any], device: torch.device) -> Scalar:
+        """Return values as a number, where all have the same, or as a vector.
+
+        Args:
+            name: What the values are called; a vector of numbers is kept under it.
+            values: One number or 0-dim tensor for each parameter, in the order of the cells.
+            device: Where a vector of numbers goes.
+
+        Returns:
+            A number, or a tensor of shape [parameters] in the kind's order, of float64 where they
+            are numbers.
+        """
+        if any(isinstance(value, Tensor) for value in values):
+            values = self.ordered(values)
+            if all(type(value) is Tensor and not value.dim() for value in values):
+                return torch.stack(values)
+            return vector(values, torch.empty(0, device=device, dtype=wide_dtype(device)))
+        if values.count(values[0]) == len(values):
+            return float(values[0])
+        known = self._vectors.get(name)
+        if known is None or known[:2] != (values, device):
+            like = torch.empty(0, device=device, dtype=wide_dtype(device))
+            known = self._vectors[name] = (values, device, vector(self.ordered(values), like))
+        return known[2]
+
+    def ordered_tensor(self, values: Tensor) -> Tensor:
+        """Return a tensor of values per parameter in the order of the kind.
+
+        Args:
+            values: Shape [] or [parameters], the latter in the order of the cells.
+        """
+        if not values.dim() or self._order is None:
+            return values
+        return torch.stack([values[i] for i in self._order])
