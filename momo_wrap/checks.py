@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from numbers import Real
 from typing import Literal, TypeAlias, get_args
 
@@ -11,17 +12,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.base import Adapter, ParamGroup, maximizes
-from momo_wrap.distributed import local
-from momo_wrap.rules import StepRule, WeightDecayForm
+from momo_wrap.adapters.base import Adapter
+from momo_wrap.rules import MoMo, StepRule, WeightDecayForm
+from momo_wrap.trusted import TrustedMoMo
 
 Loss: TypeAlias = Tensor | float
 NonFinite: TypeAlias = Literal["propagate", "skip", "raise"]
-
-# Schedules that end at 0 can end this far below it.
-ROUNDING = 1e-12
-
-_DECAY_FORMS = get_args(WeightDecayForm)
 
 
 def check_arguments(optimizer: object, rule: object, adapter: object, nonfinite: object) -> None:
@@ -42,21 +38,110 @@ def check_arguments(optimizer: object, rule: object, adapter: object, nonfinite:
             f"MoMoWrapper expects a torch.optim.Optimizer, got {type(optimizer).__name__}. Write "
             "MoMoWrapper(torch.optim.AdamW(model.parameters(), lr=1e-2))."
         )
-    if not (rule is None or isinstance(rule, StepRule)):
-        raise TypeError(
-            f"rule must be a StepRule, got {rule!r}. Write MoMoWrapper(optimizer, "
-            "MoMo(lower_bound=0.0))."
-        )
+    if rule is not None:
+        check_rule(rule)
     for entry in adapter if isinstance(adapter, (list, tuple)) else [adapter]:
         if not (entry is None or isinstance(entry, Adapter)):
             raise TypeError(
                 f"adapter must be an instance of Adapter, got {entry!r}. Write "
                 "MoMoWrapper(optimizer, adapter=MyAdapter())."
             )
+    check_nonfinite(nonfinite)
+
+
+def check_unknown_arguments(arguments: Mapping[str, object]) -> None:
+    """Refuse keyword arguments that `MoMoWrapper` does not have.
+
+    Args:
+        arguments: Name to value. Those of a rule or of an optimizer are named as such.
+
+    Raises:
+        TypeError: There is one.
+    """
+    for name, value in arguments.items():
+        for rule in (MoMo, TrustedMoMo):
+            if name in inspect.signature(rule).parameters:
+                raise TypeError(
+                    f"MoMoWrapper takes no {name}; write "
+                    f"MoMoWrapper(optimizer, {rule.__name__}({name}={value!r}))."
+                )
+        if name == "weight_decay" and isinstance(value, str):
+            raise TypeError(
+                "MoMoWrapper takes no weight_decay; to choose its form, write "
+                f"MoMoWrapper(optimizer, weight_decay_form={value!r})."
+            )
+        if name in inspect.signature(torch.optim.AdamW).parameters:
+            raise TypeError(
+                f"MoMoWrapper takes no {name}; it is a setting of the base. Write "
+                f"MoMoWrapper(torch.optim.AdamW(model.parameters(), {name}=...))."
+            )
+        raise TypeError(
+            f"MoMoWrapper takes no {name}. Its arguments are listed by help(momo_wrap.MoMoWrapper)."
+        )
+
+
+def check_rule(rule: object) -> None:
+    """Refuse what is no step rule.
+
+    Args:
+        rule: The value.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if not isinstance(rule, StepRule):
+        raise TypeError(
+            f"rule must be a StepRule, got {rule!r}. Write MoMoWrapper(optimizer, "
+            "MoMo(lower_bound=0.0))."
+        )
+
+
+def check_nonfinite(nonfinite: object) -> None:
+    """Refuse what is no choice of what to do where numbers are not finite.
+
+    Args:
+        nonfinite: The value.
+
+    Raises:
+        ValueError: It is none.
+    """
     if nonfinite not in get_args(NonFinite):
         raise ValueError(
             f"nonfinite must be 'propagate', 'skip' or 'raise', got {nonfinite!r}. Write "
             "MoMoWrapper(optimizer, nonfinite='skip')."
+        )
+
+
+def check_compiled(compiled: object) -> None:
+    """Refuse what is no choice of whether to compile.
+
+    Args:
+        compiled: The value.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not (isinstance(compiled, bool) or compiled == "auto"):
+        raise ValueError(
+            f"compiled must be True, False or 'auto', got {compiled!r}. Write "
+            "MoMoWrapper(optimizer, compiled=True)."
+        )
+
+
+def check_decay_form(form: object, whose: str = "") -> None:
+    """Refuse what is no form of weight decay.
+
+    Args:
+        form: The value.
+        whose: What the error's sentence begins with.
+
+    Raises:
+        ValueError: There is no such form.
+    """
+    if form not in get_args(WeightDecayForm):
+        raise ValueError(
+            f"{whose}weight_decay chooses the form of the decay and must be 'proximal', "
+            f"'decoupled' or 'scaled', got {form!r}. Its strength is the base's own weight_decay."
         )
 
 
@@ -70,14 +155,11 @@ def decay_form(chosen: WeightDecayForm | None, rule: StepRule) -> WeightDecayFor
     Raises:
         ValueError: There is no such form.
     """
-    form = rule.weight_decay if chosen is None else chosen
-    if form not in _DECAY_FORMS:
-        whose = f"{type(rule).__name__}." if chosen is None else ""
-        raise ValueError(
-            f"{whose}weight_decay chooses the form of the decay and must be 'proximal', "
-            f"'decoupled' or 'scaled', got {form!r}. Its strength is the base's own weight_decay."
-        )
-    return form
+    if chosen is not None:
+        check_decay_form(chosen)
+        return chosen
+    check_decay_form(rule.weight_decay, f"{type(rule).__name__}.")
+    return rule.weight_decay
 
 
 def check_bound(lower_bound: float) -> None:
@@ -157,120 +239,3 @@ def check_loss(loss: object, source: str) -> Loss:
         "tensor or a number. Write optimizer.step(loss=loss) with such a loss, for example "
         "float(loss), or return it from the closure."
     )
-
-
-def check_gradients(groups: Sequence[ParamGroup]) -> None:
-    """Refuse sparse gradients.
-
-    Args:
-        groups: The base's parameter groups.
-
-    Raises:
-        TypeError: A gradient is not dense.
-    """
-    for index, group in enumerate(groups):
-        for position, param in enumerate(group["params"]):
-            grad = param.grad
-            if grad is not None and grad.layout is not torch.strided:
-                raise TypeError(
-                    f"Parameter {position} of group {index}, of shape {list(param.shape)}, has a "
-                    f"{grad.layout} gradient; the momentum model needs dense ones. Use "
-                    "sparse=False in the embedding that made it."
-                )
-
-
-def check_groups(base: Optimizer, adapter: Adapter, *, tensors: bool = False) -> None:
-    """Refuse settings that the model can't be built with.
-
-    Args:
-        base: The optimizer that is wrapped.
-        adapter: The adapter that reads it.
-        tensors: Also look into settings that are tensors, which visits the host, and at the
-            parameters.
-
-    Raises:
-        ValueError: A learning rate or weight decay is not a finite number of at least 0, groups
-            differ where they must not, one asks for `differentiable=True`, or the adapter can't
-            read the base with these settings.
-    """
-    if not any(group["params"] for group in base.param_groups):
-        raise ValueError(
-            "The optimizer has no parameters. Give it those of the model: model.parameters()."
-        )
-    if tensors:
-        _check_overlap(base)
-    index, maximize = 0, []
-    for optimizer, its_adapter in adapter.parts(base):
-        for group in optimizer.param_groups:
-            _check_group(index, group, its_adapter, tensors=tensors)
-            maximize.append(maximizes(optimizer, group))
-            index += 1
-        reason = its_adapter.obstacle(optimizer)
-        if reason is not None:
-            raise ValueError(
-                f"{its_adapter!r} can't read {type(optimizer).__name__}: {reason}. Change that, or "
-                "write MoMoWrapper(optimizer, adapter=ProposingAdapter())."
-            )
-    if any(maximize) and not all(maximize):
-        raise ValueError(
-            f"Groups have maximize={maximize}, but all groups share one loss. Set the same "
-            "maximize for all, or wrap two optimizers."
-        )
-
-
-def _check_group(index: int, group: ParamGroup, adapter: Adapter, *, tensors: bool) -> None:
-    if tensors:
-        _check_storage(index, group["params"])
-    if group.get("lr") is None and adapter.needs_lr:
-        raise ValueError(
-            f"Group {index} has no 'lr', which the step is measured against. Wrap an "
-            "optimizer that has a learning rate."
-        )
-    for name in ("lr", "weight_decay"):
-        if group.get(name) is not None:
-            _check_number(index, name, group[name], tensors=tensors)
-    if group.get("differentiable"):
-        raise ValueError(
-            f"Group {index} has differentiable=True, but MoMo's step does not record "
-            "gradients. Make the base optimizer with differentiable=False."
-        )
-
-
-def _check_number(index: int, name: str, value: object, *, tensors: bool) -> None:
-    if isinstance(value, Tensor):
-        if not tensors:
-            return
-        value = float(value)
-    if not (isinstance(value, Real) and math.isfinite(value) and float(value) >= -ROUNDING):
-        instead = {"lr": "lr=1e-2", "weight_decay": "weight_decay=0.0"}[name]
-        hint = "For no cap, choose a large one: lr=1e2" if value == math.inf else f"Write {instead}"
-        raise ValueError(
-            f"Group {index} has {name}={value!r}, expected a finite number of at least 0. {hint}."
-        )
-
-
-def _check_storage(index: int, params: Sequence[Tensor]) -> None:
-    for position, param in enumerate(params):
-        if param.is_conj() or param.is_neg():
-            raise ValueError(
-                f"Parameter {position} of group {index} is a view that is conjugated or negated "
-                "only when it is read, and can't be written through. Make it with "
-                "param.detach().resolve_conj().resolve_neg().requires_grad_()."
-            )
-
-
-def _check_overlap(base: Optimizer) -> None:
-    """Refuse two parameters that begin at the same place in memory."""
-    seen: dict[tuple[torch.device, int], str] = {}
-    for index, group in enumerate(base.param_groups):
-        for position, param in enumerate(group["params"]):
-            if param.device.type == "meta" or local(param).numel() == 0:
-                continue
-            where, name = (param.device, local(param).data_ptr()), f"{position} of group {index}"
-            if where in seen:
-                raise ValueError(
-                    f"Parameters {seen[where]} and {name}, of shape {list(param.shape)}, share "
-                    "their memory but are two parameters, so that each would move the other. Make "
-                    "them one: second.weight = first.weight, not second.weight.data = ..."
-                )
-            seen[where] = name

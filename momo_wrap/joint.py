@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from itertools import count
 from typing import Any
 
 import torch
@@ -115,10 +116,13 @@ class JointOptimizer(Optimizer):
         more: list[dict[str, Any]] = []
         offset = 0
         for index, optimizer in enumerate(self._members):
-            own = optimizer.state_dict()
-            for key, value in own.pop("state").items():
+            own = dict(optimizer.state_dict())
+            for key, value in own.pop("state", {}).items():
                 state[key + offset if isinstance(key, int) else (index, key)] = value
-            groups += [_renumbered(group, offset) for group in own.pop("param_groups")]
+            its_groups = own.pop("param_groups", None)
+            if its_groups is None:  # its state dict has a form of its own, kept in "members"
+                its_groups = _numbered(optimizer.param_groups)
+            groups += [_renumbered(group, offset) for group in its_groups]
             more.append(own)
             offset += sum(len(group["params"]) for group in optimizer.param_groups)
         state_dict = {"state": state, "param_groups": groups}
@@ -151,6 +155,10 @@ class JointOptimizer(Optimizer):
                 if (key[0] == index if isinstance(key, tuple) else key in names)
             }
             optimizer.load_state_dict({"state": state, "param_groups": groups, **more[index]})
+            for live, group in zip(optimizer.param_groups, groups, strict=True):
+                # A member with a state dict of another form has not looked at the groups.
+                unseen = [name for name in group if live.get(name) is None]
+                live.update({name: group[name] for name in unseen})
 
     def __getstate__(self) -> dict[str, Any]:
         return {"optimizers": self.optimizers}
@@ -252,6 +260,12 @@ def _check_optimizers(optimizers: Sequence[Optimizer]) -> None:
                     f"{list(param.shape)}, which would be moved twice. Give it to one of them."
                 )
             seen[id(param)] = index
+
+
+def _numbered(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return groups with numbers for parameters."""
+    numbers = count()
+    return [{**group, "params": [next(numbers) for _ in group["params"]]} for group in groups]
 
 
 def _renumbered(group: dict[str, Any], offset: int) -> dict[str, Any]:

@@ -11,17 +11,25 @@ from momo_wrap.checks import Loss, check_loss, check_step_arguments
 from momo_wrap.distributed import whole
 
 
-class RecordedLosses:
-    """The weighted mean of losses, which nobody waits for."""
+class PendingLosses:
+    """The weighted mean of the losses of the next step, without host synchronisation."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
         """Forget what was recorded."""
+        self._due = False
         self._total: Tensor | float = 0.0
         self._weights: Tensor | float = 0.0
         self._count = 0
+
+    def mark_due(self) -> None:
+        """Note that the step that they belong to is taken now, or skipped.
+
+        Only a skipped step leaves losses that are due behind; they do not count for the next.
+        """
+        self._due = True
 
     def add(self, loss: object, weight: object) -> None:
         """Record a loss.
@@ -41,6 +49,8 @@ class RecordedLosses:
                 f"record_loss() got weight={its_weight}, expected a positive number, for example "
                 "the number of tokens of the batch."
             )
+        if self._due:
+            self.clear()
         self._total = self._total + value * its_weight
         self._weights = self._weights + its_weight
         self._count += 1

@@ -11,15 +11,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from momo_wrap.adapters.base import Adapter, StepSums, maximizes
-from momo_wrap.adapters.compiled import Compiled, check_choice, chosen
+from momo_wrap.adapters.compiled import Compiled, chosen
 from momo_wrap.adapters.registry import chosen_adapter
 from momo_wrap.checks import (
     Loss,
     NonFinite,
     check_arguments,
     check_bound,
-    check_gradients,
-    check_groups,
+    check_compiled,
     decay_form,
 )
 from momo_wrap.decision import checked_fractions
@@ -30,12 +29,13 @@ from momo_wrap.distributed import (
     reduced,
     reduction_group,
 )
-from momo_wrap.facade import OptimizerFacade
+from momo_wrap.group_checks import check_gradients, check_parameters, check_settings
 from momo_wrap.joint import joined, members
 from momo_wrap.loading import check_loaded
-from momo_wrap.losses import RecordedLosses
+from momo_wrap.losses import PendingLosses
 from momo_wrap.model import MomentumModel, kept_model
-from momo_wrap.numerics import count_nonfinite, is_at_rest, nonfinite_error
+from momo_wrap.nonfinite import count_nonfinite, nonfinite_error
+from momo_wrap.params import has_zero_lr
 from momo_wrap.record import Outcome, StepRecord
 from momo_wrap.rules import MoMo, StepRule, WeightDecayForm, part_of
 from momo_wrap.scalars import (
@@ -47,9 +47,10 @@ from momo_wrap.scalars import (
     stacked,
     write_scalars,
 )
+from momo_wrap.shared_state import SharedStateOptimizer, lasting_tensors
 
 
-class MoMoWrapper(OptimizerFacade):
+class MoMoWrapper(SharedStateOptimizer):
     r"""Cuts the steps of an optimizer where its momentum model of the loss would fall too low.
 
     At each step the base optimizer averages gradients and preconditions them, as always, to a
@@ -101,6 +102,7 @@ class MoMoWrapper(OptimizerFacade):
         ValueError: The settings of a group are out of range, or do not go together.
     """
 
+    @lasting_tensors()
     def __init__(
         self,
         optimizer: Optimizer | Sequence[Optimizer],
@@ -119,11 +121,12 @@ class MoMoWrapper(OptimizerFacade):
                 "twice. Wrap the base itself: MoMoWrapper(optimizer.base)."
             )
         check_arguments(base, rule, adapter, nonfinite)
-        check_choice(compiled)
+        check_compiled(compiled)
         rule = MoMo() if rule is None else rule
         decay_form(weight_decay, rule)
         adapter = chosen_adapter(base, adapter)
-        check_groups(base, adapter, tensors=True)
+        check_parameters(base.param_groups)
+        check_settings(adapter.parts(base), read_tensors=True)
         check_process_group(process_group, base.param_groups)
         super().__init__(base)
         self.rule = rule
@@ -134,8 +137,8 @@ class MoMoWrapper(OptimizerFacade):
         self.process_group = process_group
         self.compiled = compiled
         self._outcome = Outcome()
-        self._recorded = RecordedLosses()
-        self._prepare()
+        self._recorded = PendingLosses()
+        self._import()
 
     def record_loss(self, loss: Loss, weight: Loss = 1.0) -> None:
         """Record a loss for the next `step()`, which then takes none.
@@ -198,13 +201,13 @@ class MoMoWrapper(OptimizerFacade):
         return self._step(*args)
 
     def _step(self, closure: Callable[[], Loss] | None, loss: Loss | None) -> Loss | None:
-        if closure is None and loss is None and not self._recorded and is_at_rest(self.base):
+        if closure is None and loss is None and not self._recorded and has_zero_lr(self.base):
             zero = as_scalar(0.0, scalars_like(self.param_groups))
             observation = self.adapter.observe(self.base, decay_form(self.weight_decay, self.rule))
             observation.apply([zero] * len(self.param_groups))
             return None
         loss = self._recorded.evaluate(closure, loss)
-        check_groups(self.base, self.adapter)
+        check_settings(self.adapter.parts(self.base))
         check_gradients(self.param_groups)
         group = reduction_group(self.process_group)
         if self.nonfinite != "propagate" and self._must_skip(loss, group):
@@ -263,6 +266,12 @@ class MoMoWrapper(OptimizerFacade):
         self._recorded.clear()
 
     @property
+    def _step_supports_amp_scaling(self) -> bool:
+        # GradScaler asks for this just before it takes the step or skips it, and tells no more.
+        self._recorded.mark_due()
+        return False
+
+    @property
     def last_step(self) -> StepRecord | None:
         """The `StepRecord` of the last step; None before the first."""
         return self._outcome.record
@@ -287,10 +296,12 @@ class MoMoWrapper(OptimizerFacade):
         return -1.0 if maximizes(first, first.param_groups[0]) else 1.0
 
     def _check(self) -> None:
-        check_loaded(self.base, self.adapter)
-        check_groups(self.base, self.adapter, tensors=True)
+        pairs = self.adapter.parts(self.base)
+        check_loaded(pairs)
+        check_parameters(self.param_groups)
+        check_settings(pairs, read_tensors=True)
 
-    def _prepare(self) -> None:
+    def _import(self) -> None:
         self._kept_scalars(scalars_like(self.param_groups))
 
     def _kept_scalars(self, like: Tensor) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:

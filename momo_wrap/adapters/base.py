@@ -110,6 +110,19 @@ class Adapter(ABC):
         """
         return False
 
+    def check_entry(self, where: str, param: Tensor, entry: Mapping[str, Any]) -> None:
+        """Refuse a loaded state of a parameter that the adapter can't go on from.
+
+        Args:
+            where: Which parameter it is, for the error: "parameter 0 of group 1".
+            param: The parameter.
+            entry: Its state.
+
+        Raises:
+            ValueError: A tensor does not belong to the parameter.
+        """
+        return
+
     def parts(self, base: Optimizer) -> list[tuple[Optimizer, Adapter]]:
         """Return the optimizers that a base is made of, each with its adapter.
 
@@ -148,6 +161,28 @@ class Adapter(ABC):
             The observation; here that of `observe`.
         """
         return self.observe(base, weight_decay)
+
+
+def check_shape(where: str, param: Tensor, name: str, value: object) -> None:
+    """Refuse an entry of a parameter's state that is no tensor of its shape.
+
+    Args:
+        where: Which parameter it is, for the error: "parameter 0 of group 1".
+        param: The parameter.
+        name: The name of the entry.
+        value: The entry.
+
+    Raises:
+        ValueError: It has another shape, or none.
+    """
+    shape = getattr(value, "shape", None)
+    if shape != param.shape:
+        found = "none" if shape is None else list(shape)
+        raise ValueError(
+            f"The state of {where} has {name!r} of shape {found}, but the parameter has shape "
+            f"{list(param.shape)}. Load the state dict of an optimizer of the same parameters, "
+            "in the same order."
+        )
 
 
 def maximizes(base: Optimizer, group: ParamGroup) -> bool:

@@ -63,22 +63,6 @@ def _is_switched_off() -> bool:
     return bool(dynamo.disable) or is_in_torch_dispatch_mode(include_infra_modes=False)
 
 
-def check_choice(compiled: object) -> None:
-    """Refuse what is no choice of whether to compile.
-
-    Args:
-        compiled: The argument of `MoMoWrapper`.
-
-    Raises:
-        ValueError: It is none.
-    """
-    if not (isinstance(compiled, bool) or compiled == "auto"):
-        raise ValueError(
-            f"compiled must be True, False or 'auto', got {compiled!r}. Write "
-            "MoMoWrapper(optimizer, compiled=True)."
-        )
-
-
 def chosen(compiled: Compiled, groups: Iterable[ParamGroup]) -> bool:
     """Return whether to compile; left to choose, where it is sure to work and to pay.
 

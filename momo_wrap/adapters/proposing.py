@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from momo_wrap.adapters.base import (
@@ -15,6 +16,7 @@ from momo_wrap.adapters.base import (
     ParamGroup,
     State,
     StepSums,
+    check_shape,
 )
 from momo_wrap.adapters.proposal import GRAD_AVG_KEY, Proposal
 from momo_wrap.adapters.sums import added, with_gradient_by_kind
@@ -109,7 +111,7 @@ class ProposingAdapter(Adapter):
             averaging = self.averaging(group, base.state)
             average, gradient = self.keeps_average(averaging), self.keeps_gradients(averaging)
             copies = 1 + len(self.iterates) + average + gradient
-            size += copies * sum(param.nbytes for param in group["params"])
+            size += copies * sum(p.nbytes for p in group["params"] if not is_lazy(p))
         return size
 
     def averaging(self, group: ParamGroup, state: State) -> Averaging:
@@ -130,6 +132,11 @@ class ProposingAdapter(Adapter):
         """Return whether the average is the base's and is there already; see `Adapter`."""
         states = [base.state.get(param, {}) for param in group["params"]]
         return self.momentum is not None and any(self.momentum in state for state in states)
+
+    def check_entry(self, where: str, param: Tensor, entry: Mapping[str, Any]) -> None:
+        """Refuse an average of another shape than the parameter's; see `Adapter`."""
+        if GRAD_AVG_KEY in entry:
+            check_shape(where, param, GRAD_AVG_KEY, entry[GRAD_AVG_KEY])
 
     def observe(self, base: Optimizer, weight_decay: WeightDecayForm) -> Observation:
         """Take the base's step, sum it up and put the parameters back; see `Adapter`."""

@@ -20,7 +20,7 @@ from momo_wrap.adapters.advancing import (
     mark_stepped,
     take_traced_step,
 )
-from momo_wrap.adapters.base import Adapter, Observation, ParamGroup, State
+from momo_wrap.adapters.base import Adapter, Observation, ParamGroup, State, check_shape
 from momo_wrap.adapters.compiled import CompiledPasses, can_compile
 from momo_wrap.adapters.group_step import GroupStep
 from momo_wrap.adapters.passes import Passes
@@ -175,6 +175,12 @@ class ReadingAdapter(Adapter):
     def has_history(self, base: Optimizer, group: ParamGroup) -> bool:
         """Return whether the base has a state already; see `Adapter`."""
         return any(base.state.get(param) for param in group["params"])
+
+    def check_entry(self, where: str, param: Tensor, entry: Mapping[str, Any]) -> None:
+        """Refuse tensors of another shape than the parameter's; see `Adapter`."""
+        for name, value in entry.items():
+            if isinstance(value, Tensor) and value.dim() > 0:
+                check_shape(where, param, name, value)
 
     def is_traceable(self, base: Optimizer) -> bool:
         """Return whether the base's step is, or `advanced` stands in for it; see `Adapter`."""

@@ -21,7 +21,8 @@ from torch.optim.optimizer import (
 from momo_wrap import MoMoWrapper
 from momo_wrap.adapters import compiled as compiled_module
 from momo_wrap.adapters.adam import AdamAdapter
-from momo_wrap.adapters.compiled import check_choice, chosen
+from momo_wrap.adapters.compiled import chosen
+from momo_wrap.checks import check_compiled
 from tests.cases import ALGORITHMS, Case
 from tests.mixture import COMPILED, FEW, distance, set_gradients, snapshot, train, wrapped
 
@@ -297,6 +298,6 @@ def test_the_choice_is_kept(choice: Any) -> None:
 @pytest.mark.parametrize("choice", ["yes", None, 1, 0.0])
 def test_wrong_choices(choice: Any) -> None:
     with pytest.raises(ValueError, match="compiled must be True, False or 'auto', got"):
-        check_choice(choice)
+        check_compiled(choice)
     with pytest.raises(ValueError, match="MoMoWrapper\\(optimizer, compiled=True\\)"):
         wrapped(FEW[0], choice)

@@ -1,4 +1,4 @@
-"""Looking at numbers before a step: whether it can move anything, and whether they are finite."""
+"""Loss and gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -8,21 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
-from torch.optim import Optimizer
 
 from momo_wrap.adapters.base import ParamGroup
 from momo_wrap.checks import Loss
 from momo_wrap.distributed import local
 from momo_wrap.scalars import as_scalar
-
-
-def is_at_rest(base: Optimizer) -> bool:
-    """Return whether all learning rates are 0, so that nothing can move whatever the loss is.
-
-    Args:
-        base: The optimizer that is wrapped. Learning rates that are tensors are read on the host.
-    """
-    return all("lr" in group and float(group["lr"]) == 0.0 for group in base.param_groups)
 
 
 def count_nonfinite(loss: Loss, groups: Sequence[ParamGroup]) -> Tensor:

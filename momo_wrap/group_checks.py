@@ -1,0 +1,202 @@
+"""What the wrapper refuses of parameter groups: settings, parameters and gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from numbers import Real
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from momo_wrap.adapters.base import Adapter, ParamGroup, maximizes
+from momo_wrap.distributed import local
+from momo_wrap.params import can_move
+
+# Schedules that end at 0 can end this far below it.
+ROUNDING = 1e-12
+
+
+def check_settings(
+    pairs: Sequence[tuple[Optimizer, Adapter]], *, read_tensors: bool = False
+) -> None:
+    """Refuse settings that the model can't be built with. Cheap enough for each step.
+
+    Args:
+        pairs: The optimizers that are wrapped, each with the adapter that reads it.
+        read_tensors: Also look into settings that are tensors, a host synchronisation.
+
+    Raises:
+        ValueError: A learning rate or weight decay is not a finite number of at least 0, groups
+            differ where they must not, one asks for `differentiable=True`, or an adapter can't
+            read its optimizer with these settings.
+    """
+    maximize: list[bool] = []
+    for optimizer, adapter in pairs:
+        for group in optimizer.param_groups:
+            _check_group(len(maximize), group, adapter, read_tensors=read_tensors)
+            maximize.append(maximizes(optimizer, group))
+        reason = adapter.obstacle(optimizer)
+        if reason is not None:
+            raise ValueError(
+                f"{adapter!r} can't read {type(optimizer).__name__}: {reason}. Change that, or "
+                "write MoMoWrapper(optimizer, adapter=ProposingAdapter())."
+            )
+    if any(maximize) and not all(maximize):
+        raise ValueError(
+            f"Groups have maximize={maximize}, but all groups share one loss. Set the same "
+            "maximize for all, or wrap two optimizers."
+        )
+
+
+def _check_group(index: int, group: ParamGroup, adapter: Adapter, *, read_tensors: bool) -> None:
+    lr = group.get("lr")
+    if lr is None and adapter.needs_lr:
+        raise ValueError(
+            f"Group {index} has no 'lr', which the step is measured against. Wrap an "
+            "optimizer that has a learning rate."
+        )
+    for name, value in (("lr", lr), ("weight_decay", group.get("weight_decay"))):
+        # Nearly always a float, which is told at once.
+        if value is not None and not (type(value) is float and 0.0 <= value < math.inf):
+            _check_number(index, name, value, read_tensors=read_tensors)
+    if group.get("differentiable"):
+        raise ValueError(
+            f"Group {index} has differentiable=True, but MoMo's step does not record "
+            "gradients. Make the base optimizer with differentiable=False."
+        )
+
+
+def _check_number(index: int, name: str, value: object, *, read_tensors: bool) -> None:
+    if isinstance(value, Tensor):
+        if not read_tensors:
+            return
+        value = float(value)
+    if not (isinstance(value, Real) and math.isfinite(value) and float(value) >= -ROUNDING):
+        instead = {"lr": "lr=1e-2", "weight_decay": "weight_decay=0.0"}[name]
+        hint = "For no cap, choose a large one: lr=1e2" if value == math.inf else f"Write {instead}"
+        raise ValueError(
+            f"Group {index} has {name}={value!r}, expected a finite number of at least 0. {hint}."
+        )
+
+
+def check_parameters(groups: Sequence[ParamGroup]) -> None:
+    """Refuse parameters that can move and can't be moved each by itself.
+
+    Looks at all of them: for construction, loading and groups that join. Frozen parameters may be
+    anything; so may lazy ones, until they are made.
+
+    Args:
+        groups: The base's parameter groups.
+
+    Raises:
+        ValueError: There are none, two share memory, or one can't be written through.
+    """
+    if not any(group["params"] for group in groups):
+        raise ValueError(
+            "The optimizer has no parameters. Give it those of the model: model.parameters()."
+        )
+    params, names = [], []
+    for index, group in enumerate(groups):
+        for position, param in enumerate(group["params"]):
+            if not can_move(param) or is_lazy(param):
+                continue
+            if param.is_conj() or param.is_neg():
+                raise ValueError(
+                    f"Parameter {position} of group {index} is a view that is conjugated or "
+                    "negated only when it is read, and can't be written through. Make it with "
+                    "param.detach().resolve_conj().resolve_neg().requires_grad_()."
+                )
+            params.append(param)
+            names.append(f"{position} of group {index}")
+    found = _overlapping(params)
+    if found is not None:
+        first, second = found
+        raise ValueError(
+            f"Parameters {names[first]} and {names[second]}, of shape "
+            f"{list(params[second].shape)}, share their memory but are two parameters, so that "
+            "each would move the other. Make them one: second.weight = first.weight, not "
+            "second.weight.data = ..."
+        )
+
+
+def check_gradients(groups: Sequence[ParamGroup]) -> None:
+    """Refuse sparse gradients.
+
+    Args:
+        groups: The base's parameter groups.
+
+    Raises:
+        TypeError: A gradient is not dense.
+    """
+    for index, group in enumerate(groups):
+        for position, param in enumerate(group["params"]):
+            grad = param.grad
+            if grad is not None and grad.layout is not torch.strided:
+                raise TypeError(
+                    f"Parameter {position} of group {index}, of shape {list(param.shape)}, has a "
+                    f"{grad.layout} gradient; the momentum model needs dense ones. Use "
+                    "sparse=False in the embedding that made it."
+                )
+
+
+class _Extent(NamedTuple):
+    """The bytes [start, stop) of a storage that a parameter lies within."""
+
+    storage: tuple[str, int]
+    start: int
+    stop: int
+    position: int
+
+
+def _overlapping(params: Sequence[Tensor]) -> tuple[int, int] | None:
+    """Return the positions of two parameters that have an element in common, or None."""
+    extents = sorted(_extents(params))
+    open_ones: list[_Extent] = []
+    for extent in extents:
+        open_ones = [o for o in open_ones if o.storage == extent.storage and o.stop > extent.start]
+        for other in open_ones:
+            if _share_an_element(local(params[other.position]), local(params[extent.position])):
+                first, second = sorted([other.position, extent.position])
+                return first, second
+        open_ones.append(extent)
+    return None
+
+
+def _extents(params: Sequence[Tensor]) -> Iterator[_Extent]:
+    for position, param in enumerate(params):
+        if param.layout is not torch.strided or param.device.type == "meta":
+            continue
+        tensor = local(param)
+        try:
+            address = tensor.untyped_storage().data_ptr()
+        except (RuntimeError, NotImplementedError):  # subclasses that wrap other tensors
+            continue
+        if address == 0 or tensor.numel() == 0:
+            continue
+        size = tensor.element_size()
+        start = int(tensor.storage_offset()) * size
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        stop = start + size * (1 + sum((length - 1) * stride for length, stride in steps))
+        yield _Extent((str(tensor.device), address), start, int(stop), position)
+
+
+def _share_an_element(first: Tensor, second: Tensor) -> bool:
+    """Return whether two tensors in one storage overlap, whose extents do."""
+    if first.is_contiguous() and second.is_contiguous():
+        return True
+    # Columns of one matrix, say, lie in one extent and have no element in common.
+    size = max(tensor.untyped_storage().nbytes() for tensor in (first, second))
+    marks = torch.zeros(size, dtype=torch.bool)
+    _bytes_of(first, marks).fill_(True)
+    return bool(_bytes_of(second, marks).any())
+
+
+def _bytes_of(tensor: Tensor, marks: Tensor) -> Tensor:
+    """Return the view of one mark per byte of a storage that a tensor consists of."""
+    size = tensor.element_size()
+    strides = [stride * size for stride in tensor.stride()]
+    return marks.as_strided((*tensor.shape, size), (*strides, 1), tensor.storage_offset() * size)
