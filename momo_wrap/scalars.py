@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from momo_wrap.distributed import whole
+from momo_wrap.params import can_move
 from momo_wrap.reductions import Scalar, accumulation_dtype, to_device
 
 # What the names of entries in the groups start with.
@@ -28,10 +29,12 @@ def scalars_like(groups: Iterable[Mapping[str, Any]]) -> Tensor:
 
     Returns:
         On the device of the first parameter that is not on the CPU (so that an accelerator never
-        waits for the host), else the CPU; float64 if any parameter is, else float32.
+        waits for the host), else the CPU; float64 if any parameter is, else float32. Only
+        parameters that can move count.
     """
     # In their order: a dictionary keeps it.
-    kinds = dict.fromkeys((p.device, p.dtype) for group in groups for p in group["params"])
+    params = [param for group in groups for param in group["params"] if can_move(param)]
+    kinds = dict.fromkeys((param.device, param.dtype) for param in params)
     device = next((d for d, _ in kinds if d.type != "cpu"), torch.device("cpu"))
     wide = any(accumulation_dtype(dtype) is torch.float64 for _, dtype in kinds)
     return torch.empty(0, device=device, dtype=torch.float64 if wide else torch.float32)

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from momo_wrap.adapters.passes import Pair, Passes, Summed
 from momo_wrap.adapters.sums import uses_gradient
 from momo_wrap.blocks import Block, blocks
+from momo_wrap.params import can_move
 from momo_wrap.reductions import Scalar, accumulation_dtype, to_device
 from momo_wrap.scalars import as_scalar
 
@@ -52,7 +54,7 @@ def can_compile(groups: Iterable[ParamGroup]) -> bool:
     """
     # Tensors without values have nothing to compile for.
     hopeless = {"meta", *_failures}
-    params = (param for group in groups for param in group["params"])
+    params = (param for group in groups for param in group["params"] if can_move(param))
     return not _is_switched_off() and all(p.device.type not in hopeless for p in params)
 
 
@@ -74,7 +76,7 @@ def chosen(compiled: Compiled, groups: Iterable[ParamGroup]) -> bool:
         return False  # everything is being compiled, by the caller
     if compiled != "auto":
         return compiled
-    params = [param for group in groups for param in group["params"]]
+    params = [p for group in groups for p in group["params"] if can_move(p) and not is_lazy(p)]
     # Counted first, because a model of many small parameters should not pay for more.
     if sum(param.numel() for param in params) < _WORTHWHILE_ELEMENTS:
         return False
