@@ -486,13 +486,13 @@ def test_empty_group_beside_others() -> None:
 class Quantised(Tensor):
     """A subclass with values elsewhere, as those of quantised weights: it has no memory itself."""
 
-    values: Tensor
+    content: Tensor
 
     @classmethod
-    def of(cls, values: Tensor) -> Quantised:
+    def of(cls, content: Tensor) -> Quantised:
         make: Any = Tensor._make_wrapper_subclass
-        made: Quantised = make(cls, values.shape, dtype=torch.float32)
-        made.values = values
+        made: Quantised = make(cls, content.shape, dtype=torch.float32)
+        made.content = content
         return made
 
     @classmethod
@@ -500,8 +500,8 @@ class Quantised(Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if func is torch.ops.aten.detach.default:
-            return cls.of(args[0].values)
-        args, kwargs = tree_map_only(cls, lambda t: t.values.float(), (args, kwargs or {}))
+            return cls.of(args[0].content)
+        args, kwargs = tree_map_only(cls, lambda t: t.content.float(), (args, kwargs or {}))
         return func(*args, **kwargs)
 
 
