@@ -259,8 +259,11 @@ def test_other_errors_are_not_taken_for_the_compiler_s(
 
 def test_auto_is_for_large_models_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def groups(elements: int, device: str = "cpu") -> list[dict[str, Any]]:
-        small = torch.empty(1, device="cpu")
-        return [{"params": [torch.empty(elements, device=device)]}, {"params": [small]}]
+        sizes = [(elements, device), (1, "cpu")]
+        return [
+            {"params": [torch.empty(size, device=place, requires_grad=True)]}
+            for size, place in sizes
+        ]
 
     monkeypatch.setattr(compiled_module, "_has_compiler", lambda: True)
     assert chosen("auto", groups(2**24))
