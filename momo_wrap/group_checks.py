@@ -168,11 +168,12 @@ def _overlapping(params: Sequence[Tensor]) -> tuple[int, int] | None:
 
 def _extents(params: Sequence[Tensor]) -> Iterator[_Extent]:
     for position, param in enumerate(params):
-        if param.layout is not torch.strided or param.device.type == "meta":
+        if param.layout is not torch.strided:
             continue
         tensor = local(param)
         try:
-            address = tensor.untyped_storage().data_ptr()
+            storage = tensor.untyped_storage()
+            address = 0 if storage.device.type == "meta" else storage.data_ptr()
         except (RuntimeError, NotImplementedError):  # subclasses that wrap other tensors
             continue
         if address == 0 or tensor.numel() == 0:

@@ -102,7 +102,6 @@ class MoMoWrapper(SharedStateOptimizer):
         ValueError: The settings of a group are out of range, or do not go together.
     """
 
-    @lasting_tensors()
     def __init__(
         self,
         optimizer: Optimizer | Sequence[Optimizer],
@@ -138,7 +137,8 @@ class MoMoWrapper(SharedStateOptimizer):
         self.compiled = compiled
         self._outcome = Outcome()
         self._recorded = PendingLosses()
-        self._import()
+        with lasting_tensors():
+            self._import()
 
     def record_loss(self, loss: Loss, weight: Loss = 1.0) -> None:
         """Record a loss for the next `step()`, which then takes none.
