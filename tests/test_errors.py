@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -742,7 +743,8 @@ def test_choices_are_told_from_what_is_none(check: Callable[[Any], None]) -> Non
             check(wrong)
 
 
-MATRIX = torch.randn(6, 4)
+ARRAY = np.zeros((6, 4), dtype=np.float32)
+MATRIX = torch.from_numpy(ARRAY)
 OVERLAP: dict[str, tuple[list[Tensor], bool]] = {
     "the same": ([MATRIX, MATRIX], True),
     "transposed": ([MATRIX, MATRIX.t()], True),
@@ -750,6 +752,7 @@ OVERLAP: dict[str, tuple[list[Tensor], bool]] = {
     "rows": ([MATRIX[:4], MATRIX[3:]], True),
     "columns": ([MATRIX[:, :3], MATRIX[:, 2:]], True),
     "a column and a row": ([MATRIX[:, 1], torch.ones(2), MATRIX[5, 1:]], True),
+    "another storage": ([MATRIX[:4], torch.from_numpy(ARRAY[3:])], True),
     "other rows": ([MATRIX[:3], MATRIX[3:]], False),
     "other columns": ([MATRIX[:, :2], MATRIX[:, 2:]], False),
     "every other element": ([MATRIX.view(-1)[::2], MATRIX.view(-1)[1::2]], False),
