@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from momo_wrap.params import can_move
+
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
@@ -33,6 +35,8 @@ def check_process_group(process_group: object, groups: Sequence[Mapping[str, Any
     ranks = None if process_group == "auto" else _ranks(process_group)
     for index, group in enumerate(groups):
         for position, param in enumerate(group["params"]):
+            if not can_move(param):
+                continue
             where = f"Parameter {position} of group {index}"
             # FSDP1 leaves this mark on ordinary tensors, which nothing else tells from whole ones.
             if getattr(param, "_fsdp_flattened", False) and dist.get_world_size() > 1:

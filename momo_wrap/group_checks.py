@@ -144,9 +144,9 @@ def check_gradients(groups: Sequence[ParamGroup]) -> None:
 
 
 class _Extent(NamedTuple):
-    """The bytes [start, stop) of a storage that a parameter lies within."""
+    """The addresses [start, stop) that a parameter lies within."""
 
-    storage: tuple[str, int]
+    device: str
     start: int
     stop: int
     position: int
@@ -154,49 +154,51 @@ class _Extent(NamedTuple):
 
 def _overlapping(params: Sequence[Tensor]) -> tuple[int, int] | None:
     """Return the positions of two parameters that have an element in common, or None."""
-    extents = sorted(_extents(params))
-    open_ones: list[_Extent] = []
-    for extent in extents:
-        open_ones = [o for o in open_ones if o.storage == extent.storage and o.stop > extent.start]
-        for other in open_ones:
+    earlier: list[_Extent] = []
+    for extent in sorted(_extents(params)):
+        earlier = [e for e in earlier if e.device == extent.device and e.stop > extent.start]
+        for other in earlier:
             if _share_an_element(local(params[other.position]), local(params[extent.position])):
                 first, second = sorted([other.position, extent.position])
                 return first, second
-        open_ones.append(extent)
+        earlier.append(extent)
     return None
 
 
 def _extents(params: Sequence[Tensor]) -> Iterator[_Extent]:
     for position, param in enumerate(params):
-        if param.layout is not torch.strided or param.device.type == "meta":
+        if param.layout is not torch.strided:
             continue
         tensor = local(param)
         try:
-            address = tensor.untyped_storage().data_ptr()
+            is_real = tensor.untyped_storage().device.type != "meta"
+            start = tensor.data_ptr() if is_real else 0
         except (RuntimeError, NotImplementedError):  # subclasses that wrap other tensors
             continue
-        if address == 0 or tensor.numel() == 0:
-            continue
-        size = tensor.element_size()
-        start = int(tensor.storage_offset()) * size
-        steps = zip(tensor.shape, tensor.stride(), strict=True)
-        stop = start + size * (1 + sum((length - 1) * stride for length, stride in steps))
-        yield _Extent((str(tensor.device), address), start, int(stop), position)
+        if start != 0 and tensor.numel() > 0:
+            yield _Extent(str(tensor.device), start, start + _span(tensor), position)
+
+
+def _span(tensor: Tensor) -> int:
+    """Return the number of bytes from the first element to the end of the last."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor.element_size() * int(1 + sum((length - 1) * stride for length, stride in steps))
 
 
 def _share_an_element(first: Tensor, second: Tensor) -> bool:
-    """Return whether two tensors in one storage overlap, whose extents do."""
+    """Return whether two tensors overlap whose extents do."""
     if first.is_contiguous() and second.is_contiguous():
         return True
     # Columns of one matrix, say, lie in one extent and have no element in common.
-    size = max(tensor.untyped_storage().nbytes() for tensor in (first, second))
-    marks = torch.zeros(size, dtype=torch.bool)
-    _bytes_of(first, marks).fill_(True)
-    return bool(_bytes_of(second, marks).any())
+    start = min(first.data_ptr(), second.data_ptr())
+    stop = max(tensor.data_ptr() + _span(tensor) for tensor in (first, second))
+    marks = torch.zeros(stop - start, dtype=torch.bool)
+    _bytes_of(first, marks, start).fill_(True)
+    return bool(_bytes_of(second, marks, start).any())
 
 
-def _bytes_of(tensor: Tensor, marks: Tensor) -> Tensor:
-    """Return the view of one mark per byte of a storage that a tensor consists of."""
+def _bytes_of(tensor: Tensor, marks: Tensor, start: int) -> Tensor:
+    """Return the marks, one for each byte from an address on, that are those of a tensor."""
     size = tensor.element_size()
     strides = [stride * size for stride in tensor.stride()]
-    return marks.as_strided((*tensor.shape, size), (*strides, 1), tensor.storage_offset() * size)
+    return marks.as_strided((*tensor.shape, size), (*strides, 1), tensor.data_ptr() - start)

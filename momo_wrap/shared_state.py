@@ -18,11 +18,11 @@ from momo_wrap.loading import check_state_dict, load, restored_on_failure
 def lasting_tensors() -> Iterator[None]:
     """Make ordinary tensors, also where the caller is in `torch.inference_mode`.
 
-    Tensors that are made in inference mode can't be updated in place outside of it. Also a
-    decorator. Whether gradients are recorded stays as it is.
+    Tensors that are made in inference mode can't be updated in place outside of it. Whether
+    gradients are recorded stays as it is.
     """
     enabled = torch.is_grad_enabled()
-    with torch.set_grad_enabled(enabled):
+    with torch.inference_mode(False), torch.set_grad_enabled(enabled):
         yield
 
 

@@ -104,7 +104,6 @@ class MoMoWrapper(SharedStateOptimizer):
         ValueError: The settings of a group are out of range, or do not go together.
     """
 
-    @lasting_tensors()
     def __init__(
         self,
         optimizer: Optimizer | Sequence[Optimizer],
@@ -145,9 +144,8 @@ class MoMoWrapper(SharedStateOptimizer):
         self._effective_lrs: list[Tensor] = []
         self._skipped = 0
         self._pending = PendingLosses()
-        like = scalar_template(self.param_groups)
-        self._memory = Memory(self._initial_memory(), like)
-        self._memory.prepare(self._pairs, like)
+        with lasting_tensors():
+            self._import()
 
     def __setattr__(self, name: str, value: Any) -> None:
         check = _CHECKS.get(name)

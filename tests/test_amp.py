@@ -128,3 +128,49 @@ def test_scaler_knows_nothing_of_the_base() -> None:
     """Fused bases unscale in their own step; wrapped ones leave it to the scaler."""
     optimizer: Optimizer = BASES["AdamW-fused"](model_and_data()[0].parameters())
     assert not getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
+@pytest.mark.parametrize("first", ["record", "backward"])
+@pytest.mark.parametrize(
+    ("dtype", "set_to_none", "batches"), [(torch.float16, True, 1), (torch.bfloat16, False, 3)]
+)
+@pytest.mark.parametrize("make", BASES.values(), ids=BASES)
+def test_losses_of_skipped_steps_are_forgotten_without_zero_grad(
+    make: Callable[[Any], MoMoWrapper],
+    dtype: torch.dtype,
+    set_to_none: bool,
+    batches: int,
+    first: str,
+) -> None:
+    """Only `model.zero_grad()` is called; one batch of a step overflows, or its gradients do."""
+    model, *data = model_and_data()
+    optimizer = make(model.parameters())
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=100)
+    skipped = 0
+    for step in range(12):
+        overflow = {3: float("inf"), 4: 1e38, 8: float("nan")}.get(step)
+        model.zero_grad(set_to_none)
+        losses = []
+        for batch in range(batches):
+            with torch.autocast("cpu", dtype=dtype):
+                loss = loss_of(model, *data)
+            if overflow is not None and batch == 0:
+                loss = loss * overflow
+            losses.append(float(loss.detach()))
+            if first == "record":
+                optimizer.record_loss(loss)
+            scaler.scale(loss / batches).backward()
+            if first == "backward":
+                optimizer.record_loss(loss)
+        before, record = flat(params_of(model)), optimizer.last_step
+        scaler.step(optimizer)
+        scaler.update()
+        if overflow is None:
+            mean = float(last_step(optimizer).loss)
+            assert mean == pytest.approx(sum(losses) / batches, rel=1e-6)
+        else:
+            skipped += 1
+            assert torch.equal(flat(params_of(model)), before)
+            assert optimizer.last_step is record
+    assert skipped == 3
+    assert flat(params_of(model)).isfinite().all()

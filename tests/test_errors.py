@@ -6,9 +6,11 @@ import copy
 import math
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from momo_wrap import (
     Averaging,
     ModelStats,
     MoMo,
+    MoMoStar,
     MoMoWrapper,
     ProposingAdapter,
     ReadingAdapter,
@@ -27,6 +30,13 @@ from momo_wrap import (
     register_adapter,
 )
 from momo_wrap.adapters import AdamAdapter, Reading, RMSpropAdapter, SGDAdapter
+from momo_wrap.checks import (
+    check_compiled,
+    check_decay_form,
+    check_nonfinite,
+    check_rule,
+    check_unknown_arguments,
+)
 from tests.problems import Problem, flat
 
 
@@ -681,3 +691,86 @@ def test_names_that_are_taken(name: str) -> None:
     optimizer = MoMoWrapper(SGD([parameter()], lr=0.1), adapter=Taken())
     with pytest.raises(ValueError, match=re.escape(f"named ['{name}']")):
         optimizer.step(loss=1.0)
+
+
+UNKNOWN: dict[str, tuple[dict[str, Any], str]] = {
+    "of the rule": (
+        {"lower_bound": 1.5},
+        "MoMoWrapper takes no lower_bound; write MoMoWrapper(optimizer, MoMo(lower_bound=1.5)).",
+    ),
+    "of another rule": (
+        {"required": 0.3},
+        "takes no required; write MoMoWrapper(optimizer, TrustedMoMo(required=0.3)).",
+    ),
+    "of the base": (
+        {"lr": 0.1},
+        "takes no lr; it is a setting of the base. Write MoMoWrapper(torch.optim.AdamW("
+        "model.parameters(), lr=...)).",
+    ),
+    "the strength of weight decay": (
+        {"weight_decay": 0.1},
+        "takes no weight_decay; it is a setting of the base",
+    ),
+    "the form of weight decay": (
+        {"weight_decay": "decoupled"},
+        "write MoMoWrapper(optimizer, weight_decay_form='decoupled').",
+    ),
+    "of nothing": ({"theta": 1.0}, "MoMoWrapper takes no theta. Its arguments are listed by help("),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), UNKNOWN.values(), ids=UNKNOWN)
+def test_unknown_arguments(arguments: dict[str, Any], message: str) -> None:
+    check_unknown_arguments({})
+    with pytest.raises(TypeError, match=re.escape(message)):
+        check_unknown_arguments(arguments)
+
+
+GOOD: dict[Callable[[Any], None], list[Any]] = {
+    check_rule: [MoMo(), MoMoStar()],
+    check_nonfinite: ["propagate", "skip", "raise"],
+    check_compiled: ["auto", True, False],
+    check_decay_form: ["proximal", "decoupled", "scaled"],
+}
+
+
+@pytest.mark.parametrize("check", GOOD)
+def test_choices_are_told_from_what_is_none(check: Callable[[Any], None]) -> None:
+    for value in GOOD[check]:
+        check(value)
+    for wrong in [None, 1, "skp", MoMo]:
+        with pytest.raises((TypeError, ValueError), match=re.escape(f"got {wrong!r}")):
+            check(wrong)
+
+
+ARRAY = np.zeros((6, 4), dtype=np.float32)
+MATRIX = torch.from_numpy(ARRAY)
+OVERLAP: dict[str, tuple[list[Tensor], bool]] = {
+    "the same": ([MATRIX, MATRIX], True),
+    "transposed": ([MATRIX, MATRIX.t()], True),
+    "another dtype": ([MATRIX[:3], MATRIX.view(torch.bfloat16)[2:]], True),
+    "rows": ([MATRIX[:4], MATRIX[3:]], True),
+    "columns": ([MATRIX[:, :3], MATRIX[:, 2:]], True),
+    "a column and a row": ([MATRIX[:, 1], torch.ones(2), MATRIX[5, 1:]], True),
+    "another storage": ([MATRIX[:4], torch.from_numpy(ARRAY[3:])], True),
+    "other rows": ([MATRIX[:3], MATRIX[3:]], False),
+    "other columns": ([MATRIX[:, :2], MATRIX[:, 2:]], False),
+    "every other element": ([MATRIX.view(-1)[::2], MATRIX.view(-1)[1::2]], False),
+    "nothing": ([MATRIX[:0], MATRIX], False),
+}
+
+
+@pytest.mark.parametrize(("views", "overlap"), OVERLAP.values(), ids=OVERLAP)
+def test_memory_is_shared_where_an_element_is(views: list[Tensor], overlap: bool) -> None:
+    """As written to one and read from the others, whatever begins where."""
+    MATRIX.zero_()
+    views[-1].fill_(1.0)
+    assert overlap == any(bool(view.count_nonzero()) for view in views[:-1])
+    params = [view.detach().requires_grad_() for view in views]
+    expected: Any = pytest.raises(ValueError, match="share") if overlap else nullcontext()
+    with expected:
+        MoMoWrapper(SGD(params, lr=0.1))
+
+
+def test_parameter_that_shares_memory_with_a_frozen_one() -> None:
+    MoMoWrapper(SGD([MATRIX.detach().requires_grad_(), MATRIX, MATRIX[1:]], lr=0.1))

@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from momo_wrap import JointOptimizer, MoMo, MoMoStar, MoMoWrapper, ProposingAdapter
 from momo_wrap.adapters import JointAdapter, SGDAdapter
+from momo_wrap.loading import with_entries
 from tests.problems import Problem, flat, last_step, relative_distance, take_step, trajectory
 from tests.reference import AdamBase, Array, ReferenceBlock, ReferenceJointMoMo, SGDBase
 
@@ -456,3 +457,22 @@ def test_joint_adapter_of_another_length() -> None:
     adapter = JointAdapter([SGDAdapter()])
     with pytest.raises(ValueError, match="JointAdapter has 1 adapters, the base 2 optimizers"):
         MoMoWrapper(muon_and_adamw(Problem().params), adapter=adapter)
+
+
+def test_member_with_a_state_dict_of_its_own_form_gets_the_entries_of_its_groups() -> None:
+    """It looks at its own part of the state dict only."""
+    package = pytest.importorskip("pytorch_optimizer")
+
+    def make() -> JointOptimizer:
+        params = [torch.ones(2, requires_grad=True) for _ in range(3)]
+        return JointOptimizer([package.Lookahead(SGD(params[:2], lr=0.1)), SGD(params[2:], lr=0.2)])
+
+    saved, loading = make(), make()
+    for group in loading.param_groups:
+        group["momo_new"] = None
+    state_dict = with_entries(saved.state_dict(), [{"momo_new": 1.0}, {"momo_new": 2.0}])
+    loading.load_state_dict(state_dict)
+    assert [group["momo_new"] for group in loading.param_groups] == [1.0, 2.0]
+    assert [group["lr"] for group in loading.param_groups] == [0.1, 0.2]
+    assert [group["params"] for group in state_dict["param_groups"]] == [[0, 1], [2]]
+    assert "momo_new" not in saved.param_groups[0]

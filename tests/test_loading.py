@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
+import math
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +15,9 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from momo_wrap import MoMo, MoMoWrapper, ProposingAdapter
+from momo_wrap.adapters import SGDAdapter
+from momo_wrap.loading import with_entries
+from momo_wrap.shared_state import lasting_tensors
 from tests.problems import Problem, flat, last_step, relative_distance, take_step
 from tests.test_faults import BASES, every_base, everything
 
@@ -259,3 +265,184 @@ def test_proposing_from_the_average_of_a_base_with_a_history() -> None:
         assert float(last_step(proposing).theta) == pytest.approx(
             float(last_step(reading).theta), rel=0.01
         )
+
+
+def wrapping(name: str, base: Callable[[], Optimizer], **settings: Any) -> Optimizer:
+    """An optimizer of pytorch-optimizer that wraps another."""
+    package = pytest.importorskip("pytorch_optimizer")
+    return getattr(package, name)(base(), **settings)  # type: ignore[no-any-return]
+
+
+# Their state dicts have forms of their own, and their attributes are part of the state.
+WRAPPING: dict[str, Callable[[list[Tensor]], Optimizer]] = {
+    "Lookahead": lambda p: wrapping("Lookahead", lambda: SGD(p, lr=0.1, momentum=0.9), k=3),
+    "Lookahead with momentum": lambda p: wrapping(
+        "Lookahead", lambda: SGD(p, lr=0.1, momentum=0.9), k=3, pullback_momentum="pullback"
+    ),
+    "Magma": lambda p: wrapping("Magma", lambda: Adam(p, lr=0.1), mask_prob=1.0),
+    "OrthoGrad": lambda p: wrapping("OrthoGrad", lambda: Adam(p, lr=0.1)),
+    "OrthoGrad of Lookahead": lambda p: wrapping(
+        "OrthoGrad", lambda: wrapping("Lookahead", lambda: Adam(p, lr=0.1), k=3)
+    ),
+    "PCGrad": lambda p: wrapping("PCGrad", lambda: Adam(p, lr=0.1)),
+    "ScheduleFreeWrapper": lambda p: wrapping("ScheduleFreeWrapper", lambda: Adam(p, lr=0.1)),
+    "TRAC": lambda p: wrapping("TRAC", lambda: Adam(p, lr=0.1)),
+}
+every_wrapping = pytest.mark.parametrize("make", WRAPPING.values(), ids=WRAPPING)
+
+
+def proposing(make: Callable[[list[Tensor]], Any]) -> Callable[[list[Tensor]], MoMoWrapper]:
+    def made(params: list[Tensor]) -> MoMoWrapper:
+        optimizer = MoMoWrapper(make(params), MoMo(0.1), adapter=ProposingAdapter())
+        optimizer.train()
+        return optimizer
+
+    return made
+
+
+def joined_with_sgd(make: Callable[[list[Tensor]], Optimizer]) -> Callable[[list[Tensor]], Any]:
+    return lambda params: [make(params[:2]), SGD(params[2:], lr=0.1, momentum=0.9)]
+
+
+@every_wrapping
+@pytest.mark.parametrize("joint", [False, True], ids=["alone", "joint"])
+def test_wrapping_optimizers_go_on_bit_for_bit(make: Any, joint: bool) -> None:
+    make = proposing(joined_with_sgd(make) if joint else make)
+    problem, optimizer = trained(make, 7)
+    again = copy.deepcopy(problem)
+    fresh = make(again.params)
+    fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for _ in range(7):
+        optimizer.step(loss=problem.gradients())
+        fresh.step(loss=again.gradients())
+    assert torch.equal(flat(again.params), flat(problem.params))
+    assert last_step(fresh).theta == last_step(optimizer).theta
+    assert last_step(optimizer).theta > 0
+
+
+@every_wrapping
+def test_wrapping_optimizers_are_as_they_were_after_a_failed_load(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the base refuses or the wrapper does, when the base has loaded."""
+    make = proposing(make)
+    (problem, optimizer), (undisturbed, twin) = trained(make, 7), trained(make, 7)
+    foreign = trained(make, 2)[1].state_dict()
+    before, groups = everything(problem, optimizer), optimizer.param_groups
+    with pytest.raises((TypeError, ValueError)):
+        optimizer.load_state_dict({name: {} for name in foreign})
+    assert everything(problem, optimizer) == before
+    with monkeypatch.context() as patch:
+        patch.setattr(MoMoWrapper, "_check", lambda _: 1 / 0)
+        with pytest.raises(ArithmeticError):
+            optimizer.load_state_dict(foreign)
+    assert everything(problem, optimizer) == before
+    assert all(mine is its for mine, its in zip(optimizer.param_groups, groups, strict=True))
+    for _ in range(4):
+        optimizer.step(loss=problem.gradients())
+        twin.step(loss=undisturbed.gradients())
+    assert torch.equal(flat(problem.params), flat(undisturbed.params))
+
+
+class Counting(SGD):
+    """A base with numbers and objects beside its state, which loading changes in place."""
+
+    def __init__(self, params: list[Tensor]) -> None:
+        super().__init__(params, lr=0.1, momentum=0.9)
+        self.steps, self.seen, self.recent = 0, {"losses": [1.0]}, (deque([1], maxlen=2), {1})
+        self.schedule = torch.optim.lr_scheduler.StepLR(SGD(params, lr=0.1), 1)
+
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        super().load_state_dict(state_dict)
+        self.steps = 7
+        self.seen["losses"].append(2.0)
+        self.recent[0].append(2)
+        self.recent[0].append(3)
+        self.recent[1].add(2)
+        self.schedule.load_state_dict({"last_epoch": 5})
+        self.refused = True
+        raise RuntimeError("refused")
+
+
+def test_all_that_a_base_holds_is_put_back() -> None:
+    problem, optimizer = trained(lambda params: MoMoWrapper(Counting(params), adapter=SGDAdapter()))
+    base: Any = optimizer.base
+    recent = base.recent[0]
+    with pytest.raises(RuntimeError, match="refused"):
+        optimizer.load_state_dict(optimizer.state_dict())
+    assert (base.steps, base.seen, base.recent) == (0, {"losses": [1.0]}, (deque([1]), {1}))
+    assert base.recent[0] is recent
+    assert base.schedule.last_epoch == 0
+    assert not hasattr(base, "refused")
+    optimizer.step(loss=problem.gradients())
+
+
+def test_group_that_is_refused_leaves_nothing_behind() -> None:
+    problem, optimizer = trained(proposing(WRAPPING["Lookahead"]))
+    before = everything(problem, optimizer)
+    with pytest.raises(ValueError, match="lr=nan"):
+        optimizer.add_param_group({"params": [torch.ones(2, requires_grad=True)], "lr": math.nan})
+    assert everything(problem, optimizer) == before
+    assert len(optimizer.base.state) == len(problem.params)
+
+
+def test_entries_are_added_to_a_copy() -> None:
+    _, optimizer = trained(proposing(WRAPPING["Lookahead"]))
+    state_dict = optimizer.state_dict()
+    groups = state_dict["base_optimizer"]["param_groups"]
+    extended = with_entries(state_dict, [{"momo_new": 1.0}])
+    assert extended["base_optimizer"]["param_groups"] == [{**groups[0], "momo_new": 1.0}]
+    assert extended["lookahead_state"].keys() == state_dict["lookahead_state"].keys()
+    assert "momo_new" not in groups[0]
+
+
+Change = Callable[[Callable[..., MoMoWrapper], MoMoWrapper, list[Tensor]], MoMoWrapper]
+
+
+def from_a_file(make: Callable[..., MoMoWrapper], old: MoMoWrapper, params: Any) -> MoMoWrapper:
+    """All of whose tensors are made in inference mode, where the caller is."""
+    file = io.BytesIO()
+    torch.save(old.state_dict(), file)
+    file.seek(0)
+    fresh = make(params)
+    fresh.load_state_dict(torch.load(file))
+    return fresh
+
+
+def reloaded(_: Any, old: MoMoWrapper, __: Any) -> MoMoWrapper:
+    old.load_state_dict(old.state_dict())
+    return old
+
+
+CHANGES: dict[str, Change] = {
+    "loaded": reloaded,
+    "loaded from a file": from_a_file,
+    "constructed": lambda make, _, params: make(params),
+    "copied": lambda _, old, __: copy.deepcopy(old),
+}
+
+
+def going_on(make: Callable[..., MoMoWrapper], change: Change) -> Tensor:
+    """Where a run gets to whose optimizer is changed in the middle."""
+    problem, optimizer = trained(make)
+    optimizer = change(make, optimizer, problem.params)
+    owned = [param for group in optimizer.param_groups for param in group["params"]]
+    position = {param.shape: i for i, param in enumerate(problem.params)}
+    problem.params = sorted(owned, key=lambda param: position[param.shape])
+    for _ in range(4):
+        optimizer.step(loss=problem.gradients())
+    return flat(problem.params)
+
+
+@every_base
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_inference_mode_changes_nothing(make: Any, change: Any) -> None:
+    assert torch.equal(going_on(make, torch.inference_mode()(change)), going_on(make, change))
+
+
+def test_what_is_made_in_inference_mode_records_no_gradients() -> None:
+    with torch.inference_mode(), lasting_tensors():
+        assert not torch.is_grad_enabled()
+        assert not torch.ones(2).is_inference()
+    with lasting_tensors():
+        assert torch.is_grad_enabled()

@@ -192,3 +192,16 @@ def test_step_without_a_loss_where_nothing_can_move(kind: type[Optimizer], lr: A
     optimizer.param_groups[0]["lr"] = 0.1
     with pytest.raises(TypeError, match="needs the loss"):
         optimizer.step()
+
+
+def test_losses_of_a_skipped_step_do_not_count_for_the_next() -> None:
+    optimizer = MoMoWrapper(SGD([parameter()], lr=0.1))
+    optimizer.record_loss(100.0)
+    optimizer.record_loss(float("inf"))
+    assert not optimizer._step_supports_amp_scaling  # which GradScaler asks for, and then skips
+    optimizer.record_loss(1.0)
+    optimizer.record_loss(2.0)
+    assert not optimizer._step_supports_amp_scaling
+    assert optimizer.step() == 1.5
+    optimizer.record_loss(3.0)
+    assert optimizer.step() == 3.0

@@ -18,9 +18,12 @@ from tests.test_wrapper import one_parameter
 
 
 def test_scalars_live_on_the_accelerator() -> None:
-    params = [torch.ones(1), torch.ones(1, device="meta")]
+    """That of a parameter that can move."""
+    params = [torch.ones(1, device=device, requires_grad=True) for device in ("cpu", "meta")]
     assert scalars_like([{"params": params}]).device.type == "meta"
     assert scalars_like([{"params": params[:1]}, {"params": params[1:]}]).device.type == "meta"
+    frozen = torch.ones(1, device="meta")
+    assert scalars_like([{"params": [frozen, params[0]]}]).device.type == "cpu"
 
 
 def test_scalars_of_another_device_are_moved() -> None:

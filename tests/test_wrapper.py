@@ -9,10 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.utils._pytree import tree_map_only
 
-from momo_wrap import ModelStats, MoMo, MoMoStar, MoMoWrapper, StepDecision, StepRule
+from momo_wrap import (
+    ModelStats,
+    MoMo,
+    MoMoStar,
+    MoMoWrapper,
+    ProposingAdapter,
+    StepDecision,
+    StepRule,
+)
 from tests.cases import ALGORITHMS, Case
 from tests.problems import Problem, flat, last_step, take_step, trajectory
 
@@ -472,3 +481,91 @@ def test_empty_group_beside_others() -> None:
     optimizer = MoMoWrapper(SGD(groups, lr=0.1))
     optimizer.step(loss=0.5)
     assert torch.equal(param.detach(), torch.tensor([0.75, 1.75]))
+
+
+class Quantised(Tensor):
+    """A subclass with values elsewhere, as those of quantised weights: it has no memory itself."""
+
+    content: Tensor
+
+    @classmethod
+    def of(cls, content: Tensor) -> Quantised:
+        make: Any = Tensor._make_wrapper_subclass
+        made: Quantised = make(cls, content.shape, dtype=torch.float32)
+        made.content = content
+        return made
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return cls.of(args[0].content)
+        args, kwargs = tree_map_only(cls, lambda t: t.content.float(), (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def without_storage() -> nn.Parameter:
+    param = nn.Parameter(torch.ones(3), requires_grad=False)
+    param.untyped_storage().resize_(0)
+    return param
+
+
+ALIAS = torch.ones(3)
+FROZEN: dict[str, Callable[[], Tensor]] = {
+    "quantised": lambda: nn.Parameter(Quantised.of(torch.ones(3, dtype=torch.int8)), False),
+    "alias": lambda: nn.Parameter(ALIAS, requires_grad=False),
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "meta": lambda: nn.Parameter(torch.ones(3, device="meta"), requires_grad=False),
+    "float64": lambda: torch.ones(3, dtype=torch.float64),
+    "integers": lambda: torch.ones(3, dtype=torch.int8),
+    "without storage": without_storage,
+    "lazy": lambda: nn.UninitializedParameter(requires_grad=False),
+    "conjugated": lambda: torch.ones(3, dtype=torch.complex64).conj(),
+    "expanded": lambda: torch.ones(1).expand(3),
+}
+
+
+@pytest.mark.parametrize("make", FROZEN.values(), ids=FROZEN)
+@pytest.mark.parametrize("adapter", [None, ProposingAdapter()], ids=["reading", "proposing"])
+def test_frozen_parameters_are_left_alone(make: Callable[[], Tensor], adapter: Any) -> None:
+    """Whatever they are: two of a kind, one in a group of its own, one beside what moves."""
+    results = []
+    for frozen in [[], [make(), make()]]:
+        x = torch.tensor([3.0, 1.0], requires_grad=True)
+        base = AdamW([{"params": frozen[:1]}, {"params": [*frozen[1:], x]}], lr=0.1)
+        optimizer = MoMoWrapper(base, MoMo(0.5), adapter=adapter)
+        for _ in range(3):
+            x.grad = 2 * x.detach()
+            optimizer.step(loss=x.detach().square().sum())
+        optimizer.load_state_dict(optimizer.state_dict())
+        x.grad = 2 * x.detach()
+        optimizer.step(loss=x.detach().square().sum())
+        assert last_step(optimizer).theta.dtype is torch.float32
+        results.append(x.detach())
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("adapter", [None, ProposingAdapter()], ids=["reading", "proposing"])
+def test_lazy_modules_train_as_others(adapter: Any) -> None:
+    inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    results: list[dict[str, Tensor]] = []
+    for lazy in [True, False]:
+        first = nn.LazyLinear(3) if lazy else nn.Linear(4, 3)
+        model = nn.Sequential(first, nn.Tanh(), nn.Linear(3, 1))
+        if not lazy:
+            model.load_state_dict(results[0])
+        optimizer = MoMoWrapper(AdamW(model.parameters(), lr=0.1), adapter=adapter)
+        unused = MoMoWrapper(SGD([*nn.LazyLinear(2).parameters(), torch.ones(1)], lr=0.1))
+        unused.step(loss=1.0)  # the bare optimizer leaves those without gradient alone, too
+        if lazy:
+            model(inputs)
+            results.append({name: value.clone() for name, value in model.state_dict().items()})
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = model(inputs).square().mean()
+            loss.backward()
+            optimizer.step(loss=loss)
+        results.append(model.state_dict())
+    _, lazily, at_once = results
+    assert all(torch.equal(lazily[name], at_once[name]) for name in at_once)

@@ -93,17 +93,18 @@ class Adapter(ABC):
         """
         return False
 
-    def check_entry(self, where: str, param: Tensor, entry: dict[str, Any]) -> None:
-        """Refuse a state of a parameter that was loaded and does not belong to it.
+    def check_entry(self, where: str, param: Tensor, entry: Mapping[str, Any]) -> None:
+        """Refuse a loaded state of a parameter that the adapter can't go on from.
 
         Args:
-            where: The parameter's position, for the error.
+            where: Which parameter it is, for the error: "parameter 0 of group 1".
             param: The parameter.
             entry: Its state.
 
         Raises:
-            ValueError: A tensor has another shape than the parameter.
+            ValueError: A tensor does not belong to the parameter.
         """
+        return
 
     @abstractmethod
     def observe(
@@ -123,6 +124,28 @@ class Adapter(ABC):
         Returns:
             The step, not taken yet.
         """
+
+
+def check_shape(where: str, param: Tensor, name: str, value: object) -> None:
+    """Refuse an entry of a parameter's state that is no tensor of its shape.
+
+    Args:
+        where: Which parameter it is, for the error: "parameter 0 of group 1".
+        param: The parameter.
+        name: The name of the entry.
+        value: The entry.
+
+    Raises:
+        ValueError: It has another shape, or none.
+    """
+    shape = getattr(value, "shape", None)
+    if shape != param.shape:
+        found = "none" if shape is None else list(shape)
+        raise ValueError(
+            f"The state of {where} has {name!r} of shape {found}, but the parameter has shape "
+            f"{list(param.shape)}. Load the state dict of an optimizer of the same parameters, "
+            "in the same order."
+        )
 
 
 def maximizes(base: Optimizer, group: ParamGroup) -> bool:

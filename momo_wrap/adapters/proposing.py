@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
+from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.base import Adapter, BaseStep, ParamGroup, State, maximizes
+from momo_wrap.adapters.base import Adapter, BaseStep, ParamGroup, State, check_shape, maximizes
 from momo_wrap.adapters.planned_step import PlannedStep
 from momo_wrap.adapters.proposal import GRAD_AVG_KEY, Proposal, Proposed
 from momo_wrap.adapters.rates import Rates
@@ -100,7 +102,7 @@ class ProposingAdapter(Adapter):
             averaging = self.averaging(group, base.state)
             average, gradient = self.keeps_average(averaging), self.keeps_gradients(averaging)
             copies = 1 + len(self.iterates) + average + gradient
-            size += copies * sum(param.nbytes for param in group["params"])
+            size += copies * sum(p.nbytes for p in group["params"] if not is_lazy(p))
         return size
 
     def averaging(self, group: ParamGroup, state: State) -> Averaging:
@@ -200,3 +202,8 @@ class ProposingAdapter(Adapter):
         return self.keeps_average(self.averaging(group, base.state)) and not any(
             GRAD_AVG_KEY in base.state.get(param, {}) for param in group["params"]
         )
+
+    def check_entry(self, where: str, param: Tensor, entry: Mapping[str, Any]) -> None:
+        """Refuse an average of another shape than the parameter's; see `Adapter`."""
+        if GRAD_AVG_KEY in entry:
+            check_shape(where, param, GRAD_AVG_KEY, entry[GRAD_AVG_KEY])

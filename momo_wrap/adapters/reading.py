@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.base import Adapter, BaseStep, ParamGroup, State, maximizes
+from momo_wrap.adapters.base import Adapter, BaseStep, ParamGroup, State, check_shape, maximizes
 from momo_wrap.adapters.planned_step import PlannedStep, Reading
 from momo_wrap.adapters.rates import Rates
 from momo_wrap.engine.blocks import Block
@@ -134,6 +134,12 @@ class ReadingAdapter(Adapter):
     def has_history(self, base: Optimizer, group: ParamGroup) -> bool:
         """Return whether the base has a state already; see `Adapter`."""
         return any(base.state.get(param) for param in group["params"])
+
+    def check_entry(self, where: str, param: Tensor, entry: Mapping[str, Any]) -> None:
+        """Refuse tensors of another shape than the parameter's; see `Adapter`."""
+        for name, value in entry.items():
+            if isinstance(value, Tensor) and value.dim() > 0:
+                check_shape(where, param, name, value)
 
     def observe(
         self, base: Optimizer, weight_decay_form: WeightDecayForm, engine: Engine

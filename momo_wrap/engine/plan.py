@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from momo_wrap.distributed import PLAIN, aligned, local, shards
 from momo_wrap.engine.kind import Kind
@@ -64,7 +65,7 @@ class Plan:
         of = [index for index, group in enumerate(groups) for _ in group["params"]]
         cells: tuple[dict[object, Cell], dict[object, Cell]] = ({}, {})
         for position, (index, param) in enumerate(zip(of, self._params, strict=True)):
-            if can_move(param):
+            if can_move(param) and not is_lazy(param):
                 count = 1 if type(param) in _PLAIN_TYPES else shards(param)
                 key = (index, param.device, param.dtype, count)
                 some = cells[param.grad is None]

@@ -21,7 +21,8 @@ from torch.optim.optimizer import (
 from momo_wrap import MoMoWrapper
 from momo_wrap.adapters import compiled as compiled_module
 from momo_wrap.adapters.adam import AdamAdapter
-from momo_wrap.adapters.compiled import check_choice, chosen
+from momo_wrap.adapters.compiled import chosen
+from momo_wrap.checks import check_compiled
 from tests.cases import ALGORITHMS, Case
 from tests.mixture import COMPILED, FEW, distance, set_gradients, snapshot, train, wrapped
 
@@ -258,8 +259,11 @@ def test_other_errors_are_not_taken_for_the_compiler_s(
 
 def test_auto_is_for_large_models_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def groups(elements: int, device: str = "cpu") -> list[dict[str, Any]]:
-        small = torch.empty(1, device="cpu")
-        return [{"params": [torch.empty(elements, device=device)]}, {"params": [small]}]
+        sizes = [(elements, device), (1, "cpu")]
+        return [
+            {"params": [torch.empty(size, device=place, requires_grad=True)]}
+            for size, place in sizes
+        ]
 
     monkeypatch.setattr(compiled_module, "_has_compiler", lambda: True)
     assert chosen("auto", groups(2**24))
@@ -297,6 +301,6 @@ def test_the_choice_is_kept(choice: Any) -> None:
 @pytest.mark.parametrize("choice", ["yes", None, 1, 0.0])
 def test_wrong_choices(choice: Any) -> None:
     with pytest.raises(ValueError, match="compiled must be True, False or 'auto', got"):
-        check_choice(choice)
+        check_compiled(choice)
     with pytest.raises(ValueError, match="MoMoWrapper\\(optimizer, compiled=True\\)"):
         wrapped(FEW[0], choice)
