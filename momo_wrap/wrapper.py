@@ -9,6 +9,7 @@ from typing import Any, overload
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from momo_wrap.adapters.base import Adapter, BaseStep, maximizes
@@ -33,8 +34,8 @@ from momo_wrap.distributed import (
     reduced,
     reduction_group,
 )
-from momo_wrap.engine.choice import common_template, engine_for
 from momo_wrap.engine.passes import Engine
+from momo_wrap.engine.plan import common_template
 from momo_wrap.engine.scalars import as_scalar, comparable, largest, scalar_template
 from momo_wrap.group_checks import check_parameters, check_settings
 from momo_wrap.joint import JointOptimizer, joined, members
@@ -43,10 +44,15 @@ from momo_wrap.losses import PendingLosses
 from momo_wrap.memory import Memory
 from momo_wrap.model import Averaging, MomentumModel, complete_sums
 from momo_wrap.nonfinite import count_nonfinite, nonfinite_error
-from momo_wrap.params import has_zero_lr
+from momo_wrap.params import can_move, has_zero_lr
 from momo_wrap.record import StepRecord
 from momo_wrap.rules import MoMo, StepRule, WeightDecayForm, check_decision
 from momo_wrap.shared_state import SharedStateOptimizer, lasting_tensors
+
+try:
+    from momo_wrap import fast
+except ImportError:  # an optional wing
+    fast = None  # type: ignore[assignment]
 
 
 class MoMoWrapper(SharedStateOptimizer):
@@ -248,8 +254,7 @@ class MoMoWrapper(SharedStateOptimizer):
         """Plan the step; return a tensor of the device and dtype of the scalars."""
         if not self._engines:
             self._engines = [
-                engine_for(self.compiled, base.param_groups, partial(self._weight_sums, base))
-                for base, _ in self._pairs
+                self._engine_of(base)(partial(self._weight_sums, base)) for base, _ in self._pairs
             ]
             self._settings = []
         pairs = zip(self._engines, self._pairs, strict=True)
@@ -259,6 +264,13 @@ class MoMoWrapper(SharedStateOptimizer):
             check_settings(self._pairs)
             self._settings = settings
         return plans[0].like if len(plans) == 1 else common_template(plans)
+
+    def _engine_of(self, base: Optimizer) -> type[Engine]:
+        if fast is None:
+            return Engine
+        params = [p for group in base.param_groups for p in group["params"]]
+        movable = [param for param in params if can_move(param) and not is_lazy(param)]
+        return fast.FastEngine if fast.is_chosen(self.compiled, movable) else Engine
 
     def _weight_sums(self, base: Optimizer, averagings: Sequence[Averaging]) -> Tensor:
         first = 0

@@ -106,6 +106,8 @@ class PlannedStep(BaseStep):
     ) -> Mapping[str, Scalar]:
         """Return the values per parameter, those of the formula included."""
         values: dict[str, list[Any]] = {
+            "decay": [averaging.decay for averaging in averagings],
+            "weight": [averaging.weight for averaging in averagings],
             "buffer_scale": [averaging.buffer_scale for averaging in averagings],
             "grad_scale": [averaging.grad_scale for averaging in averagings],
         }

@@ -62,8 +62,9 @@ class ReadingAdapter(Adapter):
         Called once for the parameters of all groups that are computed with together.
 
         Args:
-            read: The names of `Reading.scalars`, "buffer_scale" (p) and "grad_scale" (q), each with
-                a number that all parameters share, or a tensor of shape [] or [parameters].
+            read: The names of `Reading.scalars`, and "decay" (a), "weight" (b), "buffer_scale" (p)
+                and "grad_scale" (q) of the averaging, each with a number that all parameters share,
+                or a tensor of shape [] or [parameters].
 
         Returns:
             Values of the same kind, by name: those that `block.scalar` returns, besides

@@ -34,12 +34,9 @@ class Engine:
     """Computes the steps of one base optimizer, uncompiled.
 
     Attributes:
-        whole: Whether large tensors are left in one piece, for passes without temporaries.
         weight_sums: From how each group averages at this step to R_k of each, of shape [groups].
         settings: A count of the changes that settings of the groups have seen.
     """
-
-    whole = False
 
     def __init__(self, weight_sums: Callable[[Sequence[Any]], Tensor]) -> None:
         self.weight_sums = weight_sums
@@ -48,6 +45,11 @@ class Engine:
         self._values: list[Any] = []
         self._has_tensors = False
         self._kept: dict[str, tuple[object, Any]] = {}
+
+    @property
+    def whole(self) -> bool:
+        """Whether large tensors are left in one piece, for passes without temporaries."""
+        return False
 
     @property
     def plan(self) -> Plan:
@@ -129,13 +131,11 @@ class Engine:
             [products, runs] where the block has several runs of groups.
         """
         direction = formula.preconditioned(block)
-        products = _products(block, direction, gradient=gradient)
-        if params:
-            products += _products(block, block.flat("param"), gradient=gradient)
+        products = inner_products(block, direction, gradient=gradient, params=params)
         block.forget(keep_param=keep)
         if keep:
             block.direction = direction
-        return torch.stack(products)
+        return products
 
     def move(self, formula: Formula, block: Block, keep: Scalar, pull: Tensor) -> None:
         """Move the parameters of a block, x <- keep x - pull u.
@@ -155,12 +155,22 @@ class Engine:
         block.forget()
 
 
-def _products(block: Block, vector: Tensor, *, gradient: bool) -> list[Tensor]:
-    """Return ⟨p B, v⟩, and ⟨q g, v⟩ where it is wanted."""
-    products = [_product(block, "buffer", "buffer_scale", vector)]
-    if gradient:
-        products.append(_product(block, "grad", "grad_scale", vector))
-    return products
+def inner_products(block: Block, direction: Tensor, *, gradient: bool, params: bool) -> Tensor:
+    """Return inner products over a block; see `Engine.sum_up`.
+
+    Args:
+        block: The block.
+        direction: u, of the block's flat shape.
+        gradient: Whether ⟨q g, ·⟩ is wanted.
+        params: Whether products with the parameters are wanted.
+    """
+    vectors = [direction, block.flat("param")] if params else [direction]
+    products = []
+    for vector in vectors:
+        products.append(_product(block, "buffer", "buffer_scale", vector))
+        if gradient:
+            products.append(_product(block, "grad", "grad_scale", vector))
+    return torch.stack(products)
 
 
 def _product(block: Block, column: str, scale: str, vector: Tensor) -> Tensor:
@@ -168,7 +178,7 @@ def _product(block: Block, column: str, scale: str, vector: Tensor) -> Tensor:
     factor = block.scalar(scale)
     is_number = not isinstance(factor, Tensor)
     if is_number and factor == 0.0:
-        return vector.new_zeros(len(block.groups))
+        return vector.new_zeros(() if len(block.groups) == 1 else len(block.groups))
     values = block.flat(column)
     per_element = not is_number and factor.dim()
     product = _inner_product(values * factor if per_element else values, vector, block)

@@ -161,3 +161,18 @@ def _key(params: list[Tensor]) -> tuple[list[Any], ...]:
         list(map(_dtype, params)),
         list(map(_device, params)),
     )
+
+
+def common_template(plans: Sequence[Plan]) -> Tensor:
+    """Return an empty tensor of the device and dtype of the scalars of several bases.
+
+    Args:
+        plans: The plans of all bases, which get it as theirs.
+    """
+    likes = [plan.like for plan in plans]
+    device = next((like.device for like in likes if like.device.type != "cpu"), likes[0].device)
+    wide = any(like.dtype is torch.float64 for like in likes)
+    common = torch.empty(0, device=device, dtype=torch.float64 if wide else torch.float32)
+    for plan in plans:
+        plan.like = common
+    return common

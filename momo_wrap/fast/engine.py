@@ -1,0 +1,186 @@
+"""The engine with compiled passes, the first of which updates the base's state in its stead."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from momo_wrap.engine.blocks import Block, joined
+from momo_wrap.engine.chunks import most_elements, split
+from momo_wrap.engine.passes import Engine, Formula, inner_products
+from momo_wrap.engine.plan import Plan
+from momo_wrap.engine.scalars import Scalar
+from momo_wrap.fast import kernels
+from momo_wrap.fast.replacing import has_own_step, is_plain, mark_stepped
+from momo_wrap.fast.updates import UPDATES, Update
+
+# Below that many parameters, compiling takes longer than it saves in thousands of steps.
+_WORTHWHILE_ELEMENTS = 2**24
+
+
+def is_chosen(compiled: bool | Literal["auto"], params: Sequence[Tensor]) -> bool:
+    """Return whether to compile; left to choose, where it is sure to work and to pay.
+
+    Args:
+        compiled: The choice.
+        params: The parameters that can move.
+    """
+    if compiled != "auto":
+        return compiled
+    # Counted first, because a model of many small parameters should not pay for more.
+    if sum(param.numel() for param in params) < _WORTHWHILE_ELEMENTS:
+        return False
+    return _has_compiler() and all(param.device.type == "cpu" for param in params)
+
+
+@functools.cache
+def _has_compiler() -> bool:
+    names = (*os.environ.get("CXX", "g++").split()[:1], "clang++", "cl")
+    return any(shutil.which(name) for name in names)
+
+
+class FastEngine(Engine):
+    """Computes the steps of one base optimizer with kernels, where it has an `Update`.
+
+    In steps where it has none, or where a kernel can't be compiled, it does what `Engine` does.
+    """
+
+    def __init__(self, weight_sums: Callable[[Sequence[Any]], Tensor]) -> None:
+        super().__init__(weight_sums)
+        self._update: Update | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether large tensors are left in one piece; see `Engine`."""
+        return self._update is not None
+
+    def replaces_step(self, base: Optimizer, formula: Formula, plan: Plan) -> bool:
+        """Return whether there is an update, and nobody would miss `base.step()`; see `Engine`."""
+        update = UPDATES.get((type(base), type(formula)))
+        groups, state = base.param_groups, base.state
+        cells = plan.cells
+        self._update = None
+        if (
+            update is not None
+            and is_plain(base)
+            and has_own_step(type(base))
+            and kernels.can_compile([cell.params[0] for cell in cells])
+            and all(update.is_ready(groups[cell.group], cell.params, state) for cell in cells)
+        ):
+            mark_stepped(base)
+            for cell in cells:
+                update.count(groups[cell.group], cell.params, state)
+            self._update = update
+        return self._update is not None
+
+    def scalars(self, formula: Formula, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
+        """Return all values per parameter, numbers as tensors; see `Engine`."""
+        found = super().scalars(formula, read)
+        if self._update is None:
+            return found
+        # As tensors they are arguments of a kernel, not constants; 0 and 1 tell what to leave out.
+        return {
+            name: value
+            if isinstance(value, Tensor) or value in (0.0, 1.0)
+            else torch.tensor(value, dtype=torch.float64)
+            for name, value in {**found, **self._update.scalars(read)}.items()
+        }
+
+    def sum_up(
+        self, formula: Formula, block: Block, *, keep: bool, gradient: bool, params: bool
+    ) -> Tensor:
+        """Update the state and return inner products; see `Engine`."""
+        update = self._update
+        if update is None:
+            return super().sum_up(formula, block, keep=keep, gradient=gradient, params=params)
+        traced = functools.partial(_update_and_sum, update, formula, gradient, params)
+        done = None
+        if len(block.groups) == 1:
+            part = _part(block, needs_grad=True, needs_param=params)
+            key = ("sum up", type(update), type(formula), gradient, params)
+            done = kernels.run(traced, key, part)
+        if done is None:
+            several = [traced(small)[0] for small in _pieces(block)]
+            block.forget()
+            return several[0] if len(several) == 1 else torch.stack(several).sum(0)
+        products: Tensor
+        products, written = done[0]
+        _scatter(block, part, written)
+        block.forget()
+        return products
+
+    def move(self, formula: Formula, block: Block, keep: Scalar, pull: Tensor) -> None:
+        """Move the parameters of a block; see `Engine`."""
+        if self._update is None:
+            super().move(formula, block, keep, pull)
+            return
+        done = None
+        if len(block.groups) == 1:
+            part = _part(block, needs_grad=block.number("grad_scale") != 0.0, needs_param=True)
+            scales = [pull, keep] if isinstance(keep, Tensor) else [pull]
+            key = ("move", type(formula), len(scales))
+            done = kernels.run(functools.partial(_move, formula), key, part, *scales)
+        if done is None:
+            for small in _pieces(block):
+                super().move(formula, small, keep, pull)
+        else:
+            _scatter(block, part, ["param"])
+
+
+def _update_and_sum(
+    update: Update, formula: Formula, gradient: bool, params: bool, block: Block
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Update the state of a block; return the inner products, and what was written."""
+    new = update.updated(block)
+    for column, values in new.items():
+        block.write(column, values)
+    block = block.replaced(new)
+    direction = formula.preconditioned(block)
+    return inner_products(block, direction, gradient=gradient, params=params), tuple(new)
+
+
+def _move(formula: Formula, block: Block, pull: Tensor, keep: Scalar = 1.0) -> None:
+    """Move the parameters of a block, x <- keep x - pull u."""
+    direction = formula.preconditioned(block)
+    block.write_back("param", formula.moved(block, direction, keep, pull))
+
+
+def _part(block: Block, *, needs_grad: bool, needs_param: bool) -> Block:
+    """Return the block with the columns that a pass needs, one flat tensor each.
+
+    A view where the column has one piece that lies in memory without gaps, otherwise a copy, in the
+    column's own dtype.
+    """
+    is_gradient = block.pieces["buffer"][0].is_set_to(block.pieces["grad"][0])
+    needless = {"param": not needs_param, "grad": is_gradient or not needs_grad}
+    names = [name for name in block.pieces if not needless.get(name)]
+    pieces = {name: [joined(block.pieces[name])] for name in names}
+    scalars = {name: block.scalar(name) for name in (*block.scalars, *block.names)}
+    return Block(pieces, scalars, block.negated, block.dtype, block.shards)
+
+
+def _scatter(block: Block, part: Block, columns: Iterable[str]) -> None:
+    """Bring what was changed in a part back to the columns."""
+    for column in columns:
+        pieces = block.pieces[column]
+        if len(pieces) > 1 or not pieces[0].is_contiguous():
+            block.write(column, part.pieces[column][0])
+
+
+def _pieces(block: Block) -> Iterator[Block]:
+    """Split a block that was meant for a kernel into small ones."""
+    if block.packing is not None:
+        yield block
+        return
+    tensors = [pieces[0] for pieces in block.pieces.values()]
+    for views in split(tensors, most_elements(tensors[0].device), whole=False):
+        pieces = {name: [view] for name, view in zip(block.pieces, views, strict=True)}
+        yield replace(block, pieces=pieces)

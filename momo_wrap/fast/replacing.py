@@ -1,0 +1,64 @@
+"""Whether a base's own step may be replaced: nobody watches it, and nobody has changed it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim import optimizer as torch_optimizer
+
+_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+_GLOBAL_HOOKS = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+
+
+def is_plain(base: Optimizer) -> bool:
+    """Return whether `base.step()` is that of its class: no hooks, no patch, no gradient scaling.
+
+    Args:
+        base: The optimizer.
+    """
+    own_step = vars(base).get("step")
+    return not (
+        any(getattr(base, name, None) for name in _HOOKS)
+        or any(getattr(torch_optimizer, name, None) for name in _GLOBAL_HOOKS)
+        or (own_step is not None and not _is_watched_only(base, own_step))
+        or getattr(base, "grad_scale", None) is not None
+        or getattr(base, "found_inf", None) is not None
+        or any(group.get("differentiable") for group in base.param_groups)
+    )
+
+
+def has_own_step(kind: type[Optimizer]) -> bool:
+    """Return whether the step of a class, and all that is wrapped around it, is its own or torch's.
+
+    Args:
+        kind: A class of optimizers, whose step somebody may have replaced.
+    """
+    own = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    function: Any = kind.step
+    while function is not None:
+        file = getattr(getattr(function, "__code__", None), "co_filename", "")
+        if file != own and not file.startswith(_TORCH):
+            return False
+        function = getattr(function, "__wrapped__", None)
+    return True
+
+
+def _is_watched_only(base: Optimizer, own_step: Any) -> bool:
+    """Return whether a step is that of the class, and a scheduler's wrapper around it."""
+    watched = hasattr(own_step, "_wrapped_by_lr_sched")
+    return watched and getattr(own_step, "__wrapped__", None) is type(base).step
+
+
+def mark_stepped(base: Optimizer) -> None:
+    """Tell a scheduler that was built on the base, and watches its step, that there was one.
+
+    Args:
+        base: The optimizer.
+    """
+    if "step" in vars(base):
+        base._opt_called = True  # type: ignore[attr-defined]

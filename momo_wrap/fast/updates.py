@@ -1,0 +1,142 @@
+"""How SGD and the Adam family update their state, for a pass that does it in their stead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from momo_wrap.adapters.adam import AdamAdapter, wide
+from momo_wrap.adapters.adamax import AdamaxAdapter
+from momo_wrap.adapters.base import ParamGroup, State
+from momo_wrap.adapters.nadam import NAdamAdapter, nesterov_momentum
+from momo_wrap.adapters.radam import RAdamAdapter
+from momo_wrap.adapters.sgd import SGDAdapter
+from momo_wrap.engine.blocks import Block
+from momo_wrap.engine.scalars import Scalar
+
+
+class Update:
+    """SGD's update of its momentum buffer, B <- a B + b g; the others build on it."""
+
+    def is_ready(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> bool:
+        """Return whether the base has made its state for some parameters.
+
+        Args:
+            group: The parameter group.
+            params: Some of its parameters.
+            state: The base's state, by parameter.
+        """
+        buffers = (state.get(param, {}).get("momentum_buffer") for param in params)
+        return group["momentum"] == 0 or all(buffer is not None for buffer in buffers)
+
+    def count(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> None:
+        """Update what the base keeps of each parameter besides tensors of its shape, in place.
+
+        Args:
+            group: The parameter group.
+            params: Those of its parameters that have a gradient, on one device and of one dtype.
+            state: The base's state, by parameter.
+        """
+
+    def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
+        """Return the values that `updated` needs, from what was read.
+
+        Args:
+            read: As for `ReadingAdapter.scalars`, with the a and b of the averaging as "decay" and
+                "weight".
+        """
+        return {"decay": read["decay"], "weight": read["weight"]}
+
+    def updated(self, block: Block) -> dict[str, Tensor]:
+        """Return the base's state after it has taken in the gradients, column by column.
+
+        Args:
+            block: As for `ReadingAdapter.preconditioned`, with the state as it was before.
+
+        Returns:
+            Name to values of the block's flat shape, of all columns that change.
+        """
+        if block.number("decay") == 0.0:
+            return {}
+        decayed = block.flat("buffer") * block.scalar("decay")
+        return {"buffer": decayed + block.flat("grad") * block.scalar("weight")}
+
+
+class AdamUpdate(Update):
+    """The update of both moments, with or without amsgrad, and of the step counts."""
+
+    def is_ready(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> bool:
+        """Return whether there is a state, that of amsgrad included; see `Update`."""
+        wanted = "max_exp_avg_sq" if group.get("amsgrad") else "step"
+        return all(wanted in state.get(param, {}) for param in params)
+
+    def count(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> None:
+        """Count the step for each parameter; see `Update`."""
+        steps = [state[p]["step"] for p in params]
+        # On the CPU a number would become a tensor for each parameter anew.
+        one: Any = torch.ones((), device="cpu") if steps[0].device.type == "cpu" else 1.0
+        torch._foreach_add_(steps, one)
+
+    def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
+        """Return the weights of the moments; see `Update`."""
+        beta2 = read["beta2"]
+        return {"weight": read["weight"], "second_decay": beta2, "second_weight": 1.0 - beta2}
+
+    def updated(self, block: Block) -> dict[str, Tensor]:
+        """Return both moments with the gradient in them; see `Update`."""
+        grad = block.flat("grad")
+        first = torch.lerp(block.flat("buffer"), grad, block.scalar("weight"))
+        decayed = block.flat("second_moment") * block.scalar("second_decay")
+        second = torch.addcmul(decayed, grad * block.scalar("second_weight"), grad)
+        if "max_second_moment" not in block.pieces:
+            return {"buffer": first, "second_moment": second}
+        largest = torch.maximum(block.flat("max_second_moment"), second)
+        return {"buffer": first, "second_moment": second, "max_second_moment": largest}
+
+
+class NAdamUpdate(AdamUpdate):
+    """Adam's update, and that of the product of the momenta."""
+
+    def count(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> None:
+        """Count the step and extend the product of the μ_j; see `Update`."""
+        super().count(group, params, state)
+        steps = wide(torch.stack([state[p]["step"] for p in params]))
+        settings = {"beta1": group["betas"][0], "momentum_decay": group["momentum_decay"]}
+        momenta = nesterov_momentum(settings, steps)
+        products = [state[p]["mu_product"] for p in params]
+        torch._foreach_mul_(products, list(momenta.to(products[0].dtype).unbind()))
+
+    def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
+        """Return the weights, that of the first moment from β1 itself; see `Update`."""
+        return {**super().scalars(read), "weight": 1.0 - read["beta1"]}
+
+
+class AdamaxUpdate(AdamUpdate):
+    """The update of the first moment and of the decaying maximum."""
+
+    def updated(self, block: Block) -> dict[str, Tensor]:
+        """Return moment and maximum with the gradient in them; see `Update`."""
+        grad = block.flat("grad")
+        first = torch.lerp(block.flat("buffer"), grad, block.scalar("weight"))
+        decayed = block.flat("maximum") * block.scalar("second_decay")
+        largest = torch.maximum(decayed, grad.abs() + block.scalar("eps"))
+        return {"buffer": first, "maximum": largest}
+
+    def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
+        """Return the weights, and ε; see `Update`."""
+        return {**super().scalars(read), "eps": read["eps"]}
+
+
+# By the exact classes of a base and of its adapter.
+UPDATES: dict[tuple[type[Optimizer], type], Update] = {
+    (torch.optim.SGD, SGDAdapter): Update(),
+    (torch.optim.Adam, AdamAdapter): AdamUpdate(),
+    (torch.optim.AdamW, AdamAdapter): AdamUpdate(),
+    (torch.optim.RAdam, RAdamAdapter): AdamUpdate(),
+    (torch.optim.NAdam, NAdamAdapter): NAdamUpdate(),
+    (torch.optim.Adamax, AdamaxAdapter): AdamaxUpdate(),
+}
