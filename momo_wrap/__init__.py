@@ -17,8 +17,7 @@ from momo_wrap.averaging import Averaging
 from momo_wrap.joint import JointOptimizer
 from momo_wrap.record import StepRecord
 from momo_wrap.recorder import Recorder
-from momo_wrap.rules import ModelStats, MoMo, MoMoStar, StepDecision, StepRule
-from momo_wrap.trusted import TrustedMoMo
+from momo_wrap.rules import ModelStats, MoMo, MoMoStar, StepDecision, StepRule, TrustedMoMo
 from momo_wrap.wrapper import MoMoWrapper
 
 __version__ = "0.1.0"

@@ -70,11 +70,11 @@ def decay_form(chosen: WeightDecayForm | None, rule: StepRule) -> WeightDecayFor
     Raises:
         ValueError: There is no such form.
     """
-    form = rule.weight_decay if chosen is None else chosen
+    form = rule.weight_decay_form if chosen is None else chosen
     if form not in _DECAY_FORMS:
-        whose = f"{type(rule).__name__}." if chosen is None else ""
+        where = f"{type(rule).__name__}.weight_decay_form" if chosen is None else "weight_decay"
         raise ValueError(
-            f"{whose}weight_decay chooses the form of the decay and must be 'proximal', "
+            f"{where} chooses the form of the decay and must be 'proximal', "
             f"'decoupled' or 'scaled', got {form!r}. Its strength is the base's own weight_decay."
         )
     return form

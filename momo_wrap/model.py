@@ -194,8 +194,8 @@ class ModelSums(NamedTuple):
         return ModelStats(
             loss=loss,
             mean_loss=self.mean_loss,
-            value_at_params=self.value,
-            model_value=self.value_after_decay,
+            value=self.value,
+            value_after_decay=self.value_after_decay,
             predicted_decrease=self.predicted_decrease,
             gradient_decrease=self.gradient_decrease,
             lower_bound=lower_bound,

@@ -12,7 +12,7 @@ from momo_wrap.scalars import as_scalar
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What happened in a step, as tensors that nobody has waited for, 0-dim but for θ.
+    """What happened in a step, as tensors, 0-dim but for θ, without a host synchronisation.
 
     Values are in the sign of the user's objective, also with `maximize=True`.
 
@@ -20,7 +20,8 @@ class StepRecord:
         theta: The fraction of the base's step that was taken, in [0, 1]; of shape [groups] where
             the rule chose one for each parameter group, 0-dim with all others.
         theta_uncapped: The same before it was cut at 1.
-        model_value: h/ρ, the loss that the momentum model had before the step.
+        value_after_decay: h/ρ, the loss that the momentum model had before the step, after weight
+            decay.
         predicted_decrease: N/ρ, by how much the whole step of the base would have lowered it
             (with `maximize=True`: raised it).
         lower_bound: f*, the bound that was aimed at.
@@ -29,7 +30,7 @@ class StepRecord:
 
     theta: Tensor
     theta_uncapped: Tensor
-    model_value: Tensor
+    value_after_decay: Tensor
     predicted_decrease: Tensor
     lower_bound: Tensor
     loss: Tensor
@@ -49,7 +50,7 @@ class StepRecord:
         return cls(
             theta=decision.theta,
             theta_uncapped=decision.theta_uncapped,
-            model_value=stats.model_value * sign,
+            value_after_decay=stats.value_after_decay * sign,
             predicted_decrease=stats.predicted_decrease,
             lower_bound=as_scalar(decision.lower_bound, stats.loss) * sign,
             loss=stats.loss * sign,

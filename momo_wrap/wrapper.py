@@ -22,7 +22,6 @@ from momo_wrap.checks import (
     check_groups,
     decay_form,
 )
-from momo_wrap.decision import checked_fractions
 from momo_wrap.distributed import (
     ProcessGroup,
     any_rank,
@@ -37,7 +36,7 @@ from momo_wrap.losses import RecordedLosses
 from momo_wrap.model import MomentumModel, kept_model
 from momo_wrap.numerics import count_nonfinite, is_at_rest, nonfinite_error
 from momo_wrap.record import Outcome, StepRecord
-from momo_wrap.rules import MoMo, StepRule, WeightDecayForm, part_of
+from momo_wrap.rules import MoMo, StepRule, WeightDecayForm, checked_theta, scaled
 from momo_wrap.scalars import (
     PREFIX,
     as_scalar,
@@ -226,9 +225,9 @@ class MoMoWrapper(OptimizerFacade):
         lr = largest_lr(self.param_groups, like)
         stats = model.total(sums).statistics(minimised, bound, lr)
         decision = self.rule(stats, memory)  # (3)
-        thetas = checked_fractions(decision, memory, groups=len(scalars))
-        effective_lrs = observation.apply(thetas)  # (4)
-        buffer_move = part_of(sums.buffer_move, decision.theta) + sums.buffer_move_by_decay  # (5)
+        theta = checked_theta(decision, memory, groups=len(scalars))
+        effective_lrs = observation.apply(list(theta.expand(len(scalars)).unbind()))  # (4)
+        buffer_move = scaled(sums.buffer_move, theta) + sums.buffer_move_by_decay  # (5)
         write_scalars(scalars, model.scalars_after(buffer_move))
         write_scalars([memory], decision.memory)
         self._outcome.effective_lrs = effective_lrs
@@ -277,7 +276,7 @@ class MoMoWrapper(OptimizerFacade):
         return list(self._outcome.effective_lrs)
 
     def __repr__(self) -> str:
-        form = self.weight_decay or self.rule.weight_decay
+        form = self.weight_decay or self.rule.weight_decay_form
         return f"MoMoWrapper(rule={self.rule!r}, weight_decay={form!r}, base={self.base!r})"
 
     @property

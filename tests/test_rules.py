@@ -24,8 +24,8 @@ def test_momo_star_by_hand() -> None:
     stats = ModelStats(
         loss=number(4.0),
         mean_loss=number(4.0),
-        value_at_params=number(4.0),
-        model_value=number(1.0),
+        value=number(4.0),
+        value_after_decay=number(1.0),
         predicted_decrease=number(8.0),
         gradient_decrease=number(16.0),
         lower_bound=0.0,

@@ -62,8 +62,8 @@ def seen(
     return ModelStats(
         loss=number(loss),
         mean_loss=number(loss if mean_loss is None else mean_loss),
-        value_at_params=number(value),
-        model_value=number(value),
+        value=number(value),
+        value_after_decay=number(value),
         predicted_decrease=number(decrease),
         gradient_decrease=number(decrease),
         lower_bound=bound,
@@ -98,11 +98,11 @@ def test_first_step_is_a_part_of_the_way_to_the_bound() -> None:
     assert trusted(decision) == pytest.approx(0.05 * 2.0)
     assert float(decision.theta) == pytest.approx(0.05 / 4)
     assert float(decision.theta_uncapped) == pytest.approx(0.05 / 4)
-    assert float(decision.memory["foretold"]) == pytest.approx(4.0 - 0.05 * 3.0)
+    assert float(decision.memory["prediction"]) == pytest.approx(4.0 - 0.05 * 3.0)
 
 
 def on_its_way(**values: float) -> Memory:
-    """What is remembered after many steps, all of which fell by 1 as foretold, but for `values`."""
+    """The memory after many steps that all fell by 1 as predicted, but for `values`."""
     kept = {
         "trusted": 2.0,
         "weight": 1.0,
@@ -110,7 +110,7 @@ def on_its_way(**values: float) -> Memory:
         "predicted": 1.0,
         "observed_square": 1.0,
         "last_mean_loss": 5.0,
-        "foretold": 4.0,
+        "prediction": 4.0,
         "last_step_size": 2.0,
         "last_lr": 8.0,
     }

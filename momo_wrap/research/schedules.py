@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from momo_wrap.settings import ABOVE_0, checked
+from momo_wrap.rules.arguments import ABOVE_0, checked
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A step rule that goes by how well the momentum model has foretold the loss so far."""
+"""A step rule that limits the step size by how well the momentum model predicted past losses."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from momo_wrap.rules import ModelStats, StepDecision, StepRule, WeightDecayForm, part_of, truncate
-from momo_wrap.settings import ABOVE_0_TO_1, AT_LEAST_0, FROM_0_BELOW_1, FROM_2, checked
+from momo_wrap.rules.arguments import ABOVE_0_TO_1, AT_LEAST_0, FROM_0_BELOW_1, FROM_2, Setting
+from momo_wrap.rules.base import (
+    ModelStats,
+    StepDecision,
+    StepRule,
+    WeightDecayForm,
+    scaled,
+    truncate,
+)
 
 # A step size that is not known yet.
 _NONE = -1.0
 
 
 class TrustedMoMo(StepRule):
-    """MoMo with a limit on the step size that follows how well the model foretells the loss.
+    """MoMo with a limit on the step size that follows how well the model predicts the loss.
 
     MoMo's step is as long as the model of the loss lasts. Where the loss can't be brought down to
     the bound, or bends on the way there, that is too far, and only the learning rate α holds it
@@ -73,7 +80,13 @@ class TrustedMoMo(StepRule):
     """
 
     # The others shrink parameters by α, which is too large here.
-    weight_decay: ClassVar[WeightDecayForm] = "scaled"
+    weight_decay_form: ClassVar[WeightDecayForm] = "scaled"
+
+    required = Setting(FROM_0_BELOW_1, 0.2)
+    rate = Setting(ABOVE_0_TO_1, 0.1)
+    window = Setting(FROM_2, 20.0)
+    confidence = Setting(AT_LEAST_0, 2.0)
+    start = Setting(ABOVE_0_TO_1, 0.05)
 
     def __init__(
         self,
@@ -86,17 +99,17 @@ class TrustedMoMo(StepRule):
         start: float = 0.05,
     ) -> None:
         super().__init__(lower_bound)
-        self.required = checked(self, "required", required, FROM_0_BELOW_1, 0.2)
-        self.rate = checked(self, "rate", rate, ABOVE_0_TO_1, 0.1)
-        self.window = checked(self, "window", window, FROM_2, 20.0)
-        self.confidence = checked(self, "confidence", confidence, AT_LEAST_0, 2.0)
-        self.start = checked(self, "start", start, ABOVE_0_TO_1, 0.05)
+        self.required = required
+        self.rate = rate
+        self.window = window
+        self.confidence = confidence
+        self.start = start
 
     def initial_memory(self, lower_bound: float) -> dict[str, float]:
         """Return that nothing was judged yet, and that there is no limit (a negative one)."""
         names = (
             *("weight", "observed", "predicted", "observed_square"),
-            *("last_mean_loss", "foretold", "last_step_size", "last_lr"),
+            *("last_mean_loss", "prediction", "last_step_size", "last_lr"),
         )
         return {"trusted": _NONE, **dict.fromkeys(names, 0.0)}
 
@@ -122,7 +135,7 @@ class TrustedMoMo(StepRule):
             "trusted": trusted,
             **track,
             "last_mean_loss": stats.mean_loss.clone(),
-            "foretold": stats.model_value - part_of(stats.predicted_decrease, theta),
+            "prediction": stats.value_after_decay - scaled(stats.predicted_decrease, theta),
             "last_step_size": theta * lr,
             "last_lr": torch.where(can_move, lr, memory["last_lr"]),
         }
@@ -130,7 +143,7 @@ class TrustedMoMo(StepRule):
 
     def _first(self, stats: ModelStats) -> Tensor:
         """Return the step size that is trusted at first; none of a model that is flat or below."""
-        gap = (stats.model_value - stats.lower_bound).clamp(min=0.0)
+        gap = (stats.value_after_decay - stats.lower_bound).clamp(min=0.0)
         # Where the model rises along the step, it may rise by as much.
         to_bound = gap / stats.predicted_decrease.abs()
         first = self.start * to_bound * stats.learning_rate
@@ -146,7 +159,7 @@ class TrustedMoMo(StepRule):
         values = {
             "weight": torch.ones_like(loss),
             "observed": observed,
-            "predicted": memory["last_mean_loss"] - memory["foretold"],
+            "predicted": memory["last_mean_loss"] - memory["prediction"],
             "observed_square": observed.square().clamp(max=largest),
         }
         kept = 1.0 - 1.0 / self.window

@@ -1,4 +1,4 @@
-"""THE ALGORITHM: from a few scalars to the fraction θ of the base's step that is taken.
+"""The contract of a step rule, and the truncation that most rules share.
 
 A step rule sees the momentum model of the loss only through a handful of small tensors and answers
 with θ in [0, 1], for all parameter groups or for each. To try a variant, subclass `StepRule`;
@@ -7,15 +7,15 @@ nothing else has to change.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from numbers import Real
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+
+from momo_wrap.rules.arguments import A_BOUND, Setting
 
 WeightDecayForm: TypeAlias = Literal["proximal", "decoupled", "scaled"]
 
@@ -48,9 +48,9 @@ class ModelStats:
     Attributes:
         loss: f_k, the loss of this batch.
         mean_loss: f̄/ρ, the average of the losses so far.
-        value_at_params: (f̄ + e)/ρ, the loss that the momentum model has at the current parameters.
-        model_value: h/ρ, the same where weight decay has taken its part of the step; equal to
-            `value_at_params` without weight decay.
+        value: (f̄ + e)/ρ, the loss that the momentum model has at the current parameters.
+        value_after_decay: h/ρ, the same after weight decay has done its part of the step; equal to
+            `value` without weight decay.
         predicted_decrease: N/ρ, by how much the whole step of the base lowers the model.
         gradient_decrease: Σ_i α_i ⟨d_i, u_i⟩/ρ, the same without the shrinking factor of the
             proximal weight decay.
@@ -61,8 +61,8 @@ class ModelStats:
 
     loss: Tensor
     mean_loss: Tensor
-    value_at_params: Tensor
-    model_value: Tensor
+    value: Tensor
+    value_after_decay: Tensor
     predicted_decrease: Tensor
     gradient_decrease: Tensor
     lower_bound: float
@@ -76,33 +76,31 @@ class ModelStats:
         That of group i has all the losses, and of displacement, weight decay and decrease the
         group's own:
 
-            value_at_params:  (f̄_i + e_i)/ρ_i
-            model_value:      (f̄_i + e_i + (c_i - 1) ⟨d_i, x_i⟩)/ρ_i
+            value:              (f̄_i + e_i)/ρ_i
+            value_after_decay:  (f̄_i + e_i + (c_i - 1) ⟨d_i, x_i⟩)/ρ_i
 
         It is computed where it is asked for, so that other rules do not pay for it.
         """
         if self.groups is None:
-            return ModelStats(
+            return replace(
+                self,
                 loss=self.loss.reshape(-1),
                 mean_loss=self.mean_loss.reshape(-1),
-                value_at_params=self.value_at_params.reshape(-1),
-                model_value=self.model_value.reshape(-1),
+                value=self.value.reshape(-1),
+                value_after_decay=self.value_after_decay.reshape(-1),
                 predicted_decrease=self.predicted_decrease.reshape(-1),
                 gradient_decrease=self.gradient_decrease.reshape(-1),
-                lower_bound=self.lower_bound,
-                learning_rate=self.learning_rate,
             )
-        mean_loss, displacement, decay_shift, predicted_decrease, gradient_decrease = self.groups
-        value = mean_loss + displacement
-        return ModelStats(
+        value = self.groups.mean_loss + self.groups.displacement
+        return replace(
+            self,
             loss=self.loss.expand_as(value),
-            mean_loss=mean_loss,
-            value_at_params=value,
-            model_value=value + decay_shift,
-            predicted_decrease=predicted_decrease,
-            gradient_decrease=gradient_decrease,
-            lower_bound=self.lower_bound,
-            learning_rate=self.learning_rate,
+            mean_loss=self.groups.mean_loss,
+            value=value,
+            value_after_decay=value + self.groups.decay_shift,
+            predicted_decrease=self.groups.predicted_decrease,
+            gradient_decrease=self.groups.gradient_decrease,
+            groups=None,
         )
 
 
@@ -124,6 +122,62 @@ class StepDecision:
     memory: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+def checked_theta(decision: object, memory: Mapping[str, Tensor], groups: int) -> Tensor:
+    """Refuse a rule's decision that can't be carried out, before the parameters move.
+
+    Args:
+        decision: What the rule answered.
+        memory: What the rule remembers.
+        groups: The number of parameter groups.
+
+    Returns:
+        The decision's θ, 0-dim or of shape [groups].
+
+    Raises:
+        TypeError: It is no `StepDecision`, or a value in it no tensor of the right shape.
+        ValueError: The decision remembers something else than the rule said it would.
+    """
+    if not isinstance(decision, StepDecision):
+        raise TypeError(
+            f"The rule returned {type(decision).__name__}, expected a StepDecision. Write return "
+            "StepDecision(theta, theta_uncapped, lower_bound)."
+        )
+    for name in ("theta", "theta_uncapped"):
+        value: object = getattr(decision, name)
+        if not (isinstance(value, Tensor) and tuple(value.shape) in ((), (groups,))):
+            raise TypeError(
+                f"The rule's {name} must be a 0-dim tensor, or one of shape [{groups}] with a "
+                f"value for each parameter group, got {_form(value)}. Compute it from the tensors "
+                "in stats, or from those in stats.by_group."
+            )
+    _check_memory(decision.memory, memory)
+    bound: object = decision.lower_bound
+    if isinstance(bound, Tensor) and bound.numel() != 1:
+        raise TypeError(
+            f"The rule's lower_bound must be a number or a 0-dim tensor, got {_form(bound)}: there "
+            "is one loss, and one bound for it. Return stats.lower_bound, or a 0-dim tensor."
+        )
+    return decision.theta
+
+
+def _check_memory(new: Mapping[str, object], memory: Mapping[str, Tensor]) -> None:
+    for name, value in new.items():
+        if not (isinstance(value, Tensor) and value.dim() == 0):
+            raise TypeError(
+                f"The rule's {name} must be a 0-dim tensor, got {_form(value)}. Compute it from "
+                "the tensors in stats, which are."
+            )
+    if new.keys() != memory.keys():
+        raise ValueError(
+            f"The rule's initial_memory names {sorted(memory)}, but its decision has memory for "
+            f"{sorted(new)}. Return StepDecision(..., memory={{...}}) with those names."
+        )
+
+
+def _form(value: object) -> str:
+    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
 class StepRule(ABC):
     """Maps the statistics of the momentum model to the fraction θ of the base's step.
 
@@ -137,18 +191,19 @@ class StepRule(ABC):
             objective can't exceed, and `math.inf` for none.
 
     Attributes:
-        weight_decay: The form of weight decay where the user of the wrapper chooses none.
+        lower_bound: As it was given; it may be set, and is checked then too.
+        weight_decay_form: The form of weight decay where the user of the wrapper chooses none.
 
     Raises:
         TypeError: The bound is not a number.
         ValueError: The bound is NaN.
     """
 
-    lower_bound: float = 0.0
-    weight_decay: ClassVar[WeightDecayForm] = "proximal"
+    lower_bound = Setting(A_BOUND, 0.0)
+    weight_decay_form: ClassVar[WeightDecayForm] = "proximal"
 
     def __init__(self, lower_bound: float = 0.0) -> None:
-        self.lower_bound = _checked_bound(lower_bound, type(self).__name__)
+        self.lower_bound = lower_bound
 
     def initial_memory(self, lower_bound: float) -> dict[str, float]:
         """Return what the rule remembers between steps, as it is before the first one.
@@ -180,20 +235,6 @@ class StepRule(ABC):
         return f"{type(self).__name__}({listed})"
 
 
-def _checked_bound(lower_bound: object, rule: str) -> float:
-    if not isinstance(lower_bound, Real):
-        raise TypeError(
-            f"lower_bound must be a Python number, got {type(lower_bound).__name__}. Write "
-            f"{rule}(lower_bound=0.0)."
-        )
-    if math.isnan(lower_bound):
-        raise ValueError(
-            f"lower_bound is NaN, expected a number below every loss. Write {rule}("
-            "lower_bound=0.0), or -math.inf for no bound."
-        )
-    return float(lower_bound)
-
-
 def truncate(stats: ModelStats, lower_bound: float | Tensor) -> tuple[Tensor, Tensor]:
     """Cut the base's step where the model would fall below a bound, equation (3).
 
@@ -212,69 +253,25 @@ def truncate(stats: ModelStats, lower_bound: float | Tensor) -> tuple[Tensor, Te
     Returns:
         θ, and θ before it was cut at 1; both of the shape of what is in `stats`.
     """
-    gap = stats.model_value - lower_bound
+    # NaN where the value is not finite; infinite without a bound.
+    value = stats.value_after_decay + 0.0 * stats.value_after_decay
+    gap = (value - lower_bound).clamp(min=0.0)
     decrease = stats.predicted_decrease
-    # For a step that does not descend: 1 or 0, once it is cut at 1.
-    flat = torch.where(gap > 0, torch.full_like(gap, math.inf), 0.0)
-    # Without a bound the gap is infinite, and so may the decrease of a steep model be.
-    descending = torch.where(gap == math.inf, math.inf, gap.clamp(min=0.0) / decrease)
-    uncapped = torch.where(decrease > 0, descending, flat)
-    known = torch.isfinite(stats.model_value) & torch.isnan(decrease).logical_not()
-    uncapped = torch.where(known, uncapped, math.nan)
+    ratio = gap / decrease.masked_fill(decrease <= 0, 0.0)
+    # A gap of 0 or inf is the answer itself, whatever the decrease: the ratio may be 0/0 or inf/inf.
+    # It is one that a factor does not change; unless the factor, and so the decrease, is NaN.
+    decides = gap * decrease.clamp(2.0, 3.0) == gap
+    uncapped = torch.where(decides, gap, ratio)
     return uncapped.clamp(max=1.0), uncapped
 
 
-def part_of(change: Tensor, theta: Tensor) -> Tensor:
+def scaled(change: Tensor, theta: Tensor) -> Tensor:
     """Return what the fraction θ of a step does, where the whole step does `change`.
 
-    Where nothing moves, a change that overflowed does not count.
+    Where θ is 0, nothing moves, and a change that overflowed does not count.
 
     Args:
         change: What the whole step does, such as the predicted decrease.
         theta: The fraction that is taken.
     """
-    return torch.where(theta == 0, 0.0, theta * change)
-
-
-class MoMo(StepRule):
-    """The truncated momentum model with a known lower bound, equation (3).
-
-        θ = clip( (h - ρ f*) / N , 0, 1 )
-
-    Source: arXiv 2305.07583, MoMo and MoMo-Adam, sections 2 and 3. θ α is the paper's ρ_k τ_k.
-
-    Args:
-        lower_bound: f*, see `StepRule`.
-    """
-
-    def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
-        """Return θ of equation (3); see `StepRule`."""
-        theta, uncapped = truncate(stats, stats.lower_bound)
-        return StepDecision(theta, uncapped, stats.lower_bound)
-
-
-class MoMoStar(StepRule):
-    """The truncated momentum model with a lower bound that is estimated on the fly.
-
-        before (3):  if h < ρ f*:  f* = max( h/(2ρ), f*_0 )                                (6)
-        after  (4):  f* = max( (f̄ + e - ½ θ Σ_i α_i ⟨d_i, u_i⟩)/ρ , f*_0 )                 (7)
-
-    Source: arXiv 2305.07583, section 4 (MoMo*), with the user's bound f*_0 as a safeguard.
-
-    Args:
-        lower_bound: f*_0, which the estimate starts from and never falls below.
-    """
-
-    def initial_memory(self, lower_bound: float) -> dict[str, float]:
-        """Return the estimate before the first step: the user's bound."""
-        return {"lower_bound": lower_bound}
-
-    def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
-        """Return θ of equation (3) with the bound of (6), and the next bound of (7)."""
-        floor = stats.lower_bound
-        bound = memory["lower_bound"].clamp(min=floor)  # the floor may be higher since a checkpoint
-        reset = (stats.model_value / 2).clamp(min=floor)  # (6)
-        bound = torch.where(stats.model_value < bound, reset, bound)
-        theta, uncapped = truncate(stats, bound)
-        estimate = stats.value_at_params - theta * stats.gradient_decrease / 2  # (7)
-        return StepDecision(theta, uncapped, bound, {"lower_bound": estimate.clamp(min=floor)})
+    return (theta * change).masked_fill(theta == 0, 0.0)
