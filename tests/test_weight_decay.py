@@ -151,7 +151,7 @@ def test_several_optimizers_are_one_with_as_many_groups() -> None:
 class Scaling(MoMo):
     """A rule of a user with a form of its own."""
 
-    weight_decay = "scaled"
+    weight_decay_form = "scaled"
 
 
 def after_a_step(rule: StepRule, form: WeightDecayForm | None) -> Tensor:

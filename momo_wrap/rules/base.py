@@ -226,7 +226,7 @@ class StepRule(ABC):
                 must not be changed in place.
 
         Returns:
-            The decision, made of new tensors.
+            The decision. Tensors of `memory` must not be in it, as they are overwritten.
         """
 
     def __repr__(self) -> str:
@@ -241,8 +241,8 @@ def truncate(stats: ModelStats, lower_bound: float | Tensor) -> tuple[Tensor, Te
         θ = clip( (h - ρ f*) / N , 0, 1 )
 
     Where the step does not descend on the model (N ≤ 0), θ is 1 above the bound and 0 below. A
-    model value that is not finite, or a decrease that is NaN, gives θ = NaN: the run shows that it
-    has failed, instead of going on with the base's full step.
+    model value that is not finite, or a decrease or bound that is NaN, gives θ = NaN: the run shows
+    that it has failed, instead of going on with the base's full step.
 
     Source: arXiv 2305.07583, sections 2 and 3.
 
@@ -253,16 +253,25 @@ def truncate(stats: ModelStats, lower_bound: float | Tensor) -> tuple[Tensor, Te
     Returns:
         θ, and θ before it was cut at 1; both of the shape of what is in `stats`.
     """
-    # NaN where the value is not finite; infinite without a bound.
-    value = stats.value_after_decay + 0.0 * stats.value_after_decay
-    gap = (value - lower_bound).clamp(min=0.0)
-    decrease = stats.predicted_decrease
+    gap, decrease = gap_to_bound(stats, lower_bound), stats.predicted_decrease
     ratio = gap / decrease.masked_fill(decrease <= 0, 0.0)
-    # A gap of 0 or inf is the answer itself, whatever the decrease: the ratio may be 0/0 or inf/inf.
-    # It is one that a factor does not change; unless the factor, and so the decrease, is NaN.
-    decides = gap * decrease.clamp(2.0, 3.0) == gap
-    uncapped = torch.where(decides, gap, ratio)
+    # Gaps of 0 and inf are the answer over any decrease but NaN, also where the ratio is 0/0 or
+    # inf/inf. They are those that a factor does not change; a NaN decrease makes the factor NaN.
+    is_answer = gap * decrease.clamp(2.0, 3.0) == gap
+    uncapped = torch.where(is_answer, gap, ratio)
     return uncapped.clamp(max=1.0), uncapped
+
+
+def gap_to_bound(stats: ModelStats, lower_bound: float | Tensor) -> Tensor:
+    """Return max(h/ρ - f*, 0), infinite without a bound; NaN where the value is not finite.
+
+    Args:
+        stats: The momentum model, or those of single groups.
+        lower_bound: f*, a number or a 0-dim tensor.
+    """
+    value = stats.value_after_decay
+    # The way from a number to itself is 0, but NaN for inf.
+    return (torch.lerp(value, value, 0.5) - lower_bound).clamp(min=0.0)
 
 
 def scaled(change: Tensor, theta: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ from momo_wrap.rules.base import (
     StepDecision,
     StepRule,
     WeightDecayForm,
-    scaled,
+    gap_to_bound,
     truncate,
 )
 
-# A step size that is not known yet.
-_NONE = -1.0
+# The memory that is averaged.
+_AVERAGES = ("weight", "observed", "predicted", "observed_square")
 
 
 class TrustedMoMo(StepRule):
@@ -106,88 +106,90 @@ class TrustedMoMo(StepRule):
         self.start = start
 
     def initial_memory(self, lower_bound: float) -> dict[str, float]:
-        """Return that nothing was judged yet, and that there is no limit (a negative one)."""
-        names = (
-            *("weight", "observed", "predicted", "observed_square"),
-            *("last_mean_loss", "prediction", "last_step_size", "last_lr"),
-        )
-        return {"trusted": _NONE, **dict.fromkeys(names, 0.0)}
+        """Return zeros: no step size is trusted yet, and nothing was judged."""
+        names = ("trusted", *_AVERAGES, "last_mean_loss", "prediction", "last_step_size", "last_lr")
+        return dict.fromkeys(names, 0.0)
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Return θ of equation (3), limited by what is trusted; see `StepRule`."""
-        lr, has_started = stats.learning_rate, memory["trusted"] > 0
-        track = self._track(stats.loss, memory, has_started)
-        theta, uncapped = truncate(stats, stats.lower_bound)
+        lr, decrease = stats.learning_rate, stats.predicted_decrease
+        info = torch.finfo(lr.dtype)
+        if stats.lower_bound == -math.inf:
+            nothing = {name: torch.zeros_like(value) for name, value in memory.items()}
+            return StepDecision(*truncate(stats, stats.lower_bound), stats.lower_bound, nothing)
 
-        can_move = lr > 0
-        is_lowered = can_move & (memory["last_lr"] > lr)
-        lowered = torch.where(is_lowered, lr / memory["last_lr"], 1.0)
-        # At 0 it would stay for ever.
-        smallest = torch.finfo(lr.dtype).tiny
-        followed = (self._followed(track, memory) * lowered).clamp(min=smallest)
-        trusted = torch.where(has_started, followed, self._first(stats))
+        has_started = memory["trusted"] > info.tiny  # smaller numbers could not grow
+        averages = self._averages(stats.loss, memory, has_started)
+        # Where the learning rate was lowered, the limit of θ stays; where it was raised, it falls.
+        followed = self._followed(averages, memory) / torch.maximum(lr, memory["last_lr"])
+        gap = gap_to_bound(stats, stats.lower_bound)
+        first = self.start * (gap / decrease.abs())  # where the model rises, it may rise by as much
+        # Of a flat model, or after a step that has failed, no step size is known.
+        limit = torch.where(has_started, followed, first).nan_to_num(nan=0.0, posinf=0.0)
+        # Equation (3) without the case of an infinite θ, which is above every limit.
+        uncapped = torch.minimum(gap / decrease.clamp(min=info.tiny), limit)
+        theta = uncapped.clamp(max=1.0)
 
-        # As long as nothing is known, nothing is trusted; without a bound, everything is.
-        unknown = math.inf if stats.lower_bound == -math.inf else 0.0
-        limit = torch.where(trusted > 0, trusted / lr, unknown)
-        theta = torch.minimum(theta, limit)
+        last_lr = torch.where(lr > 0, lr, memory["last_lr"])  # a learning rate of 0 is waited for
+        finite = decrease.clamp(info.min, info.max)  # a product with θ = 0 is 0
         remembered = {
-            "trusted": trusted,
-            **track,
-            "last_mean_loss": stats.mean_loss.clone(),
-            "prediction": stats.value_after_decay - scaled(stats.predicted_decrease, theta),
+            "trusted": limit * last_lr,
+            **averages,
+            "last_mean_loss": stats.mean_loss,
+            "prediction": torch.addcmul(stats.value_after_decay, theta, finite, value=-1.0),
             "last_step_size": theta * lr,
-            "last_lr": torch.where(can_move, lr, memory["last_lr"]),
+            "last_lr": last_lr,
         }
-        return StepDecision(theta, torch.minimum(uncapped, limit), stats.lower_bound, remembered)
+        return StepDecision(theta, uncapped, stats.lower_bound, remembered)
 
-    def _first(self, stats: ModelStats) -> Tensor:
-        """Return the step size that is trusted at first; none of a model that is flat or below."""
-        gap = (stats.value_after_decay - stats.lower_bound).clamp(min=0.0)
-        # Where the model rises along the step, it may rise by as much.
-        to_bound = gap / stats.predicted_decrease.abs()
-        first = self.start * to_bound * stats.learning_rate
-        return torch.where((first > 0) & torch.isfinite(first), first, _NONE)
-
-    def _track(
+    def _averages(
         self, loss: Tensor, memory: Mapping[str, Tensor], has_started: Tensor
     ) -> dict[str, Tensor]:
-        """Return the averages, with the last step in them."""
+        """Return the averages times their weight, with the last step in them."""
         observed = memory["last_mean_loss"] - loss
+        predicted = memory["last_mean_loss"] - memory["prediction"]
+        values = torch.stack([has_started, observed, predicted, observed * observed])
         # An infinite square would never be forgotten.
         largest = torch.finfo(loss.dtype).max / 1e6
-        values = {
-            "weight": torch.ones_like(loss),
-            "observed": observed,
-            "predicted": memory["last_mean_loss"] - memory["prediction"],
-            "observed_square": observed.square().clamp(max=largest),
-        }
-        kept = 1.0 - 1.0 / self.window
-        return {
-            name: torch.where(has_started, kept * memory[name] + (1.0 - kept) * value, 0.0)
-            for name, value in values.items()
-        }
+        values = values.nan_to_num(nan=0.0, posinf=largest, neginf=-largest)
+        last = torch.stack([memory[name] for name in _AVERAGES])
+        averages = torch.lerp(last, values, 1.0 / self.window) * has_started
+        return dict(zip(_AVERAGES, averages.unbind(), strict=True))
 
-    def _followed(self, track: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> Tensor:
-        """Return the step size that is trusted after the verdict on the last step."""
-        trusted, taken = memory["trusted"], memory["last_step_size"]
-        observed, predicted = (track[name] / track["weight"] for name in ("observed", "predicted"))
-        surplus = observed - self.required * predicted
-        growth = torch.where(surplus > 0, (surplus / predicted.abs()).clamp(max=1.0), 0.0)
-        grown = torch.maximum(trusted, taken * torch.exp(self.rate * growth))
+    def _followed(self, averages: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> Tensor:
+        """Return the step size that is trusted after the verdict on the last step, equation (13).
 
-        noise, is_known = self._noise(track)
-        short = ((surplus + noise) / (predicted.abs() + noise)).clamp(-1.0, 0.0)
-        short = torch.where((surplus < 0) & is_known, short, 0.0)
-        # A limit that did not hold the step back comes down to it, but not to a step of length 0.
-        base = torch.maximum(torch.minimum(trusted, taken), trusted / 2)
-        return torch.where(short < 0, base * torch.exp(self.rate * short), grown)
+        All averages, and so the noise, have the same weight, which leaves their ratios as they are.
+        """
+        observed, predicted = averages["observed"], averages["predicted"]
+        surplus = torch.sub(observed, predicted, alpha=self.required)
+        # What noise explains of a shortfall, as a negative number. Unknown noise explains it all.
+        explained = torch.fmax(surplus, -self.confidence * self._error(averages, memory))
+        explained = explained.clamp(max=0.0)
+        verdict = (surplus - explained) / (predicted.abs() - explained)
+        verdict = verdict.nan_to_num(nan=0.0).clamp(-1.0, 1.0)
 
-    def _noise(self, track: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return 2 s, and whether there are values enough to know it."""
-        weight, kept = track["weight"], 1.0 - 1.0 / self.window
-        # How many independent values of equal weight would average as well.
-        count = (1.0 + kept) / (1.0 - kept) * weight / (2.0 - weight)
-        mean = track["observed"] / weight
-        scatter = (track["observed_square"] / weight - mean.square()).clamp(min=0.0)
-        return self.confidence * (scatter / (count - 1.0)).sqrt(), count > 1.5
+        # Above 1 where the step size shrinks. It then comes down to the step that was taken, if it
+        # did not hold that back, but not below half of what it was.
+        divisor = torch.pow(math.exp(-self.rate), verdict)
+        least = memory["trusted"] / 2.0 / torch.threshold(divisor, 1.0, 0.5)
+        return torch.maximum(memory["last_step_size"] / divisor, least)
+
+    def _error(self, averages: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> Tensor:
+        """Return the standard error s of the observed decrease, equation (12), times the weight.
+
+        After n steps of equal weight, it would be sqrt(V/(n - 1)); here 1/(n - 1) is
+        (1 - v/2)/((w - 1) v'), where v is the weight and v' that before the last step. With the
+        first value, which has no variance, v' is 0, and the error is infinite or NaN.
+        """
+        weight, window = averages["weight"], self.window
+        variance = torch.addcmul(
+            weight * averages["observed_square"],
+            averages["observed"],
+            averages["observed"],
+            value=-1.0,
+        ).clamp(min=0.0)
+        # (1 - v/2)/((w - 1) v') by v = (1 - 1/w) v' + 1/w
+        factor = (2.0 * window - 1.0) / (2.0 * window * (window - 1.0))
+        less = variance * (-0.5 / window)
+        return torch.addcdiv(less, variance, memory["weight"], value=factor).sqrt()
