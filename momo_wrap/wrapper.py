@@ -46,7 +46,7 @@ from momo_wrap.model import Averaging, MomentumModel, complete_sums
 from momo_wrap.nonfinite import count_nonfinite, nonfinite_error
 from momo_wrap.params import can_move, has_zero_lr
 from momo_wrap.record import StepRecord
-from momo_wrap.rules import MoMo, StepRule, WeightDecayForm, check_decision
+from momo_wrap.rules import MoMo, StepRule, WeightDecayForm, checked_theta
 from momo_wrap.shared_state import SharedStateOptimizer, lasting_tensors
 
 try:
@@ -244,7 +244,7 @@ class MoMoWrapper(SharedStateOptimizer):
         model = MomentumModel.of(memory.averages, coefficients, loss)  # (1), (2)
         stats = model.stats(sums, loss, bound, self._largest_lr(like))
         decision = self.rule(stats, memory.rule)  # (3)
-        theta = check_decision(decision, memory.rule, sums.shape[1])
+        theta = checked_theta(decision, memory.rule, sums.shape[1])
         self._effective_lrs = _apply(steps, theta)  # (4)
         memory.write(model.after(sums, theta), decision.memory)  # (5)
         memory.remember_state(self._pairs)

@@ -161,8 +161,8 @@ class Trusted:
             step_size = (seen.height - self.bound) / seen.decrease * seen.lr
             self.log_radius = math.log(self.start) + math.log(step_size)
         else:
-            mean_loss, foretold, taken, lr = self.last
-            self.steps.append((mean_loss - seen.loss, mean_loss - foretold))
+            mean_loss, predicted, taken, lr = self.last
+            self.steps.append((mean_loss - seen.loss, mean_loss - predicted))
             self.judge(taken)
             self.log_radius += min(math.log(seen.lr / lr), 0.0)
         theta = clip((seen.height - self.bound) / seen.decrease)
@@ -177,7 +177,7 @@ class Trusted:
         total = sum(weights)
         weights = [weight / total for weight in weights]
         mean = sum(w * seen for w, (seen, _) in zip(weights, self.steps, strict=True))
-        predicted = sum(w * foretold for w, (_, foretold) in zip(weights, self.steps, strict=True))
+        predicted = sum(w * decrease for w, (_, decrease) in zip(weights, self.steps, strict=True))
         count = 1 / sum(w**2 for w in weights)  # of values of equal weight
         log_taken = math.log(taken) if taken > 0 else -math.inf
         missing = self.required * predicted - mean

@@ -219,7 +219,7 @@ def test_bare_checkpoint_into_wrapper_and_back() -> None:
     wrapped.load_state_dict(bare.state_dict())
     take_step(wrapped, problem.gradients())
     record = last_step(wrapped)
-    assert torch.allclose(record.model_value, record.loss)  # a model that starts afresh
+    assert torch.allclose(record.value_after_decay, record.loss)  # a model that starts afresh
     assert all(float(entry["step"]) == 4 for entry in wrapped.state.values())
     back = AdamW(problem.params, lr=0.01)
     back.load_state_dict(wrapped.state_dict())

@@ -111,7 +111,7 @@ class ChattyRule(StepRule):
 
 
 class _Decaying(MoMo):
-    weight_decay = 0.1  # type: ignore[assignment]
+    weight_decay_form = 0.1  # type: ignore[assignment]
 
 
 class CarelessAdapter(ReadingAdapter):
@@ -254,8 +254,8 @@ AT_CONSTRUCTION: dict[str, Row] = {
     "rule is a class": (
         lambda: MoMoWrapper(SGD([parameter()], lr=0.1), MoMo),  # type: ignore[arg-type]
         TypeError,
-        "rule must be a StepRule, got <class 'momo_wrap.rules.MoMo'>. Write MoMoWrapper(optimizer, "
-        "MoMo(lower_bound=0.0))",
+        "rule must be a StepRule, got <class 'momo_wrap.rules.momo.MoMo'>. Write "
+        "MoMoWrapper(optimizer, MoMo(lower_bound=0.0))",
     ),
     "adapter is a class": (
         lambda: MoMoWrapper(SGD([parameter()], lr=0.1), adapter=AdamAdapter),  # type: ignore[arg-type]
@@ -271,8 +271,8 @@ AT_CONSTRUCTION: dict[str, Row] = {
     "form of weight decay of a rule": (
         lambda: MoMoWrapper(SGD([parameter()], lr=0.1), _Decaying()),
         ValueError,
-        "_Decaying.weight_decay chooses the form of the decay and must be 'proximal', 'decoupled' "
-        "or 'scaled', got 0.1.",
+        "_Decaying.weight_decay_form chooses the form of the decay and must be 'proximal', "
+        "'decoupled' or 'scaled', got 0.1.",
     ),
     "NaN lr": (
         lambda: wrapped(lr=math.nan),
@@ -327,7 +327,8 @@ AT_CONSTRUCTION: dict[str, Row] = {
     "bound is NaN": (
         lambda: MoMo(math.nan),
         ValueError,
-        "lower_bound is NaN, expected a number below every loss. Write MoMo(lower_bound=0.0)",
+        "MoMo got lower_bound=nan, expected a number below every loss, or -math.inf for no bound. "
+        "Write MoMo(lower_bound=0.0)",
     ),
     "no parameters": (
         lambda: MoMoWrapper(SGD([{"params": []}], lr=0.1)),

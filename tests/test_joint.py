@@ -97,7 +97,7 @@ def test_model_is_that_of_the_reference(
         wrapper.step(loss=loss)
         reference.step(float(loss), gradients)
         record = last_step(wrapper)
-        assert float(record.model_value) == pytest.approx(reference.value, rel=1e-9), step
+        assert float(record.value_after_decay) == pytest.approx(reference.value, rel=1e-9), step
         assert float(record.theta) == pytest.approx(reference.theta, abs=1e-9), step
         cut += int(0 < reference.theta < 1)
     assert cut > 0 or scale < 1

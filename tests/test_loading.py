@@ -234,7 +234,7 @@ def test_model_starts_at_the_scale_of_the_buffers(make: Any, start: str) -> None
     before = flat(problem.params)
     wrapped.step(loss=loss)
     record = last_step(wrapped)
-    assert float(record.model_value) == pytest.approx(float(loss))
+    assert float(record.value_after_decay) == pytest.approx(float(loss))
     # The base's own step lowers an average of linear models with weights of sum 1 by that much.
     step = (flat(problem.params) - before) / record.theta
     state = wrapped.base.state

@@ -247,7 +247,7 @@ def test_groups_may_overshoot_what_momo_would_not() -> None:
             torch.testing.assert_close(
                 thetas, (theta * decreases.sum() / decreases).clamp(max=1.0), rtol=1e-9, atol=0
             )
-        gap = stats.model_value - BOUND
+        gap = stats.value_after_decay - BOUND
         assert (thetas * decreases).sum() <= len(groups) * gap.clamp(min=0.0) * (1 + 1e-9)
         overshot += int((thetas * decreases).sum() > gap * 1.01)
     assert overshot > STEPS / 4
@@ -255,7 +255,7 @@ def test_groups_may_overshoot_what_momo_would_not() -> None:
 
 def test_stats_of_one_group_are_those_of_all() -> None:
     stats = stats_of_one(2.0, 1.0, 0.5, shift=-0.5).by_group
-    assert stats.model_value.tolist() == [1.5]
+    assert stats.value_after_decay.tolist() == [1.5]
     assert stats.lower_bound == 0.5
     assert same(vars(stats.by_group), vars(stats))
 

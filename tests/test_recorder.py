@@ -174,7 +174,7 @@ def test_each_group_has_its_theta(tmp_path: Path) -> None:
         curve = recorder.curve()
     assert list(curve)[:6] == [
         *("step", "theta/pg1", "theta/head", "theta_uncapped/pg1", "theta_uncapped/head"),
-        "model_value",
+        "value_after_decay",
     ]
     assert list(zip(curve["theta/pg1"], curve["theta/head"], strict=True)) == list(
         map(tuple, thetas)

@@ -114,7 +114,7 @@ def test_trajectory_is_that_of_the_reference(
     problem = Problem()
     optimizer = MoMoWrapper(make(problem.params, lr=lr, weight_decay=weight_decay), rule)
     group = ReferenceGroup(numpy_vector(problem.params), lr, weight_decay, make_reference())
-    reference = ReferenceRun(group, make_rule(), scaled=rule.weight_decay == "scaled")
+    reference = ReferenceRun(group, make_rule(), scaled=rule.weight_decay_form == "scaled")
     cut = 0
     for step in range(STEPS):
         # Both move on from the library's parameters, so that rounding is not amplified by the
@@ -202,7 +202,7 @@ def test_warm_target_is_momo_after_the_warm_up() -> None:
     for step in range(1, 40):
         optimizer.step(loss=problem.gradients())
         record = last_step(optimizer)
-        momo = (record.model_value - BOUND).clamp(min=0.0) / record.predicted_decrease
+        momo = (record.value_after_decay - BOUND).clamp(min=0.0) / record.predicted_decrease
         if step >= 20:
             assert record.theta_uncapped == momo
             assert record.lower_bound == BOUND
@@ -250,7 +250,7 @@ def test_growth_is_limited() -> None:
 
 
 def test_the_trust_region_shrinks_where_the_loss_rises_and_recovers() -> None:
-    """Losses that rise by 1 at each step, and then fall twice as fast as foretold."""
+    """Losses that rise by 1 at each step, and then fall twice as fast as predicted."""
     rule = TrustRegion(-math.inf, floor=0.05)
     memory = {name: scalar(value) for name, value in rule.initial_memory(0.0).items()}
     radii = []
@@ -439,7 +439,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a target that starts nowhere": (
         lambda: MovingTarget(-math.inf),
         ValueError,
-        "MovingTarget has an infinite lower_bound, but its target starts there. Write "
+        "MovingTarget got lower_bound=-inf, expected a number that is finite. Write "
         "MovingTarget(lower_bound=0.0).",
     ),
     "a schedule that is a number": (

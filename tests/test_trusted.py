@@ -62,8 +62,8 @@ def seen(
     return ModelStats(
         loss=number(loss),
         mean_loss=number(loss if mean_loss is None else mean_loss),
-        value_at_params=number(value),
-        model_value=number(value),
+        value=number(value),
+        value_after_decay=number(value),
         predicted_decrease=number(decrease),
         gradient_decrease=number(decrease),
         lower_bound=bound,
@@ -98,11 +98,11 @@ def test_first_step_is_a_part_of_the_way_to_the_bound() -> None:
     assert trusted(decision) == pytest.approx(0.05 * 2.0)
     assert float(decision.theta) == pytest.approx(0.05 / 4)
     assert float(decision.theta_uncapped) == pytest.approx(0.05 / 4)
-    assert float(decision.memory["foretold"]) == pytest.approx(4.0 - 0.05 * 3.0)
+    assert float(decision.memory["prediction"]) == pytest.approx(4.0 - 0.05 * 3.0)
 
 
 def on_its_way(**values: float) -> Memory:
-    """What is remembered after many steps, all of which fell by 1 as foretold, but for `values`."""
+    """The memory after many steps that all fell by 1 as predicted, but for `values`."""
     kept = {
         "trusted": 2.0,
         "weight": 1.0,
@@ -110,7 +110,7 @@ def on_its_way(**values: float) -> Memory:
         "predicted": 1.0,
         "observed_square": 1.0,
         "last_mean_loss": 5.0,
-        "foretold": 4.0,
+        "prediction": 4.0,
         "last_step_size": 2.0,
         "last_lr": 8.0,
     }
@@ -235,7 +235,7 @@ def test_theta_is_a_fraction_and_at_most_that_of_momo(sequence: Steps, bound: fl
         assert 0 <= decision.theta <= momo.theta
         assert decision.theta == decision.theta_uncapped.clamp(max=1.0)
         assert all(value.isfinite() for value in decision.memory.values())
-        assert decision.memory["trusted"] > 0 or memory["trusted"] < 0
+        assert decision.memory["trusted"] > 0 or memory["trusted"] == 0
         memory = decision.memory
 
 
@@ -357,7 +357,7 @@ def test_learning_rates_of_0_are_waited_for() -> None:
         optimizer.param_groups[0]["lr"] = lr
         optimizer.step(loss=problem.gradients())
         sizes.append(float(optimizer.param_groups[0]["momo_rule_trusted"]))
-    assert sizes[0] == -1.0
+    assert sizes[0] == 0.0
     assert all(0 < size < 0.1 for size in sizes[1:])
     assert min(sizes[4:6]) > 0.5 * sizes[3]
     assert sizes[8] < 0.6 * sizes[7]  # the learning rate of the last step that moved is halved
@@ -390,15 +390,23 @@ def test_steps_of_length_0_lock_nothing() -> None:
     assert decision.theta > 0.0
 
 
-def test_what_is_trusted_can_grow_again_from_the_smallest_number() -> None:
-    """Learning rates that jump up and down lower it each time."""
-    rule = TrustedMoMo()
-    down = [seen(2.0, lr=100.0), seen(2.0, lr=1e-3)] * 200
-    smallest = torch.finfo(torch.float64).tiny
-    memory = after(rule, *down).memory
-    assert float(memory["trusted"]) == smallest
-    falling = [seen(2.0 - 0.01 * k, value=2.0 - 0.01 * k, lr=1e-3) for k in range(100)]
-    assert trusted(after(rule, *falling, memory=memory)) > 100 * smallest
+@pytest.mark.parametrize("trusted_before", [0.0, 1e-320, -1.0, math.nan])
+def test_what_is_trusted_starts_anew_where_it_cannot_grow(trusted_before: float) -> None:
+    """It underflows where learning rates jump up and down; state dicts of old hold -1 for none."""
+    memory = on_its_way(trusted=trusted_before)
+    decision = after(TrustedMoMo(), seen(4.0, decrease=12.0, lr=8.0), memory=memory)
+    assert trusted(decision) == pytest.approx(0.05 * 4.0 / 12.0 * 8.0)
+    assert decision.memory["weight"] == 0.0
+
+
+def test_learning_rates_that_jump_up_and_down_do_not_stop_the_run() -> None:
+    """Each fall lowers what is trusted, until it starts anew."""
+    rule, memory, sizes = TrustedMoMo(), fresh(TrustedMoMo()), []
+    for lr in [100.0, 1e-3] * 200:
+        memory = rule(seen(2.0, lr=lr), memory).memory
+        sizes.append(float(memory["trusted"]))
+    assert min(sizes) < 1e-300
+    assert sum(size > 1e-5 for size in sizes[100:]) > 5
 
 
 def test_first_gap_of_0() -> None:
@@ -406,7 +414,7 @@ def test_first_gap_of_0() -> None:
     rule = TrustedMoMo(1.0)
     at_bound = after(rule, seen(1.0, bound=1.0))
     assert at_bound.theta == 0.0
-    assert trusted(at_bound) == -1.0
+    assert trusted(at_bound) == 0.0
     above = after(rule, seen(1.0, bound=1.0), seen(3.0, bound=1.0))
     assert float(above.theta) == pytest.approx(0.1)
 
@@ -451,7 +459,7 @@ def test_a_rule_without_a_bound_may_get_one() -> None:
     optimizer.param_groups[0]["lr"] = 0.01
     for _ in range(5):
         optimizer.step(loss=problem.gradients())
-        assert optimizer.param_groups[0]["momo_rule_trusted"] == -1.0
+        assert optimizer.param_groups[0]["momo_rule_trusted"] == 0.0
     optimizer.rule = TrustedMoMo()
     optimizer.param_groups[0]["lr"] = 100.0
     optimizer.step(loss=problem.gradients())

@@ -71,7 +71,7 @@ def test_by_hand() -> None:
     optimizer = MoMoWrapper(SGD([x], lr=1.0, weight_decay=2.0), weight_decay="scaled")
     optimizer.step(loss=2.0)
     assert last_step(optimizer).predicted_decrease == 40.0
-    assert last_step(optimizer).model_value == 2.0
+    assert last_step(optimizer).value_after_decay == 2.0
     assert last_step(optimizer).theta == 0.05
     assert x.item() == 2.5
 
@@ -151,7 +151,7 @@ def test_several_optimizers_are_one_with_as_many_groups() -> None:
 class Scaling(MoMo):
     """A rule of a user with a form of its own."""
 
-    weight_decay = "scaled"
+    weight_decay_form = "scaled"
 
 
 def after_a_step(rule: StepRule, form: WeightDecayForm | None) -> Tensor:
@@ -189,8 +189,8 @@ def test_the_form_follows_the_rule_that_is_set() -> None:
 
 
 def test_forms_of_the_rules_that_there_are() -> None:
-    assert {rule.weight_decay for rule in (MoMo, MoMoStar, StepRule)} == {"proximal"}
-    assert TrustedMoMo.weight_decay == "scaled"
+    assert {rule.weight_decay_form for rule in (MoMo, MoMoStar, StepRule)} == {"proximal"}
+    assert TrustedMoMo.weight_decay_form == "scaled"
 
 
 def test_a_form_that_there_is_not_is_refused_before_the_step() -> None:

@@ -83,7 +83,7 @@ def test_last_step_and_effective_lrs() -> None:
     h, decrease = 2.0 + (c - 1) * 12.0, c * 16.0
     record = last_step(optimizer)
     assert record.loss == 2.0
-    assert record.model_value == pytest.approx(h)
+    assert record.value_after_decay == pytest.approx(h)
     assert record.predicted_decrease == pytest.approx(decrease)
     assert record.lower_bound == 0.0
     assert record.theta == 0.0  # h < 0: the decay alone goes below the bound
@@ -261,7 +261,7 @@ def test_maximize_is_minimisation_of_the_negative(case: Case, star: bool) -> Non
         take_step(maximiser, up.gradients())
         one, other = last_step(minimiser), last_step(maximiser)
         assert one.theta == other.theta
-        assert one.model_value == -other.model_value
+        assert one.value_after_decay == -other.value_after_decay
         assert one.lower_bound == -other.lower_bound
         assert one.loss == -other.loss
         assert one.predicted_decrease == other.predicted_decrease

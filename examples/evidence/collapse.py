@@ -81,7 +81,7 @@ def draw(steps: pd.DataFrame, tasks: list[str], best_lrs: dict[str, float]) -> F
     """Return a figure: a column for each task, a row for each quantity."""
     # SGD's direction is the averaged gradient itself: N = α ‖d‖².
     norm = np.sqrt(steps["predicted_decrease"] / steps["lr"])
-    expected = steps["model_value"] - steps["theta"] * steps["predicted_decrease"]
+    expected = steps["value_after_decay"] - steps["theta"] * steps["predicted_decrease"]
     steps = steps.assign(norm=norm, expected=expected)
     figure = Figure(figsize=(2 + 3 * len(tasks), 10), layout="constrained")
     panels = figure.subplots(len(QUANTITIES), len(tasks), sharex="col", squeeze=False)

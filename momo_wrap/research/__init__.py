@@ -10,10 +10,15 @@ Example:
     >>> optimizer = MoMoWrapper(torch.optim.SGD(model.parameters(), lr=1.0), NGN())
 """
 
-from momo_wrap.research.bounds import MovingTarget, ScheduledBound, WarmTarget
-from momo_wrap.research.fractions import NGN, LimitedGrowth, SPSMax, TrustRegion
+from momo_wrap.research.limited_growth import LimitedGrowth
+from momo_wrap.research.moving_target import MovingTarget
+from momo_wrap.research.ngn import NGN
 from momo_wrap.research.per_group import PerGroup
+from momo_wrap.research.scheduled_bound import ScheduledBound
 from momo_wrap.research.schedules import LinearSchedule, PowerLaw
+from momo_wrap.research.sps_max import SPSMax
+from momo_wrap.research.trust_region import TrustRegion
+from momo_wrap.research.warm_target import WarmTarget
 
 __all__ = [
     "NGN",

@@ -24,7 +24,7 @@ class Soft(StepRule):
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Return θ, and remember what it was made of."""
-        gap = (stats.model_value - stats.lower_bound).clamp(min=0.0)
+        gap = (stats.value_after_decay - stats.lower_bound).clamp(min=0.0)
         total = gap + stats.predicted_decrease.clamp(min=0.0)
         theta = torch.where(total > 0, gap / total, 0.0)
         self.decreases = (float(stats.predicted_decrease), float(stats.gradient_decrease))

@@ -111,7 +111,7 @@ def test_average_that_is_kept_is_a_mean() -> None:
     x.grad = torch.tensor([2.0], dtype=torch.float64)
     optimizer.step(loss=3.0)
     # B = 3, f̄ = 2.5, e = 0.5 · 4 · (-0.5) = -1, s = -2, θ = 1.5/6
-    assert float(last_step(optimizer).model_value) == 1.5
+    assert float(last_step(optimizer).value_after_decay) == 1.5
     assert float(last_step(optimizer).theta) == 0.25
     assert x.item() == 2.0
 
@@ -383,7 +383,7 @@ def test_model_starts_afresh_where_a_checkpoint_has_lost_the_average() -> None:
         del entry[GRAD_AVG_KEY]
     loss = problem.gradients()
     optimizer.step(loss=loss)
-    assert float(last_step(optimizer).model_value) == pytest.approx(float(loss))
+    assert float(last_step(optimizer).value_after_decay) == pytest.approx(float(loss))
     assert float(optimizer.param_groups[0]["momo_weight_sum"]) == pytest.approx(1.0)
 
 

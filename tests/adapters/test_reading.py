@@ -46,7 +46,7 @@ def test_a_mixture_of_buffer_and_gradient_by_hand(factors: Any) -> None:
     assert x.item() == pytest.approx(2.5)
     # B = 6, d = 11, F = 3, R = 3/2, ρ = 11/4, E = 4 (-1/2) / 2 = -1
     optimizer.step(loss=2.0)
-    assert last_step(optimizer).model_value == pytest.approx((1.5 + 4.0 - 0.5) / 2.75)
+    assert last_step(optimizer).value_after_decay == pytest.approx((1.5 + 4.0 - 0.5) / 2.75)
     assert last_step(optimizer).theta == pytest.approx(5.0 / 121.0)
 
 

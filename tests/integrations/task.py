@@ -92,7 +92,7 @@ def assert_same_steps(
 ) -> None:
     """The same losses reached the optimizer, and cut the steps as much; they did cut them."""
     assert len(found) == len(expected)
-    for name in ("loss", "theta", "model_value"):
+    for name in ("loss", "theta", "value_after_decay"):
         left, right = (torch.stack([getattr(r, name) for r in rs]) for rs in (found, expected))
         torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance)
     thetas = torch.stack([record.theta for record in expected])

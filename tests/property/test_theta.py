@@ -26,8 +26,8 @@ def stats(value: float, decrease: float, bound: float, shift: float = 0.0) -> Mo
     return ModelStats(
         loss=scalar(value),
         mean_loss=scalar(value),
-        value_at_params=scalar(value),
-        model_value=scalar(value + shift),
+        value=scalar(value),
+        value_after_decay=scalar(value + shift),
         predicted_decrease=scalar(decrease),
         gradient_decrease=scalar(decrease),
         lower_bound=bound,

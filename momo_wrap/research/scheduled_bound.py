@@ -1,0 +1,79 @@
+"""A lower bound that is a function of the step count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from momo_wrap.rules import ModelStats, StepDecision, StepRule, truncate
+
+
+class ScheduledBound(StepRule):
+    """MoMo with a lower bound that is a function of the step count.
+
+        f*_k = max( l(k) , f* ) ,    k = 1, 2, ...
+
+    For a bound that falls as training goes on, such as a fraction of what a scaling law predicts
+    for step k. Where the bound is above the loss, no step is taken until it has fallen.
+
+    Source: equation (3) of MoMo, arXiv 2305.07583, which leaves open where a bound f*_k comes from.
+
+    Args:
+        schedule: l, from the count of steps, a 0-dim tensor, to a 0-dim tensor or a number, in the
+            sense of minimisation. It is traced and never waits for the device, so no `if` on k:
+            `torch.where`. A lambda can't be pickled; `LinearSchedule` and `PowerLaw` can.
+        lower_bound: f*, which the bound never falls below; `-math.inf` for the schedule alone.
+
+    The count is kept in the wrapper's dtype: in float32 it ends at 2^24 steps. Skipped steps are
+    not counted.
+
+    Raises:
+        TypeError: `schedule` can't be called; at a step: it returned neither.
+    """
+
+    def __init__(
+        self, schedule: Callable[[Tensor], Tensor | float], lower_bound: float = 0.0
+    ) -> None:
+        super().__init__(lower_bound)
+        self.schedule = schedule
+
+    @property
+    def schedule(self) -> Callable[[Tensor], Tensor | float]:
+        """The function of the step count, checked when it is set."""
+        schedule: Callable[[Tensor], Tensor | float] = vars(self)["schedule"]
+        return schedule
+
+    @schedule.setter
+    def schedule(self, schedule: Callable[[Tensor], Tensor | float]) -> None:
+        if not callable(schedule):
+            raise TypeError(
+                f"schedule must be a function of the step count, got {type(schedule).__name__}. "
+                "Write ScheduledBound(LinearSchedule(2.0, 0.5, steps=1000))."
+            )
+        vars(self)["schedule"] = schedule
+
+    def initial_memory(self, lower_bound: float) -> dict[str, float]:
+        """Return that no step was counted."""
+        return {"step_count": 0.0}
+
+    def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
+        """Return θ of equation (3) with the bound of this step; see `StepRule`."""
+        step = memory["step_count"] + 1.0
+        bound = _as_bound(self.schedule(step), step).clamp(min=stats.lower_bound)
+        theta, uncapped = truncate(stats, bound)
+        return StepDecision(theta, uncapped, bound, {"step_count": step})
+
+
+def _as_bound(value: object, like: Tensor) -> Tensor:
+    if isinstance(value, Tensor) and value.dim() == 0:
+        return value.to(like)
+    if isinstance(value, Real):
+        return torch.full_like(like, float(value))
+    found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    raise TypeError(
+        f"The schedule must return a 0-dim tensor or a number, got {found}. Compute it from the "
+        "step count that it is given, which is 0-dim."
+    )

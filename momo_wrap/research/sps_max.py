@@ -1,0 +1,59 @@
+"""SPS_max: the stochastic Polyak step with a cap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from momo_wrap.rules import ModelStats, StepDecision, StepRule, truncate
+from momo_wrap.rules.arguments import ABOVE_0, Setting
+
+
+class SPSMax(StepRule):
+    """The capped stochastic Polyak step: the loss of this batch in place of the average.
+
+        θ = clip( (f_k + (h - f̄ - e)/ρ - f*) / (c N/ρ) , 0, 1 )
+
+    where (h - f̄ - e)/ρ, what weight decay does to the model, is 0 without it. For a base without
+    momentum and preconditioner, and without weight decay, θ α is the paper's
+
+        γ_k = min( (f_k - f*) / (c ‖g_k‖²) , γ_b ) ,    γ_b = α
+
+    exactly, and MoMo is the case c = 1. With a preconditioner, ‖g_k‖² is that of D^{-1}. With
+    momentum the direction is the base's d_k, whose slope N is that of an average of gradients: the
+    inner product of the gradient of this batch with the direction would take a further pass over
+    it, which the wrapper does not make. So the rule then answers only what the memory of losses and
+    displacements in MoMo's model is good for.
+
+    Source: Loizou, Vaswani, Laradji and Lacoste-Julien, "Stochastic Polyak Step-size for SGD: An
+    Adaptive Learning Rate for Fast Convergence", AISTATS 2021, arXiv 2002.10542, SPS_max. Its
+    f_i*, the least value of the loss of a batch, is the one bound f* here.
+
+    Args:
+        lower_bound: f*, see `StepRule`.
+        c: The factor of the squared norm, above 0. The paper's theory for convex losses asks for at
+            least 1/2.
+
+    Raises:
+        TypeError: A setting is not a number.
+        ValueError: `c` is not positive.
+    """
+
+    c = Setting(ABOVE_0, 1.0)
+
+    def __init__(self, lower_bound: float = 0.0, *, c: float = 1.0) -> None:
+        super().__init__(lower_bound)
+        self.c = c
+
+    def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
+        """Return θ of the loss of this batch alone; see `StepRule`."""
+        by_decay = stats.value_after_decay - stats.value
+        batch = replace(
+            stats,
+            value_after_decay=stats.loss + by_decay,
+            predicted_decrease=self.c * stats.predicted_decrease,
+        )
+        theta, uncapped = truncate(batch, stats.lower_bound)
+        return StepDecision(theta, uncapped, stats.lower_bound)

@@ -1,0 +1,54 @@
+"""A warm-up of Polyak's step size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from momo_wrap.rules import ModelStats, StepDecision, StepRule, truncate
+from momo_wrap.rules.arguments import ABOVE_0, Setting
+
+
+class WarmTarget(StepRule):
+    """MoMo that asks for a part of the way to the bound at first, and for more with every step.
+
+        f*_k = f* + (1 - η_k) max( m_k - f* , 0 ) ,    η_k = min( k/steps , 1 ) ,    k = 1, 2, ...
+
+    where m_k = (f̄ + e)/ρ is the model's value at the parameters. For f* = 0 and a positive m_k the
+    target is (1 - η_k) m_k. Without weight decay, the uncapped step is η_k times that of MoMo; from
+    k = steps on, the rule is MoMo. A step that the learning rate limits anyway is not changed.
+
+    Source: a warm-up of Polyak's step size, for the first steps, when the average of the losses is
+    made of a few. It is this library's; we know of no paper to cite.
+
+    Args:
+        lower_bound: f*, see `StepRule`. With `-math.inf` nothing is ever cut.
+        steps: The number of steps until the bound itself is aimed at, above 0.
+
+    Raises:
+        TypeError: A setting is not a number.
+        ValueError: `steps` is not positive.
+    """
+
+    steps = Setting(ABOVE_0, 20)
+
+    def __init__(self, lower_bound: float = 0.0, *, steps: float = 20) -> None:
+        super().__init__(lower_bound)
+        self.steps = steps
+
+    def initial_memory(self, lower_bound: float) -> dict[str, float]:
+        """Return that no step was counted."""
+        return {"step_count": 0.0}
+
+    def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
+        """Return θ of equation (3) with the target of this step; see `StepRule`."""
+        floor = stats.lower_bound
+        step = memory["step_count"] + 1.0
+        value, eta = stats.value, (step / self.steps).clamp(max=1.0)
+        # Down from the value, not up from a floor that may be -inf. At η = 1, not up to rounding.
+        warm = (value - eta * (value - floor)).clamp(min=floor)
+        target = torch.where(eta < 1.0, warm, floor)
+        theta, uncapped = truncate(stats, target)
+        return StepDecision(theta, uncapped, target, {"step_count": step})

@@ -1,0 +1,29 @@
+"""Step rules: which fraction θ of the base's step is taken."""
+
+from momo_wrap.rules.base import (
+    GroupStats,
+    ModelStats,
+    StepDecision,
+    StepRule,
+    WeightDecayForm,
+    checked_theta,
+    scaled,
+    truncate,
+)
+from momo_wrap.rules.momo import MoMo
+from momo_wrap.rules.momo_star import MoMoStar
+from momo_wrap.rules.trusted import TrustedMoMo
+
+__all__ = [
+    "GroupStats",
+    "MoMo",
+    "MoMoStar",
+    "ModelStats",
+    "StepDecision",
+    "StepRule",
+    "TrustedMoMo",
+    "WeightDecayForm",
+    "checked_theta",
+    "scaled",
+    "truncate",
+]

@@ -1,0 +1,97 @@
+"""Settings of a rule: which numbers they may be, checked whenever they are set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from numbers import Real
+from typing import TYPE_CHECKING, NamedTuple, overload
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Range(NamedTuple):
+    """The numbers that a setting may be.
+
+    Attributes:
+        holds: Whether a number is one of them; False for NaN.
+        text: The end of the sentence "expected a number ...".
+    """
+
+    holds: Callable[[float], bool]
+    text: str
+
+
+ABOVE_0 = Range(lambda value: value > 0.0, "above 0")
+AT_LEAST_0 = Range(lambda value: value >= 0.0, "of at least 0")
+AT_LEAST_1 = Range(lambda value: value >= 1.0, "of at least 1")
+FROM_2 = Range(lambda value: 2.0 <= value < math.inf, "of at least 2 that is finite")
+ABOVE_0_TO_1 = Range(lambda value: 0.0 < value <= 1.0, "above 0 and of at most 1")
+FROM_0_TO_1 = Range(lambda value: 0.0 <= value <= 1.0, "from 0 to 1")
+FROM_0_BELOW_1 = Range(lambda value: 0.0 <= value < 1.0, "of at least 0 and below 1")
+FINITE = Range(math.isfinite, "that is finite")
+A_BOUND = Range(lambda value: not math.isnan(value), "below every loss, or -math.inf for no bound")
+
+
+class Setting:
+    """A number that an object can be made with, and that may be set later, as a float.
+
+    It is kept in the object's `__dict__` under its own name, for `repr`, `copy` and `pickle`.
+
+    Args:
+        allowed: What it may be.
+        default: What it is until it is set, and what errors propose.
+
+    Raises:
+        TypeError: When it is set: the value is not a number.
+        ValueError: When it is set: the value is out of range.
+    """
+
+    def __init__(self, allowed: Range, default: float) -> None:
+        self.allowed = allowed
+        self.default = default
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> float: ...
+    def __get__(self, instance: object | None, owner: type) -> Self | float:
+        if instance is None:
+            return self
+        value: float = vars(instance).get(self.name, self.default)
+        return value
+
+    def __set__(self, instance: object, value: float) -> None:
+        vars(instance)[self.name] = checked(instance, self.name, value, self.allowed, self.default)
+
+
+def checked(owner: object, name: str, value: object, allowed: Range, example: float) -> float:
+    """Return a setting as a float.
+
+    Args:
+        owner: What has the setting.
+        name: The setting's name.
+        value: What the user gave.
+        allowed: What it may be.
+        example: A value that it may be.
+
+    Raises:
+        TypeError: It is not a number.
+        ValueError: It is out of range.
+    """
+    kind = type(owner).__name__
+    if not isinstance(value, Real):
+        raise TypeError(
+            f"{name} must be a Python number, got {type(value).__name__}. Write "
+            f"{kind}({name}={example})."
+        )
+    if not allowed.holds(float(value)):
+        raise ValueError(
+            f"{kind} got {name}={value}, expected a number {allowed.text}. Write "
+            f"{kind}({name}={example})."
+        )
+    return float(value)

@@ -1,0 +1,286 @@
+"""The contract of a step rule, and the truncation that most rules share.
+
+A step rule sees the momentum model of the loss only through a handful of small tensors and answers
+with θ in [0, 1], for all parameter groups or for each. To try a variant, subclass `StepRule`;
+nothing else has to change.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from momo_wrap.rules.arguments import A_BOUND, Setting
+
+WeightDecayForm: TypeAlias = Literal["proximal", "decoupled", "scaled"]
+
+
+class GroupStats(NamedTuple):
+    """What each parameter group contributes to the momentum model, of shape [groups].
+
+    Attributes:
+        mean_loss: f̄_i/ρ_i, the average of all losses, as the group averages.
+        displacement: e_i/ρ_i, what the group's own moves have done to the model.
+        decay_shift: (c_i - 1) ⟨d_i, x_i⟩/ρ_i, what its weight decay does.
+        predicted_decrease: N_i/ρ_i.
+        gradient_decrease: α_i ⟨d_i, u_i⟩/ρ_i.
+    """
+
+    mean_loss: Tensor
+    displacement: Tensor
+    decay_shift: Tensor
+    predicted_decrease: Tensor
+    gradient_decrease: Tensor
+
+
+@dataclass(frozen=True)
+class ModelStats:
+    """What a step rule knows of this step. All tensors are on one device, and 0-dim.
+
+    Values are those of a minimisation: for a base with `maximize=True` the loss and the bound have
+    changed sign.
+
+    Attributes:
+        loss: f_k, the loss of this batch.
+        mean_loss: f̄/ρ, the average of the losses so far.
+        value: (f̄ + e)/ρ, the loss that the momentum model has at the current parameters.
+        value_after_decay: h/ρ, the same after weight decay has done its part of the step; equal to
+            `value` without weight decay.
+        predicted_decrease: N/ρ, by how much the whole step of the base lowers the model.
+        gradient_decrease: Σ_i α_i ⟨d_i, u_i⟩/ρ, the same without the shrinking factor of the
+            proximal weight decay.
+        lower_bound: The bound f* that the user gave.
+        learning_rate: α, the largest learning rate of the parameter groups.
+        groups: What each parameter group contributes, of shape [groups]; None: there is one group.
+    """
+
+    loss: Tensor
+    mean_loss: Tensor
+    value: Tensor
+    value_after_decay: Tensor
+    predicted_decrease: Tensor
+    gradient_decrease: Tensor
+    lower_bound: float
+    learning_rate: Tensor
+    groups: GroupStats | None = None
+
+    @property
+    def by_group(self) -> ModelStats:
+        """The models of single groups, each as if no other had ever moved: shape [groups].
+
+        That of group i has all the losses, and of displacement, weight decay and decrease the
+        group's own:
+
+            value:              (f̄_i + e_i)/ρ_i
+            value_after_decay:  (f̄_i + e_i + (c_i - 1) ⟨d_i, x_i⟩)/ρ_i
+
+        It is computed where it is asked for, so that other rules do not pay for it.
+        """
+        if self.groups is None:
+            return replace(
+                self,
+                loss=self.loss.reshape(-1),
+                mean_loss=self.mean_loss.reshape(-1),
+                value=self.value.reshape(-1),
+                value_after_decay=self.value_after_decay.reshape(-1),
+                predicted_decrease=self.predicted_decrease.reshape(-1),
+                gradient_decrease=self.gradient_decrease.reshape(-1),
+            )
+        value = self.groups.mean_loss + self.groups.displacement
+        return replace(
+            self,
+            loss=self.loss.expand_as(value),
+            mean_loss=self.groups.mean_loss,
+            value=value,
+            value_after_decay=value + self.groups.decay_shift,
+            predicted_decrease=self.groups.predicted_decrease,
+            gradient_decrease=self.groups.gradient_decrease,
+            groups=None,
+        )
+
+
+@dataclass(frozen=True)
+class StepDecision:
+    """What a step rule answers.
+
+    Attributes:
+        theta: The fraction of the base's step that is taken, in [0, 1]: 0-dim, or of shape
+            [groups] with one for each parameter group.
+        theta_uncapped: The same before it was cut at 1, 0-dim or of shape [groups].
+        lower_bound: The bound that was aimed at, as a number or a 0-dim tensor.
+        memory: New values of what the rule remembers, by the names of `initial_memory`.
+    """
+
+    theta: Tensor
+    theta_uncapped: Tensor
+    lower_bound: float | Tensor
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def checked_theta(decision: object, memory: Mapping[str, Tensor], groups: int) -> Tensor:
+    """Refuse a rule's decision that can't be carried out, before the parameters move.
+
+    Args:
+        decision: What the rule answered.
+        memory: What the rule remembers.
+        groups: The number of parameter groups.
+
+    Returns:
+        The decision's θ, 0-dim or of shape [groups].
+
+    Raises:
+        TypeError: It is no `StepDecision`, or a value in it no tensor of the right shape.
+        ValueError: The decision remembers something else than the rule said it would.
+    """
+    if not isinstance(decision, StepDecision):
+        raise TypeError(
+            f"The rule returned {type(decision).__name__}, expected a StepDecision. Write return "
+            "StepDecision(theta, theta_uncapped, lower_bound)."
+        )
+    for name in ("theta", "theta_uncapped"):
+        value: object = getattr(decision, name)
+        if not (isinstance(value, Tensor) and tuple(value.shape) in ((), (groups,))):
+            raise TypeError(
+                f"The rule's {name} must be a 0-dim tensor, or one of shape [{groups}] with a "
+                f"value for each parameter group, got {_form(value)}. Compute it from the tensors "
+                "in stats, or from those in stats.by_group."
+            )
+    _check_memory(decision.memory, memory)
+    bound: object = decision.lower_bound
+    if isinstance(bound, Tensor) and bound.numel() != 1:
+        raise TypeError(
+            f"The rule's lower_bound must be a number or a 0-dim tensor, got {_form(bound)}: there "
+            "is one loss, and one bound for it. Return stats.lower_bound, or a 0-dim tensor."
+        )
+    return decision.theta
+
+
+def _check_memory(new: Mapping[str, object], memory: Mapping[str, Tensor]) -> None:
+    for name, value in new.items():
+        if not (isinstance(value, Tensor) and value.dim() == 0):
+            raise TypeError(
+                f"The rule's {name} must be a 0-dim tensor, got {_form(value)}. Compute it from "
+                "the tensors in stats, which are."
+            )
+    if new.keys() != memory.keys():
+        raise ValueError(
+            f"The rule's initial_memory names {sorted(memory)}, but its decision has memory for "
+            f"{sorted(new)}. Return StepDecision(..., memory={{...}}) with those names."
+        )
+
+
+def _form(value: object) -> str:
+    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+class StepRule(ABC):
+    """Maps the statistics of the momentum model to the fraction θ of the base's step.
+
+    A rule never sees an optimizer, branches on no tensor and reads none (`torch.where`, never
+    `if` or `.item()`), and keeps what it has to remember in the `memory` of its decision, so that
+    it is saved with the optimizer.
+
+    Args:
+        lower_bound: f*, a number that the loss can't go below; 0 suits most losses, `-math.inf`
+            turns the truncation of `MoMo` off. For a base with `maximize=True`, a number that the
+            objective can't exceed, and `math.inf` for none.
+
+    Attributes:
+        lower_bound: As it was given; it may be set, and is checked then too.
+        weight_decay_form: The form of weight decay where the user of the wrapper chooses none.
+
+    Raises:
+        TypeError: The bound is not a number.
+        ValueError: The bound is NaN.
+    """
+
+    lower_bound = Setting(A_BOUND, 0.0)
+    weight_decay_form: ClassVar[WeightDecayForm] = "proximal"
+
+    def __init__(self, lower_bound: float = 0.0) -> None:
+        self.lower_bound = lower_bound
+
+    def initial_memory(self, lower_bound: float) -> dict[str, float]:
+        """Return what the rule remembers between steps, as it is before the first one.
+
+        Args:
+            lower_bound: The user's bound in the sense of minimisation.
+
+        Returns:
+            Name to value; empty for a rule without memory.
+        """
+        return {}
+
+    @abstractmethod
+    def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
+        """Decide on one step.
+
+        Args:
+            stats: The momentum model at this step.
+            memory: What the rule remembered, by the names of `initial_memory`, 0-dim tensors that
+                must not be changed in place.
+
+        Returns:
+            The decision. Tensors of `memory` must not be in it, as they are overwritten.
+        """
+
+    def __repr__(self) -> str:
+        settings = {"lower_bound": self.lower_bound, **vars(self)}
+        listed = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        return f"{type(self).__name__}({listed})"
+
+
+def truncate(stats: ModelStats, lower_bound: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Cut the base's step where the model would fall below a bound, equation (3).
+
+        θ = clip( (h - ρ f*) / N , 0, 1 )
+
+    Where the step does not descend on the model (N ≤ 0), θ is 1 above the bound and 0 below. A
+    model value that is not finite, or a decrease or bound that is NaN, gives θ = NaN: the run shows
+    that it has failed, instead of going on with the base's full step.
+
+    Source: arXiv 2305.07583, sections 2 and 3.
+
+    Args:
+        stats: The momentum model, or those of single groups.
+        lower_bound: f*, a number or a 0-dim tensor.
+
+    Returns:
+        θ, and θ before it was cut at 1; both of the shape of what is in `stats`.
+    """
+    gap, decrease = gap_to_bound(stats, lower_bound), stats.predicted_decrease
+    ratio = gap / decrease.masked_fill(decrease <= 0, 0.0)
+    # Gaps of 0 and inf are the answer over any decrease but NaN, also where the ratio is 0/0 or
+    # inf/inf. They are those that a factor does not change; a NaN decrease makes the factor NaN.
+    is_answer = gap * decrease.clamp(2.0, 3.0) == gap
+    uncapped = torch.where(is_answer, gap, ratio)
+    return uncapped.clamp(max=1.0), uncapped
+
+
+def gap_to_bound(stats: ModelStats, lower_bound: float | Tensor) -> Tensor:
+    """Return max(h/ρ - f*, 0), infinite without a bound; NaN where the value is not finite.
+
+    Args:
+        stats: The momentum model, or those of single groups.
+        lower_bound: f*, a number or a 0-dim tensor.
+    """
+    value = stats.value_after_decay
+    # The way from a number to itself is 0, but NaN for inf.
+    return (torch.lerp(value, value, 0.5) - lower_bound).clamp(min=0.0)
+
+
+def scaled(change: Tensor, theta: Tensor) -> Tensor:
+    """Return what the fraction θ of a step does, where the whole step does `change`.
+
+    Where θ is 0, nothing moves, and a change that overflowed does not count.
+
+    Args:
+        change: What the whole step does, such as the predicted decrease.
+        theta: The fraction that is taken.
+    """
+    return (theta * change).masked_fill(theta == 0, 0.0)

@@ -1,0 +1,195 @@
+"""A step rule that limits the step size by how well the momentum model predicted past losses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from momo_wrap.rules.arguments import ABOVE_0_TO_1, AT_LEAST_0, FROM_0_BELOW_1, FROM_2, Setting
+from momo_wrap.rules.base import (
+    ModelStats,
+    StepDecision,
+    StepRule,
+    WeightDecayForm,
+    gap_to_bound,
+    truncate,
+)
+
+# The memory that is averaged.
+_AVERAGES = ("weight", "observed", "predicted", "observed_square")
+
+
+class TrustedMoMo(StepRule):
+    """MoMo with a limit on the step size that follows how well the model predicts the loss.
+
+    MoMo's step is as long as the model of the loss lasts. Where the loss can't be brought down to
+    the bound, or bends on the way there, that is too far, and only the learning rate α holds it
+    back. This rule holds it back itself: α may be set far too high, to 100 say, and be forgotten.
+
+        θ_k = min( θ of (3) , r_k/α_k )
+
+    where r_k is the step size that is trusted. Each step is judged by the loss of the next batch,
+
+        Δ̂_k = (f̄ - f_k)                 the decrease that was observed, from the average of the
+                                        losses before to this one,
+        Δ_k = (f̄ - m_{k-1}(x_k))        the decrease that the model had predicted for x_k,
+
+    and r follows their averages A of Δ̂ and P of Δ over some 20 steps, with the standard error s of
+    A that the scatter of Δ̂ makes known:
+
+        surplus = A - c P ,    c = 0.2
+        grow, if surplus > 0:        r <- max( r , t e^{κ q} ) ,
+                                     q = surplus / |P|
+        shrink, if surplus < -2 s:   r <- max( min(r, t) , r/2 ) e^{κ q} ,
+                                     q = (surplus + 2 s) / (|P| + 2 s)
+
+    with t = θ_{k-1} α_{k-1}, the step size that was taken, and q cut to [-1, 1]. So r falls only
+    on evidence that is beyond the noise of batches, and where α is small enough the steps are
+    those of the base. At first r is 1/20 of the step size to the bound; until there is one (the
+    model is flat, or at the bound), θ is 0. Where α is lowered, by a schedule, r is lowered in
+    proportion; where it is raised, as in a warm-up, r is not, and where it is 0, r waits. With
+    several groups, α is the largest learning rate.
+
+    On a quadratic along its gradient, Δ̂/Δ = 1 - r/(2 r*) where r* is the exact line search: c = 0.2
+    lets the steps be 1.6 times as long.
+
+    Source: the ratio of actual to predicted reduction is that of trust regions (Nocedal and Wright,
+    Numerical Optimization, 2nd edition, Algorithm 4.1). That it is one of averages, tested for
+    significance, and compared over the memory of a momentum model, is this library's. Chosen and
+    judged in docs/evidence.md.
+
+    Args:
+        lower_bound: f*, see `StepRule`. With `-math.inf` nothing is ever cut.
+        required: c, the share of the predicted decrease that must be seen for r to grow, at least 0
+            and below 1.
+        rate: κ, how fast r grows and shrinks, above 0 and at most 1: by a factor of at most e^κ in
+            a step.
+        window: The number of steps that the averages are over, at least 2: their weights fall by
+            1 - 1/window per step.
+        confidence: How many standard errors the observed decrease must be short for r to shrink, at
+            least 0. With `math.inf` r never shrinks.
+        start: The fraction of the step size to the bound that r is at first, above 0 and at most 1.
+
+    Raises:
+        TypeError: A setting is not a number.
+        ValueError: A setting is out of range.
+    """
+
+    # The others shrink parameters by α, which is too large here.
+    weight_decay_form: ClassVar[WeightDecayForm] = "scaled"
+
+    required = Setting(FROM_0_BELOW_1, 0.2)
+    rate = Setting(ABOVE_0_TO_1, 0.1)
+    window = Setting(FROM_2, 20.0)
+    confidence = Setting(AT_LEAST_0, 2.0)
+    start = Setting(ABOVE_0_TO_1, 0.05)
+
+    def __init__(
+        self,
+        lower_bound: float = 0.0,
+        *,
+        required: float = 0.2,
+        rate: float = 0.1,
+        window: float = 20.0,
+        confidence: float = 2.0,
+        start: float = 0.05,
+    ) -> None:
+        super().__init__(lower_bound)
+        self.required = required
+        self.rate = rate
+        self.window = window
+        self.confidence = confidence
+        self.start = start
+
+    def initial_memory(self, lower_bound: float) -> dict[str, float]:
+        """Return zeros: no step size is trusted yet, and nothing was judged."""
+        names = ("trusted", *_AVERAGES, "last_mean_loss", "prediction", "last_step_size", "last_lr")
+        return dict.fromkeys(names, 0.0)
+
+    def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
+        """Return θ of equation (3), limited by what is trusted; see `StepRule`."""
+        lr, decrease = stats.learning_rate, stats.predicted_decrease
+        info = torch.finfo(lr.dtype)
+        if stats.lower_bound == -math.inf:
+            nothing = {name: torch.zeros_like(value) for name, value in memory.items()}
+            return StepDecision(*truncate(stats, stats.lower_bound), stats.lower_bound, nothing)
+
+        has_started = memory["trusted"] > info.tiny  # smaller numbers could not grow
+        averages = self._averages(stats.loss, memory, has_started)
+        # Where the learning rate was lowered, the limit of θ stays; where it was raised, it falls.
+        followed = self._followed(averages, memory) / torch.maximum(lr, memory["last_lr"])
+        gap = gap_to_bound(stats, stats.lower_bound)
+        first = self.start * (gap / decrease.abs())  # where the model rises, it may rise by as much
+        # Of a flat model, or after a step that has failed, no step size is known.
+        limit = torch.where(has_started, followed, first).nan_to_num(nan=0.0, posinf=0.0)
+        # Equation (3) without the case of an infinite θ, which is above every limit.
+        uncapped = torch.minimum(gap / decrease.clamp(min=info.tiny), limit)
+        theta = uncapped.clamp(max=1.0)
+
+        last_lr = torch.where(lr > 0, lr, memory["last_lr"])  # a learning rate of 0 is waited for
+        finite = decrease.clamp(info.min, info.max)  # a product with θ = 0 is 0
+        remembered = {
+            "trusted": limit * last_lr,
+            **averages,
+            "last_mean_loss": stats.mean_loss,
+            "prediction": torch.addcmul(stats.value_after_decay, theta, finite, value=-1.0),
+            "last_step_size": theta * lr,
+            "last_lr": last_lr,
+        }
+        return StepDecision(theta, uncapped, stats.lower_bound, remembered)
+
+    def _averages(
+        self, loss: Tensor, memory: Mapping[str, Tensor], has_started: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the averages times their weight, with the last step in them."""
+        observed = memory["last_mean_loss"] - loss
+        predicted = memory["last_mean_loss"] - memory["prediction"]
+        values = torch.stack([has_started, observed, predicted, observed * observed])
+        # An infinite square would never be forgotten.
+        largest = torch.finfo(loss.dtype).max / 1e6
+        values = values.nan_to_num(nan=0.0, posinf=largest, neginf=-largest)
+        last = torch.stack([memory[name] for name in _AVERAGES])
+        averages = torch.lerp(last, values, 1.0 / self.window) * has_started
+        return dict(zip(_AVERAGES, averages.unbind(), strict=True))
+
+    def _followed(self, averages: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> Tensor:
+        """Return the step size that is trusted after the verdict on the last step, equation (13).
+
+        All averages, and so the noise, have the same weight, which leaves their ratios as they are.
+        """
+        observed, predicted = averages["observed"], averages["predicted"]
+        surplus = torch.sub(observed, predicted, alpha=self.required)
+        # What noise explains of a shortfall, as a negative number. Unknown noise explains it all.
+        explained = torch.fmax(surplus, -self.confidence * self._error(averages, memory))
+        explained = explained.clamp(max=0.0)
+        verdict = (surplus - explained) / (predicted.abs() - explained)
+        verdict = verdict.nan_to_num(nan=0.0).clamp(-1.0, 1.0)
+
+        # Above 1 where the step size shrinks. It then comes down to the step that was taken, if it
+        # did not hold that back, but not below half of what it was.
+        divisor = torch.pow(math.exp(-self.rate), verdict)
+        least = memory["trusted"] / 2.0 / torch.threshold(divisor, 1.0, 0.5)
+        return torch.maximum(memory["last_step_size"] / divisor, least)
+
+    def _error(self, averages: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> Tensor:
+        """Return the standard error s of the observed decrease, equation (12), times the weight.
+
+        After n steps of equal weight, it would be sqrt(V/(n - 1)); here 1/(n - 1) is
+        (1 - v/2)/((w - 1) v'), where v is the weight and v' that before the last step. With the
+        first value, which has no variance, v' is 0, and the error is infinite or NaN.
+        """
+        weight, window = averages["weight"], self.window
+        variance = torch.addcmul(
+            weight * averages["observed_square"],
+            averages["observed"],
+            averages["observed"],
+            value=-1.0,
+        ).clamp(min=0.0)
+        # (1 - v/2)/((w - 1) v') by v = (1 - 1/w) v' + 1/w
+        factor = (2.0 * window - 1.0) / (2.0 * window * (window - 1.0))
+        less = variance * (-0.5 / window)
+        return torch.addcdiv(less, variance, memory["weight"], value=factor).sqrt()
