@@ -125,7 +125,7 @@ class Memory:
         self._mark()
 
     @staticmethod
-    def _was_loaded(base: Optimizer, adapter: Adapter, group: Mapping[str, Any]) -> bool:
+    def _was_loaded(base: Optimizer, adapter: Adapter, group: dict[str, Any]) -> bool:
         """Return whether a state dict brought averages, and those of the gradients with them."""
         needed = ("loss_sum", "displacement", "weight_sum")
         is_there = all(group.get(PREFIX + name) is not None for name in needed)
@@ -227,10 +227,10 @@ class Memory:
 
     def _import(self, index: int) -> None:
         group = self._groups[index]
-        values = [group.get(PREFIX + name) for name in _NAMES]
-        if values[2] is None:
-            values[2] = values[3]
-        column = torch.stack([as_scalar(value, self.averages) for value in values])
+        values = {name: group.get(PREFIX + name) for name in _NAMES}
+        if values["loss_weight_sum"] is None:  # as for all groups that were there from the start
+            values["loss_weight_sum"] = values["weight_sum"]
+        column = torch.stack([as_scalar(values[name], self.averages) for name in _NAMES])
         loss_weight, weight = column[2:].tolist()
         if weight < 0:
             self.starts[index] = Start.HISTORY

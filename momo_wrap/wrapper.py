@@ -21,7 +21,6 @@ from momo_wrap.checks import (
     check_arguments,
     check_bound,
     check_compiled,
-    check_decay_form,
     check_nonfinite,
     check_rule,
     check_unknown_arguments,
@@ -36,7 +35,7 @@ from momo_wrap.distributed import (
 )
 from momo_wrap.engine.passes import Engine
 from momo_wrap.engine.plan import common_template
-from momo_wrap.engine.scalars import as_scalar, comparable, largest, scalar_template
+from momo_wrap.engine.scalars import as_scalar, largest, scalar_template
 from momo_wrap.group_checks import check_parameters, check_settings
 from momo_wrap.joint import JointOptimizer, joined, members
 from momo_wrap.loading import check_loaded, with_entries
@@ -143,9 +142,9 @@ class MoMoWrapper(SharedStateOptimizer):
         self._settings: list[int] = []
         self.process_group = process_group
         self.compiled = compiled
-        self.weight_decay_form = weight_decay_form
         self.nonfinite = nonfinite
         self.rule = rule
+        self.weight_decay_form = weight_decay_form
         self._last_step: StepRecord | None = None
         self._effective_lrs: list[Tensor] = []
         self._skipped = 0
@@ -190,7 +189,7 @@ class MoMoWrapper(SharedStateOptimizer):
     @overload
     def step(self, closure: None = None) -> Loss | None: ...
     # One correct graph break where the caller compiles.
-    @torch._disable_dynamo  # type: ignore[attr-defined, untyped-decorator]
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def step(
         self, closure: Callable[[], Loss] | None = None, *, loss: Loss | None = None
@@ -396,7 +395,7 @@ _CHECKS: dict[str, Callable[[MoMoWrapper, Any], None]] = {
     "rule": _check_bound_of,
     "nonfinite": lambda _, value: check_nonfinite(value),
     "compiled": lambda _, value: check_compiled(value),
-    "weight_decay_form": lambda _, value: value is None or check_decay_form(value),
+    "weight_decay_form": lambda self, value: decay_form(value, self.rule),
     "process_group": lambda self, value: check_process_group(value, self.param_groups),
 }
 _FIXED = frozenset({"base"})

@@ -152,7 +152,8 @@ class PlannedStep(BaseStep):
         """Return the inner products of all groups, of shape [products, groups]."""
         plan = self._engine.plan
         rows = (1 + gradient) * (1 + decays)
-        found, index = [], []
+        found: list[Tensor] = []
+        index: list[int] = []
         for kind, blocks in self._parts:
             room, parts = kind.limit, []
             for block in blocks:

@@ -150,7 +150,8 @@ class Kind:
         self, scalars: Mapping[str, Scalar]
     ) -> tuple[dict[str, Scalar], list[str], Tensor | None]:
         """Return the values that all parameters share, and the names and values of the others."""
-        shared, own = {}, {}
+        shared: dict[str, Scalar] = {}
+        own: dict[str, Tensor] = {}
         for name, value in scalars.items():
             if not isinstance(value, Tensor):
                 shared[name] = value

@@ -176,15 +176,15 @@ def inner_products(block: Block, direction: Tensor, *, gradient: bool, params: b
 def _product(block: Block, column: str, scale: str, vector: Tensor) -> Tensor:
     """Return the inner product of a scaled column with a vector, for each run of groups."""
     factor = block.scalar(scale)
-    is_number = not isinstance(factor, Tensor)
-    if is_number and factor == 0.0:
+    if not isinstance(factor, Tensor) and factor == 0.0:
         return vector.new_zeros(() if len(block.groups) == 1 else len(block.groups))
     values = block.flat(column)
-    per_element = not is_number and factor.dim()
-    product = _inner_product(values * factor if per_element else values, vector, block)
-    factor = 1.0 if per_element else factor
-    factor = factor if block.shards == 1 else factor * block.shards
-    return product if is_number and factor == 1.0 else product * factor
+    if isinstance(factor, Tensor) and factor.dim():
+        product = _inner_product(values * factor, vector, block)
+    else:
+        product = _inner_product(values, vector, block)
+        product = product * factor if isinstance(factor, Tensor) or factor != 1.0 else product
+    return product if block.shards == 1 else product * block.shards
 
 
 def _inner_product(left: Tensor, right: Tensor, block: Block) -> Tensor:
