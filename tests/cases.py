@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -130,27 +129,27 @@ def _is_accepted(kind: type[Optimizer], settings: dict[str, Any]) -> bool:
 
 
 def _flag_combinations() -> Iterator[Case]:
-    for (name, (kind, settings)), mode in itertools.product(_ALGORITHMS.items(), _MODES):
-        for maximize, tensor_lr in itertools.product((False, True), repeat=2):
-            if kind not in (SGD, Adam, AdamW) and maximize != tensor_lr:
-                continue  # the four of them where they are most used, two elsewhere
-            lr = settings["lr"]
-            flags = {
-                **settings,
-                **_MODES[mode],
-                "maximize": maximize,
-                "lr": torch.tensor(lr, dtype=torch.float64) if tensor_lr else lr,
-            }
-            if _is_accepted(kind, flags):
-                suffix = "-maximize" * maximize + "-tensor_lr" * tensor_lr
-                yield Case(
-                    f"{name}-{mode}{suffix}",
-                    kind,
-                    flags,
-                    takes_complex=mode != "fused",
-                    resumes=kind not in _DO_NOT_RESUME,
-                )
+    for number, (name, (kind, settings)) in enumerate(_ALGORITHMS.items()):
+        for mode, choice in _MODES.items():
+            # The other direction and kind of learning rate in the other mode.
+            maximize = (number % 2 == 0) != (mode == "foreach")
+            tensor_lr = (number % 4 < 2) != (mode != "single")
+            flags = {**settings, **choice, "maximize": maximize}
+            with_tensor = {**flags, "lr": torch.tensor(settings["lr"], dtype=torch.float64)}
+            if tensor_lr and _is_accepted(kind, with_tensor):
+                flags = with_tensor
+            elif not _is_accepted(kind, flags):
+                continue
+            suffix = "-maximize" * maximize + "-tensor_lr" * isinstance(flags["lr"], Tensor)
+            yield Case(
+                f"{name}-{mode}{suffix}",
+                kind,
+                flags,
+                takes_complex=mode != "fused",
+                resumes=kind not in _DO_NOT_RESUME,
+            )
 
 
-# The combinations of algorithm, mode, direction and kind of learning rate that torch has.
+# Each algorithm in each mode that torch has of it, with either direction and either kind of learning
+# rate: every two of these settings meet, but not every three.
 FLAG_COMBINATIONS = list(_flag_combinations())
