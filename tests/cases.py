@@ -116,6 +116,13 @@ ALGORITHMS = [
     for name, (kind, settings) in _ALGORITHMS.items()
 ]
 
+# The first case of each adapter, and of each form that its direction has.
+_OF_EACH = (
+    *("SGD-momentum", "SGD-nesterov", "AdamW-amsgrad", "NAdam", "RAdam", "Adamax"),
+    *("Adagrad-lr_decay", "Adadelta", "RMSprop-centered", "Lion"),
+)
+ADAPTERS = [case for case in ALGORITHMS if case.name in _OF_EACH]
+
 
 def _is_accepted(kind: type[Optimizer], settings: dict[str, Any]) -> bool:
     """Whether the optimizer itself has these settings, and takes them together."""
