@@ -27,7 +27,7 @@ from momo_wrap.adapters import JointAdapter, SGDAdapter
 from tests.problems import Problem, flat, last_step, relative_distance, take_step, trajectory
 from tests.reference import AdamBase, Array, ReferenceBlock, ReferenceJointMoMo, SGDBase
 
-STEPS = 200
+STEPS = 40
 
 MUON = ProposingAdapter()
 
