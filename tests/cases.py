@@ -157,6 +157,6 @@ def _flag_combinations() -> Iterator[Case]:
             )
 
 
-# Each algorithm in each mode that torch has of it, with either direction and either kind of learning
-# rate: every two of these settings meet, but not every three.
+# Each algorithm in each mode that torch has of it, in either direction and with either kind of
+# learning rate: every two of these settings meet, but not every three.
 FLAG_COMBINATIONS = list(_flag_combinations())

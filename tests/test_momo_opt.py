@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from momo_wrap import MoMo, MoMoStar, MoMoWrapper, StepRule
-from tests.problems import Problem, relative_distance, thetas, trajectory
+from tests.problems import relative_distance, thetas, trajectory
 
 # At the highest learning rates preconditioner and θ feed each other's rounding, by a factor of some
 # 1.3 in a step: a nudge of one unit in the last place stays far below the tolerance for so long.

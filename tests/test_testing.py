@@ -22,9 +22,9 @@ def only(*laws: str) -> list[str]:
     return [law for law in LAWS if law not in laws]
 
 
-# Other settings of an adapter change its direction: that is compared here, with the bare base in
-# test_reduction, and in compiled passes in adapters/test_compiled.
-OF_SETTINGS = ("proposing",)
+# Other settings of an adapter change its direction: that is compared here, and with the bare base in
+# test_reduction.
+OF_SETTINGS = ("proposing", "compiled")
 
 
 @pytest.mark.parametrize("case", ALGORITHMS, ids=str)
