@@ -22,7 +22,7 @@ def only(*laws: str) -> list[str]:
     return [law for law in LAWS if law not in laws]
 
 
-# Other settings of an adapter change its direction: that is compared here, and with the bare base in
+# Other settings of an adapter change its direction: compared here, and with the bare base in
 # test_reduction.
 OF_SETTINGS = ("proposing", "compiled")
 
