@@ -227,7 +227,7 @@ class Memory:
 
     def _import(self, index: int) -> None:
         group = self._groups[index]
-        values = {name: group.get(PREFIX + name) for name in _NAMES}
+        values: dict[str, Any] = {name: group.get(PREFIX + name) for name in _NAMES}
         if values["loss_weight_sum"] is None:  # as for all groups that were there from the start
             values["loss_weight_sum"] = values["weight_sum"]
         column = torch.stack([as_scalar(values[name], self.averages) for name in _NAMES])

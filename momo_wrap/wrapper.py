@@ -49,9 +49,12 @@ from momo_wrap.rules import MoMo, StepRule, WeightDecayForm, checked_theta
 from momo_wrap.shared_state import SharedStateOptimizer, lasting_tensors
 
 try:
-    from momo_wrap import fast
+    from momo_wrap.fast import FastEngine, is_chosen
 except ImportError:  # an optional wing
-    fast = None  # type: ignore[assignment]
+
+    def is_chosen(compiled: Compiled, params: Sequence[Tensor]) -> bool:
+        """Return that nothing is compiled."""
+        return False
 
 
 class MoMoWrapper(SharedStateOptimizer):
@@ -265,11 +268,9 @@ class MoMoWrapper(SharedStateOptimizer):
         return plans[0].like if len(plans) == 1 else common_template(plans)
 
     def _engine_of(self, base: Optimizer) -> type[Engine]:
-        if fast is None:
-            return Engine
         params = [p for group in base.param_groups for p in group["params"]]
         movable = [param for param in params if can_move(param) and not is_lazy(param)]
-        return fast.FastEngine if fast.is_chosen(self.compiled, movable) else Engine
+        return FastEngine if is_chosen(self.compiled, movable) else Engine
 
     def _weight_sums(self, base: Optimizer, averagings: Sequence[Averaging]) -> Tensor:
         first = 0
@@ -391,7 +392,7 @@ def _check_bound_of(wrapper: MoMoWrapper, rule: Any) -> None:
 
 
 # Attributes that may be set, with what refuses values.
-_CHECKS: dict[str, Callable[[MoMoWrapper, Any], None]] = {
+_CHECKS: dict[str, Callable[[MoMoWrapper, Any], object]] = {
     "rule": _check_bound_of,
     "nonfinite": lambda _, value: check_nonfinite(value),
     "compiled": lambda _, value: check_compiled(value),

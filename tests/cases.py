@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,6 +116,13 @@ ALGORITHMS = [
     for name, (kind, settings) in _ALGORITHMS.items()
 ]
 
+# The first case of each adapter, and of each form that its direction has.
+_OF_EACH = (
+    *("SGD-momentum", "SGD-nesterov", "AdamW-amsgrad", "NAdam", "RAdam", "Adamax"),
+    *("Adagrad-lr_decay", "Adadelta", "RMSprop-centered", "Lion"),
+)
+ADAPTERS = [case for case in ALGORITHMS if case.name in _OF_EACH]
+
 
 def _is_accepted(kind: type[Optimizer], settings: dict[str, Any]) -> bool:
     """Whether the optimizer itself has these settings, and takes them together."""
@@ -130,27 +136,27 @@ def _is_accepted(kind: type[Optimizer], settings: dict[str, Any]) -> bool:
 
 
 def _flag_combinations() -> Iterator[Case]:
-    for (name, (kind, settings)), mode in itertools.product(_ALGORITHMS.items(), _MODES):
-        for maximize, tensor_lr in itertools.product((False, True), repeat=2):
-            if kind not in (SGD, Adam, AdamW) and maximize != tensor_lr:
-                continue  # the four of them where they are most used, two elsewhere
-            lr = settings["lr"]
-            flags = {
-                **settings,
-                **_MODES[mode],
-                "maximize": maximize,
-                "lr": torch.tensor(lr, dtype=torch.float64) if tensor_lr else lr,
-            }
-            if _is_accepted(kind, flags):
-                suffix = "-maximize" * maximize + "-tensor_lr" * tensor_lr
-                yield Case(
-                    f"{name}-{mode}{suffix}",
-                    kind,
-                    flags,
-                    takes_complex=mode != "fused",
-                    resumes=kind not in _DO_NOT_RESUME,
-                )
+    for number, (name, (kind, settings)) in enumerate(_ALGORITHMS.items()):
+        for mode, choice in _MODES.items():
+            # The other direction and kind of learning rate in the other mode.
+            maximize = (number % 2 == 0) != (mode == "foreach")
+            tensor_lr = (number % 4 < 2) != (mode != "single")
+            flags = {**settings, **choice, "maximize": maximize}
+            with_tensor = {**flags, "lr": torch.tensor(settings["lr"], dtype=torch.float64)}
+            if tensor_lr and _is_accepted(kind, with_tensor):
+                flags = with_tensor
+            elif not _is_accepted(kind, flags):
+                continue
+            suffix = "-maximize" * maximize + "-tensor_lr" * isinstance(flags["lr"], Tensor)
+            yield Case(
+                f"{name}-{mode}{suffix}",
+                kind,
+                flags,
+                takes_complex=mode != "fused",
+                resumes=kind not in _DO_NOT_RESUME,
+            )
 
 
-# The combinations of algorithm, mode, direction and kind of learning rate that torch has.
+# Each algorithm in each mode that torch has of it, in either direction and with either kind of
+# learning rate: every two of these settings meet, but not every three.
 FLAG_COMBINATIONS = list(_flag_combinations())

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap import MoMo, MoMoWrapper, ProposingAdapter
+from momo_wrap import MoMo, MoMoWrapper, ProposingAdapter, StepRecord
 from tests.problems import last_step
 
 HALF = 25  # steps; a whole run is two halves
 STOPPED = 12  # steps; some optimizers do not move in their first ten
+RESUMED = 5  # steps, each of which shows all that was kept
 FALLS = 0.95  # of the loss at the start, the most that is left by an optimizer that trains
 
 MakeOptimizer = Callable[..., Optimizer]
@@ -101,6 +102,8 @@ _WITH_OBJECTS = ("adashift", "conda", "scalableshampoo", "scion", "scionlight")
 PICKLED = set(among("pytorch_optimizer", *_WITH_OBJECTS))
 # These can't go on from a state dict when bare: theirs has the parameters themselves as keys.
 DO_NOT_RESUME = {"mechanic_pytorch.Adam", "mechanic_pytorch.SGD"}
+# Solves for a multiplier in each step, which takes as long as a hundred steps of the others.
+LONG = {"pytorch_optimizer.spectralsphere"}
 # All others are left to the ProposingAdapter, with a warning.
 _READ = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SGD")
 _LIONS = {"lion_pytorch.Lion", "pytorch_optimizer.lion", "timm.optim.Lion"}
@@ -170,7 +173,7 @@ class Run:
         self.optimizer = base if rule is None else wrapped(name, base, rule)
         self.switch("train")  # without which schedule-free ones refuse to step
         self.losses: list[float] = []
-        self.thetas: list[float] = []
+        self.records: list[StepRecord] = []
 
     def loss(self) -> Tensor:
         hidden = torch.tanh(self.inputs @ self.params[0].T)
@@ -190,7 +193,7 @@ class Run:
                 self.losses.append(loss.item())
                 if isinstance(self.optimizer, MoMoWrapper):
                     self.optimizer.step(loss=loss)
-                    self.thetas.append(last_step(self.optimizer).theta.item())
+                    self.records.append(last_step(self.optimizer))
                 else:
                     self.optimizer.step()
         return self

@@ -74,7 +74,7 @@ def wrapped(
     """Return the wrapped base of a case, over two groups."""
     groups = two_groups(case, parameters(dtype) if params is None else params, weight_decay)
     rule = MoMo(case.sign * bound)
-    return MoMoWrapper(case.make(groups), rule, weight_decay=form, compiled=compiled)
+    return MoMoWrapper(case.make(groups), rule, weight_decay_form=form, compiled=compiled)
 
 
 def train(

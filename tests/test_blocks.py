@@ -13,8 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from momo_wrap import MoMoWrapper
 from momo_wrap import blocks as blocks_module
-from momo_wrap.blocks import blocks, cpu_block_elements
-from momo_wrap.reductions import accumulation_dtype, total
+from momo_wrap.engine.blocks import blocks, block_elements
+from momo_wrap.engine.scalars import accumulation_dtype, total
 
 shapes = st.lists(st.lists(st.integers(1, 5), max_size=3).map(tuple), min_size=1, max_size=6)
 
@@ -115,7 +115,7 @@ def test_small_tensors_fill_a_block() -> None:
     sizes = [3, 3, 50, 3, 3, 3, 13, 3, 3, 3, 3]
     params = [torch.full((size,), float(i)) for i, size in enumerate(sizes)]
     scalars = {"owner": torch.arange(len(sizes), dtype=torch.float64)}
-    with cpu_block_elements(12):
+    with block_elements(12):
         found = list(blocks({"param": params}, scalars, whole=True))
     assert [block.flat("param").numel() for block in found] == [50, 13, 12, 12, 3]
     for block in found:

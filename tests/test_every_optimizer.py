@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import pytest
@@ -16,11 +15,13 @@ from tests.every import (
     HALF,
     IMPOSSIBLE,
     LISTED,
+    LONG,
     OF_MODULE,
     OF_MUON,
     OTHERS,
     PICKLED,
     READ,
+    RESUMED,
     SCHEDULE_FREE,
     SECOND_ORDER,
     SETTINGS,
@@ -33,53 +34,59 @@ from tests.every import (
 from tests.problems import flat, relative_distance
 
 
-@functools.cache
-def whole_run(name: str, *, bare: bool, dtype: torch.dtype = torch.float32) -> Run:
-    return Run(name, None if bare else MoMo(), dtype).go_on().go_on()
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in TRAINED],
+)
+def test_trains_follows_the_bare_one_stops_and_resumes(name: str) -> None:
+    bare = Run(name, None).go_on()
+    check_it_is_bare_without_a_bound(name, bare)
+    bare.go_on()
+    assert bare.left() < FALLS
+    check_a_bound_at_the_loss_stops_it(name, bare)
+    check_it_falls_resumes_and_keeps_to_a_bound(name)
 
 
-@pytest.mark.parametrize("name", TRAINED)
-class TestEvery:
-    def test_loss_falls(self, name: str) -> None:
-        assert whole_run(name, bare=True).left() < FALLS
-        assert whole_run(name, bare=False).left() < FALLS
+def check_it_is_bare_without_a_bound(name: str, bare: Run) -> None:
+    """What is proposed is taken as it is; what is read is computed in another order of rounding."""
+    dtype, tolerance = torch.float32, 0.0
+    if name in READ:
+        dtype, tolerance = torch.float64, 1e-12
+        bare = Run(name, None, dtype).go_on()
+    run = Run(name, MoMo(-math.inf), dtype).go_on()
+    assert {float(record.theta) for record in run.records} == {1.0}
+    assert relative_distance(flat(run.params), flat(bare.params)) <= tolerance
 
-    def test_without_bound_it_is_the_bare_optimizer(self, name: str) -> None:
-        dtype = torch.float32 if name in FLOAT32_ONLY else torch.float64
-        run = Run(name, MoMo(-math.inf), dtype).go_on().go_on()
-        assert set(run.thetas) == {1.0}
-        # What is proposed is taken as it is; what is read is computed in another order of rounding.
-        tolerance = 1e-12 if name in READ else 0.0
-        bare = whole_run(name, bare=True, dtype=dtype)
-        assert relative_distance(flat(run.params), flat(bare.params)) <= tolerance
 
-    def test_bound_at_the_loss_stops_it(self, name: str) -> None:
-        losses = whole_run(name, bare=True).losses
-        assert losses[STOPPED] != losses[0]  # otherwise there would be nothing to stop
-        rule = MoMo(losses[0])
-        run = Run(name, rule)
-        before = flat(run.params)
-        run.go_on(1)
-        rule.lower_bound *= 1.0 + 1e-5  # the averages of later steps are rounded
-        run.go_on(STOPPED - 1)
-        assert run.thetas == [0.0] * STOPPED
-        assert torch.equal(flat(run.params), before)
+def check_a_bound_at_the_loss_stops_it(name: str, bare: Run) -> None:
+    assert bare.losses[STOPPED] != bare.losses[0]  # otherwise there would be nothing to stop
+    rule = MoMo(bare.losses[0])
+    run = Run(name, rule)
+    before = flat(run.params)
+    run.go_on(1)
+    rule.lower_bound *= 1.0 + 1e-5  # the averages of later steps are rounded
+    run.go_on(STOPPED - 1)
+    assert [float(record.theta) for record in run.records] == [0.0] * STOPPED
+    assert torch.equal(flat(run.params), before)
 
-    def test_keeps_to_a_bound_and_resumes_bit_for_bit(self, name: str) -> None:
-        rule = MoMo()
-        run = Run(name, rule).go_on()
-        start, end = run.losses[-1], whole_run(name, bare=False).losses[-1]
-        rule.lower_bound = (start + end) / 2  # reached in the second half
-        if name in DO_NOT_RESUME:
-            for half, its_rule in ((Run(name, None).go_on(), None), (run, rule)):
-                with pytest.raises(KeyError):
-                    half.resumed(its_rule).go_on()
-            run.go_on()
-        else:
-            other = run.resumed(rule).go_on()
-            assert torch.equal(flat(other.params), flat(run.go_on().params))
-        assert -0.01 < (run.loss().item() - rule.lower_bound) / (start - end) < 0.4
-        assert any(0.0 < theta < 1.0 for theta in run.thetas[HALF:])
+
+def check_it_falls_resumes_and_keeps_to_a_bound(name: str) -> None:
+    run = Run(name, MoMo()).go_on()
+    if name in DO_NOT_RESUME:
+        for half, rule in ((Run(name, None).go_on(), None), (run, MoMo())):
+            with pytest.raises(KeyError):
+                half.resumed(rule).go_on(1)
+        assert run.go_on().left() < FALLS
+        return
+    resumed, bounded = run.resumed(MoMo()), run.resumed(rule := MoMo())
+    resumed.go_on(RESUMED)
+    assert run.go_on().left() < FALLS
+    assert resumed.records == run.records[HALF : HALF + RESUMED]  # bit for bit
+    start, end = run.losses[HALF - 1], run.losses[-1]
+    rule.lower_bound = (start + end) / 2  # reached on the way
+    bounded.go_on()
+    assert -0.01 < (bounded.loss().item() - rule.lower_bound) / (start - end) < 0.4
+    assert any(0.0 < record.theta < 1.0 for record in bounded.records)
 
 
 @pytest.mark.parametrize("name", SCHEDULE_FREE)
@@ -118,4 +125,5 @@ def test_there_are_many_and_no_table_is_out_of_date() -> None:
     one_line = [name for name in TRAINED if name in LISTED and not is_refused(name)]
     assert len({LISTED[name] for name in one_line}) >= 120
     named = OF_MUON | OF_MODULE | SECOND_ORDER | FLOAT32_ONLY | PICKLED | DO_NOT_RESUME | READ
+    named |= LONG
     assert named.union(SETTINGS, IMPOSSIBLE) <= {*LISTED, *OTHERS}

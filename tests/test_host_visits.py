@@ -57,21 +57,19 @@ def test_counter_sees_visits() -> None:
     assert mode.seen["_local_scalar_dense"] == 3
 
 
-@pytest.mark.parametrize("rule", [MoMo(), MoMoStar()], ids=["MoMo", "MoMoStar"])
-@pytest.mark.parametrize("case", [c for c in FLAG_COMBINATIONS if not has_tensor_lr(c)], ids=str)
-def test_wrapped_visits_the_host_as_often_as_bare(case: Case, rule: StepRule) -> None:
-    assert visits(case, rule) == visits(case, None)
-
-
-@pytest.mark.parametrize("rule", [MoMo(), MoMoStar()], ids=["MoMo", "MoMoStar"])
-@pytest.mark.parametrize("case", [c for c in FLAG_COMBINATIONS if has_tensor_lr(c)], ids=str)
-def test_tensor_lr_adds_no_visits(case: Case, rule: StepRule) -> None:
+# MoMoStar visits the host where MoMo does, and where it remembers.
+@pytest.mark.parametrize("case", FLAG_COMBINATIONS, ids=str)
+def test_wrapped_visits_the_host_as_often_as_bare(case: Case) -> None:
     """Some bare forms read a learning rate that is a tensor; the wrapper does not."""
-    assert visits(case, rule) <= visits(case, None)
+    wrapped, bare = visits(case, MoMoStar()), visits(case, None)
+    assert wrapped <= bare if has_tensor_lr(case) else wrapped == bare
 
 
-@pytest.mark.parametrize("rule", [MoMo(), MoMoStar()], ids=["MoMo", "MoMoStar"])
-@pytest.mark.parametrize("case", ALGORITHMS, ids=str)
+@pytest.mark.parametrize(
+    ("case", "rule"),
+    [*((case, MoMoStar()) for case in ALGORITHMS), (ALGORITHMS[0], MoMo())],
+    ids=str,
+)
 def test_runs_where_no_visit_is_possible(case: Case, rule: StepRule) -> None:
     """Tensors on the meta device have no values, so that reading one raises."""
     params = [torch.empty(shape, device="meta", requires_grad=True) for shape in [(70, 30), (3,)]]

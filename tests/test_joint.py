@@ -28,7 +28,7 @@ from momo_wrap.loading import with_entries
 from tests.problems import Problem, flat, last_step, relative_distance, take_step, trajectory
 from tests.reference import AdamBase, Array, ReferenceBlock, ReferenceJointMoMo, SGDBase
 
-STEPS = 200
+STEPS = 40
 
 MUON = ProposingAdapter()
 
@@ -142,7 +142,7 @@ def whole_loss(problem: Problem) -> float:
 def test_muon_and_adamw_train_at_a_cap_that_ruins_them_bare() -> None:
     def final_loss(make: Callable[[list[Tensor]], Optimizer]) -> float:
         problem = Problem()
-        for _ in problem.train(make, 200):
+        for _ in problem.train(make, 60):
             pass
         return whole_loss(problem)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from momo_wrap import MoMo, MoMoWrapper
-from momo_wrap.scalars import largest_lr, scalars_like
+from momo_wrap.engine.scalars import largest_lr, scalar_template
 from tests.problems import Problem, flat, last_step, take_step
 from tests.test_errors import wrapped
 from tests.test_wrapper import one_parameter
@@ -20,10 +20,10 @@ from tests.test_wrapper import one_parameter
 def test_scalars_live_on_the_accelerator() -> None:
     """That of a parameter that can move."""
     params = [torch.ones(1, device=device, requires_grad=True) for device in ("cpu", "meta")]
-    assert scalars_like([{"params": params}]).device.type == "meta"
-    assert scalars_like([{"params": params[:1]}, {"params": params[1:]}]).device.type == "meta"
+    assert scalar_template([{"params": params}]).device.type == "meta"
+    assert scalar_template([{"params": params[:1]}, {"params": params[1:]}]).device.type == "meta"
     frozen = torch.ones(1, device="meta")
-    assert scalars_like([{"params": [frozen, params[0]]}]).device.type == "cpu"
+    assert scalar_template([{"params": [frozen, params[0]]}]).device.type == "cpu"
 
 
 def test_scalars_of_another_device_are_moved() -> None:

@@ -54,7 +54,7 @@ def test_is_the_part_of_a_proposed_step_that_is_taken(
         ]
 
     def read(params: Params) -> Optimizer:
-        return MoMoWrapper(make(groups(params), lr=lr), rule, weight_decay="scaled")
+        return MoMoWrapper(make(groups(params), lr=lr), rule, weight_decay_form="scaled")
 
     def proposed(params: Params) -> Optimizer:
         return MoMoWrapper(make(groups(params), lr=lr), rule, adapter=adapter)
@@ -68,7 +68,7 @@ def test_by_hand() -> None:
     """With x = 3, g = 4, α = 1, λ = 2: the step is 4 + 6 = 10, the model falls by 40 from 2."""
     x = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
     x.grad = torch.tensor([4.0], dtype=torch.float64)
-    optimizer = MoMoWrapper(SGD([x], lr=1.0, weight_decay=2.0), weight_decay="scaled")
+    optimizer = MoMoWrapper(SGD([x], lr=1.0, weight_decay=2.0), weight_decay_form="scaled")
     optimizer.step(loss=2.0)
     assert last_step(optimizer).predicted_decrease == 40.0
     assert last_step(optimizer).value_after_decay == 2.0
@@ -82,7 +82,7 @@ def test_nothing_decays_where_no_step_is_taken() -> None:
         before = flat(problem.params)
         loss = problem.gradients()
         base = AdamW(problem.params, lr=0.1, weight_decay=0.1)
-        optimizer = MoMoWrapper(base, MoMo(1e3), weight_decay=form)  # type: ignore[arg-type]
+        optimizer = MoMoWrapper(base, MoMo(1e3), weight_decay_form=form)  # type: ignore[arg-type]
         optimizer.step(loss=loss)
         assert last_step(optimizer).theta == 0.0
         assert (flat(problem.params).norm() < before.norm()) == shrinks
@@ -92,7 +92,7 @@ def test_nothing_decays_where_no_step_is_taken() -> None:
 def test_without_decay_the_form_is_of_no_account(make: Callable[..., Optimizer]) -> None:
     def wrapped(form: WeightDecayForm) -> Callable[[Params], Optimizer]:
         return lambda p: MoMoWrapper(
-            make(p, lr=5.0, weight_decay=0.0), MoMo(BOUND), weight_decay=form
+            make(p, lr=5.0, weight_decay=0.0), MoMo(BOUND), weight_decay_form=form
         )
 
     assert torch.equal(trajectory(wrapped("scaled"), 30), trajectory(wrapped("proximal"), 30))
@@ -124,7 +124,7 @@ def test_maximising_is_minimising_the_negative() -> None:
         return lambda p: MoMoWrapper(
             AdamW(p, lr=3.0, weight_decay=0.01, maximize=maximize),
             MoMo(bound),
-            weight_decay="scaled",
+            weight_decay_form="scaled",
         )
 
     ascent = trajectory(wrapped(-BOUND, True), 40, Problem(sign=-1.0))
@@ -157,7 +157,7 @@ class Scaling(MoMo):
 def after_a_step(rule: StepRule, form: WeightDecayForm | None) -> Tensor:
     problem = Problem()
     base = SGD(problem.params, lr=3.0, weight_decay=0.1)
-    optimizer = MoMoWrapper(base, MoMo(BOUND) if form else rule, weight_decay=form)
+    optimizer = MoMoWrapper(base, MoMo(BOUND) if form else rule, weight_decay_form=form)
     optimizer.rule = rule
     optimizer.step(loss=problem.gradients())
     return flat(problem.params)
@@ -180,12 +180,12 @@ def test_the_form_is_the_one_chosen_or_else_that_of_the_rule(
 def test_the_form_follows_the_rule_that_is_set() -> None:
     optimizer = MoMoWrapper(SGD(Problem().params, lr=0.1))
     assert optimizer.weight_decay is None
-    assert "rule=MoMo(lower_bound=0.0), weight_decay='proximal', base=" in repr(optimizer)
+    assert "rule=MoMo(lower_bound=0.0), weight_decay_form='proximal', base=" in repr(optimizer)
     optimizer.rule = TrustedMoMo()
-    assert "start=0.05), weight_decay='scaled', base=" in repr(optimizer)
-    assert "weight_decay='scaled'" in repr(copy.deepcopy(optimizer))
+    assert "start=0.05), weight_decay_form='scaled', base=" in repr(optimizer)
+    assert "weight_decay_form='scaled'" in repr(copy.deepcopy(optimizer))
     optimizer.weight_decay = "decoupled"
-    assert "weight_decay='decoupled'" in repr(optimizer)
+    assert "weight_decay_form='decoupled'" in repr(optimizer)
 
 
 def test_forms_of_the_rules_that_there_are() -> None:
@@ -208,7 +208,7 @@ def test_a_decay_that_outweighs_the_gradient_is_a_whole_step() -> None:
     """N < 0: the step does not descend on the model."""
     x = torch.tensor([10.0], dtype=torch.float64, requires_grad=True)
     x.grad = torch.tensor([-0.5], dtype=torch.float64)
-    optimizer = MoMoWrapper(SGD([x], lr=0.1, weight_decay=0.1), weight_decay="scaled")
+    optimizer = MoMoWrapper(SGD([x], lr=0.1, weight_decay=0.1), weight_decay_form="scaled")
     optimizer.step(loss=2.0)
     assert last_step(optimizer).predicted_decrease < 0
     assert last_step(optimizer).theta == 1.0

@@ -84,13 +84,13 @@ def vector(values: Sequence[Scalar], like: Tensor) -> Tensor:
     Returns:
         Shape [len(values)].
     """
-    if any(isinstance(value, Tensor) for value in values):
+    numbers = [value for value in values if not isinstance(value, Tensor)]
+    if len(numbers) < len(values):
         return torch.stack([as_scalar(value, like) for value in values])
-    first = values[0]
-    if all(value == first for value in values):
+    if numbers.count(numbers[0]) == len(numbers):
         # Filled on the device: a copy from the host can't be captured in a CUDA graph.
-        return torch.full((len(values),), first, device=like.device, dtype=like.dtype)
-    return torch.tensor(values, device=like.device, dtype=like.dtype)
+        return torch.full((len(numbers),), numbers[0], device=like.device, dtype=like.dtype)
+    return torch.tensor(numbers, device=like.device, dtype=like.dtype)
 
 
 def largest(values: Sequence[Scalar], like: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.blocks import cpu_block_elements
+from momo_wrap.testing.blocks import block_elements
+from momo_wrap.fast.updates import UPDATES
 from momo_wrap.rules import MoMo
 from momo_wrap.testing.regression import FEWER_STEPS, STEPS, Prepare, Run
 from momo_wrap.testing.setting import Setting, Soft
@@ -64,7 +65,7 @@ def _bare(setting: Setting) -> None:
 
 
 def _blocks(setting: Setting) -> None:
-    with cpu_block_elements(7):
+    with block_elements(7):
         _follows_bare(setting)
 
 
@@ -259,7 +260,7 @@ def applicable(setting: Setting) -> dict[str, Callable[[Setting], None]]:
     laws, optimizer = dict(LAWS), Run(setting.bare).optimizer
     if not _can_maximize(optimizer):
         del laws["maximize"]
-    if type(optimizer) not in getattr(setting.adapter, "advances", ()):
+    if (type(optimizer), type(setting.adapter)) not in UPDATES:
         del laws["compiled"]
     return laws
 

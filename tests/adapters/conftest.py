@@ -9,14 +9,14 @@ import pytest
 from momo_wrap.adapters import compiled
 from momo_wrap.adapters.compiled import CompiledPasses
 from momo_wrap.adapters.passes import Summed
-from momo_wrap.blocks import Block, cpu_block_elements
+from momo_wrap.engine.blocks import Block, block_elements
 from tests.mixture import BLOCK
 
 
 @pytest.fixture
 def small_blocks() -> Iterator[None]:
     """Cut into blocks as the mixture of parameters expects, and refuse failures to compile."""
-    with cpu_block_elements(BLOCK):
+    with block_elements(BLOCK):
         yield
     failures = dict(compiled._failures)
     compiled._failures.clear()

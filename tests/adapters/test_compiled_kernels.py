@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from momo_wrap import MoMoWrapper
 from momo_wrap.adapters import compiled as compiled_module
-from momo_wrap.blocks import cpu_block_elements
+from momo_wrap.engine.blocks import block_elements
 from tests.cases import Case
 from tests.mixture import COMPILED, FEW, set_gradients, train, wrapped
 from tests.test_blocks import peak_mib
@@ -79,7 +79,7 @@ def test_temporary_memory(case: Case, shapes: list[tuple[int, ...]]) -> None:
     params = [torch.zeros(shape, requires_grad=True) for shape in shapes]
     for param in params:
         param.grad = torch.zeros_like(param)
-    with cpu_block_elements(2**18):
+    with block_elements(2**18):
         optimizer = MoMoWrapper(case.make(params), compiled=True)
         for _ in range(2):
             optimizer.step(loss=1.0)

@@ -99,7 +99,7 @@ def compiled_adamw(model: nn.Module) -> MoMoWrapper:
 
 def adamw_star(model: nn.Module) -> MoMoWrapper:
     base = AdamW(two_groups(model, 0.1), weight_decay=1e-2)
-    return MoMoWrapper(base, MoMoStar(), weight_decay="decoupled")
+    return MoMoWrapper(base, MoMoStar(), weight_decay_form="decoupled")
 
 
 def per_group(model: nn.Module) -> MoMoWrapper:

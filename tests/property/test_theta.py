@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from momo_wrap import ModelStats, MoMo, MoMoStar, MoMoWrapper, StepRule
-from tests.cases import ALGORITHMS, Case
+from tests.cases import ADAPTERS, Case
 from tests.problems import Problem
 
 numbers = st.floats(-1e6, 1e6)
@@ -100,8 +100,8 @@ def test_no_step_from_a_gradient_that_is_not_a_number(rule: StepRule) -> None:
     decay=st.sampled_from([0.0, 0.3]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=30)
-@pytest.mark.parametrize("case", [c for c in ALGORITHMS if c.can_be_copied], ids=str)
+@settings(max_examples=10)
+@pytest.mark.parametrize("case", [c for c in ADAPTERS if c.can_be_copied], ids=str)
 def test_wrapped_theta_is_a_fraction_and_falls_with_the_bound(
     case: Case, lr: float, bound: float, higher: float, decay: float, seed: int
 ) -> None:

@@ -34,13 +34,13 @@ register_adapter(torch.optim.Adam, AdamAdapter())
 
 as_optimizer: torch.optim.Optimizer = optimizer
 torch.optim.lr_scheduler.StepLR(optimizer, step_size=1)
-MoMoWrapper(optimizer.base, MoMoStar(0.1), weight_decay="decoupled")
+MoMoWrapper(optimizer.base, MoMoStar(0.1), weight_decay_form="decoupled")
 
 MoMoWrapper([torch.optim.AdamW(params), optimizer.base], nonfinite="skip", process_group=None)
 
 MoMoWrapper(params)  # type: ignore[arg-type]
 MoMoWrapper(optimizer.base, nonfinite="ignore")  # type: ignore[arg-type]
 MoMoWrapper(optimizer.base, MoMo)  # type: ignore[arg-type]
-MoMoWrapper(optimizer.base, weight_decay="coupled")  # type: ignore[arg-type]
+MoMoWrapper(optimizer.base, weight_decay_form="coupled")  # type: ignore[arg-type]
 optimizer.step(loss="1.0")  # type: ignore[call-overload]
 optimizer.step(torch.ones(()))  # type: ignore[call-overload]
