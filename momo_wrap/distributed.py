@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from momo_wrap.params import can_move
+from momo_wrap.engine.params import can_move
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from momo_wrap.checks import Loss, check_loss, check_step_arguments
+from momo_wrap.checks.arguments import Loss, check_loss, check_step_arguments
 from momo_wrap.distributed import whole
 
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from momo_wrap.adapters.base import Adapter, BaseStep, maximizes
 from momo_wrap.adapters.registry import adapters_for
-from momo_wrap.checks import (
+from momo_wrap.checks.arguments import (
     Compiled,
     Loss,
     NonFinite,
@@ -26,6 +26,8 @@ from momo_wrap.checks import (
     check_unknown_arguments,
     decay_form,
 )
+from momo_wrap.checks.groups import check_parameters, check_settings
+from momo_wrap.checks.nonfinite import count_nonfinite, nonfinite_error
 from momo_wrap.distributed import (
     ProcessGroup,
     any_rank,
@@ -33,20 +35,18 @@ from momo_wrap.distributed import (
     reduced,
     reduction_group,
 )
+from momo_wrap.engine.params import can_move, has_zero_lr
 from momo_wrap.engine.passes import Engine
 from momo_wrap.engine.plan import common_template
 from momo_wrap.engine.scalars import as_scalar, largest, scalar_template
-from momo_wrap.group_checks import check_parameters, check_settings
 from momo_wrap.joint import JointOptimizer, joined, members
-from momo_wrap.loading import check_loaded, with_entries
 from momo_wrap.losses import PendingLosses
-from momo_wrap.memory import Memory
 from momo_wrap.model import Averaging, MomentumModel, complete_sums
-from momo_wrap.nonfinite import count_nonfinite, nonfinite_error
-from momo_wrap.params import can_move, has_zero_lr
 from momo_wrap.record import StepRecord
 from momo_wrap.rules import MoMo, StepRule, WeightDecayForm, checked_theta
-from momo_wrap.shared_state import SharedStateOptimizer, lasting_tensors
+from momo_wrap.state.loading import check_loaded, with_entries
+from momo_wrap.state.memory import Memory
+from momo_wrap.state.shared_state import SharedStateOptimizer, lasting_tensors
 
 try:
     from momo_wrap.fast import FastEngine, is_chosen

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from momo_wrap.adapters.compiled import Compiled
 from torch import Tensor
 from torch.optim import Optimizer
 
 from momo_wrap import MoMo, MoMoWrapper, ReadingAdapter, adapter_for
-from momo_wrap.adapters.compiled import Compiled
 from momo_wrap.rules import WeightDecayForm
 from tests.cases import ALGORITHMS, Case
 from tests.problems import take_step

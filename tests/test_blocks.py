@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from momo_wrap import MoMoWrapper
 from momo_wrap import blocks as blocks_module
-from momo_wrap.engine.blocks import blocks, block_elements
+from momo_wrap.engine.blocks import block_elements, blocks
 from momo_wrap.engine.scalars import accumulation_dtype, total
 
 shapes = st.lists(st.lists(st.integers(1, 5), max_size=3).map(tuple), min_size=1, max_size=6)

@@ -30,7 +30,7 @@ from momo_wrap import (
     register_adapter,
 )
 from momo_wrap.adapters import AdamAdapter, Reading, RMSpropAdapter, SGDAdapter
-from momo_wrap.checks import (
+from momo_wrap.checks.arguments import (
     check_compiled,
     check_decay_form,
     check_nonfinite,

@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from momo_wrap import JointOptimizer, MoMo, MoMoStar, MoMoWrapper, ProposingAdapter
 from momo_wrap.adapters import JointAdapter, SGDAdapter
-from momo_wrap.loading import with_entries
+from momo_wrap.state.loading import with_entries
 from tests.problems import Problem, flat, last_step, relative_distance, take_step, trajectory
 from tests.reference import AdamBase, Array, ReferenceBlock, ReferenceJointMoMo, SGDBase
 

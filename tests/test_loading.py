@@ -16,8 +16,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from momo_wrap import MoMo, MoMoWrapper, ProposingAdapter
 from momo_wrap.adapters import SGDAdapter
-from momo_wrap.loading import with_entries
-from momo_wrap.shared_state import lasting_tensors
+from momo_wrap.state.loading import with_entries
+from momo_wrap.state.shared_state import lasting_tensors
 from tests.problems import Problem, flat, last_step, relative_distance, take_step
 from tests.test_faults import BASES, every_base, everything
 

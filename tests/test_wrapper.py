@@ -25,7 +25,7 @@ from momo_wrap import (
     StepDecision,
     StepRule,
 )
-from tests.cases import ADAPTERS, ALGORITHMS, Case
+from tests.cases import ADAPTERS, Case
 from tests.problems import Problem, flat, last_step, take_step, trajectory
 
 

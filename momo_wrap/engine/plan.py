@@ -17,8 +17,8 @@ from torch.nn.parameter import is_lazy
 
 from momo_wrap.distributed import PLAIN, aligned, local, shards
 from momo_wrap.engine.kind import Kind
+from momo_wrap.engine.params import can_move
 from momo_wrap.engine.scalars import scalar_template
-from momo_wrap.params import can_move
 
 _PLAIN_TYPES = frozenset(PLAIN)
 _grad, _requires_grad = operator.attrgetter("grad"), operator.attrgetter("requires_grad")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from momo_wrap.distributed import whole
-from momo_wrap.params import can_move
+from momo_wrap.engine.params import can_move
 
 Scalar: TypeAlias = float | Tensor
 

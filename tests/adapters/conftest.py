@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-
-from momo_wrap.adapters import compiled
 from momo_wrap.adapters.compiled import CompiledPasses
 from momo_wrap.adapters.passes import Summed
+
+from momo_wrap.adapters import compiled
 from momo_wrap.engine.blocks import Block, block_elements
 from tests.mixture import BLOCK
 

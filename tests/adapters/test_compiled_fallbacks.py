@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from momo_wrap.adapters.compiled import chosen
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import ConstantLR
@@ -21,8 +22,7 @@ from torch.optim.optimizer import (
 from momo_wrap import MoMoWrapper
 from momo_wrap.adapters import compiled as compiled_module
 from momo_wrap.adapters.adam import AdamAdapter
-from momo_wrap.adapters.compiled import chosen
-from momo_wrap.checks import check_compiled
+from momo_wrap.checks.arguments import check_compiled
 from tests.cases import ALGORITHMS, Case
 from tests.mixture import COMPILED, FEW, distance, set_gradients, snapshot, train, wrapped
 

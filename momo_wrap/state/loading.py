@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from momo_wrap.adapters.base import Adapter
 from momo_wrap.joint import members
-from momo_wrap.memory import PREFIX
+from momo_wrap.state.memory import PREFIX
 
 
 def check_state_dict(state_dict: object, base: Optimizer) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch.optim import Optimizer
 
 from momo_wrap.joint import members
-from momo_wrap.loading import check_state_dict, load, restored_on_failure
+from momo_wrap.state.loading import check_state_dict, load, restored_on_failure
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from momo_wrap.adapters.base import Adapter, ParamGroup, maximizes
 from momo_wrap.distributed import local
-from momo_wrap.params import can_move
+from momo_wrap.engine.params import can_move
 
 # Schedules that end at 0 can end this far below it.
 ROUNDING = 1e-12

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from momo_wrap.adapters.base import ParamGroup
-from momo_wrap.checks import Loss
+from momo_wrap.checks.arguments import Loss
 from momo_wrap.distributed import local
 from momo_wrap.engine.scalars import as_scalar
 

@@ -1,0 +1,1 @@
+"""What the wrapper refuses, before anything is changed, each with what to write instead."""
