@@ -121,7 +121,7 @@ def test_truncation_of_special_values(by_group: bool, of_tensor: bool, dtype: to
             )
             found = [torch.stack(truncate(seen, aim)) for seen in seen_one_by_one]
             theta, uncapped = torch.stack(found).unbind(dim=1)
-        wanted = [expected_uncapped(*pair, bound, rounded) for pair in pairs]
+        wanted = [expected_uncapped(value, drop, bound, rounded) for value, drop in pairs]
         expected = torch.tensor(wanted, dtype=dtype)
         torch.testing.assert_close(uncapped, expected, rtol=0, atol=0, equal_nan=True)
         torch.testing.assert_close(theta, expected.clamp(max=1.0), rtol=0, atol=0, equal_nan=True)

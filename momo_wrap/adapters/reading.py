@@ -152,9 +152,9 @@ class ReadingAdapter(Adapter):
                 base.step()
         averagings = [self.averaging(group, base.state) for group in groups]
         readings = [self.read(groups[c.group], c.params, base.state) for c in plan.cells]
-        key = (engine.settings, form)
-        rates = engine.kept("rates", key, lambda: Rates.of(groups, form, plan.like))
-        negate = maximizes(base, groups[0])
+        if form not in engine.kept:
+            engine.kept[form] = (Rates.of(groups, form, plan.like), maximizes(base, groups[0]))
+        rates, negate = engine.kept[form]
         return PlannedStep(self, engine, readings, averagings, rates, negate=negate)
 
 

@@ -22,6 +22,7 @@ from momo_wrap.engine.scalars import Scalar
 
 # Runs of so many tensors of one size are spread at once, which takes a copy more.
 _LONG_RUN = 8
+_FLAT = {1}
 
 
 class Packing:
@@ -210,7 +211,7 @@ class Block:
             return
         assert self.packing is not None
         parts = torch.split(values, self.packing.sizes)
-        if not are_flat(pieces):
+        if set(map(Tensor.dim, pieces)) != _FLAT:
             parts = tuple(part.view_as(piece) for part, piece in zip(parts, pieces, strict=True))
         torch._foreach_copy_(pieces, parts)
 
@@ -236,11 +237,6 @@ def real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-def are_flat(tensors: Sequence[Tensor]) -> bool:
-    """Return whether all tensors have one dimension."""
-    return set(map(Tensor.dim, tensors)) == {1}
-
-
 def joined(pieces: Sequence[Tensor]) -> Tensor:
     """Return pieces as one flat tensor of their dtype, a view of a single one where possible.
 
@@ -249,7 +245,7 @@ def joined(pieces: Sequence[Tensor]) -> Tensor:
     """
     if len(pieces) == 1:
         return pieces[0] if pieces[0].dim() == 1 else pieces[0].reshape(-1)
-    if are_flat(pieces):
+    if set(map(Tensor.dim, pieces)) == _FLAT:
         return torch.cat(list(pieces))
     together: Tensor = _flatten_dense_tensors(
         [piece if piece.is_contiguous() else piece.contiguous() for piece in pieces]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -46,6 +47,7 @@ class Kind:
     Attributes:
         device, dtype: Where they are, and the dtype of computation.
         params: The parameters, first those that are large. Columns are in their order.
+        order: That order, as positions in the cells'; None: it is theirs.
         positions: The positions of the parameters among all of the base.
         sizes: How many parameters each cell has.
         limit: The most elements of a block.
@@ -66,7 +68,7 @@ class Kind:
         # Equal sizes side by side: values per tensor are then spread over fewer runs.
         small.sort(key=lambda i: (groups[i], elements[i]))
         order = large + small
-        self._order = None if order == list(range(len(params))) else order
+        self.order = None if order == list(range(len(params))) else order
         self.params, self.positions = self.ordered(params), self.ordered(positions)
         self._groups, self._large = self.ordered(groups), len(large)
         of_small = [elements[i] for i in small]
@@ -80,7 +82,7 @@ class Kind:
 
     def ordered(self, values: list[Any]) -> list[Any]:
         """Return values per parameter, in the order of the cells, in that of the kind."""
-        return values if self._order is None else [values[i] for i in self._order]
+        return values if self.order is None else [values[i] for i in self.order]
 
     def blocks(
         self,
@@ -102,7 +104,10 @@ class Kind:
             Blocks that together hold each element of the columns once: those of large parameters
             first, then those into which small ones are packed.
         """
-        shared, names, values = self._values(scalars)
+        names: list[str] = []
+        shared, values = dict(scalars), None
+        if any(map(isinstance, scalars.values(), repeat(Tensor))):
+            shared, names, values = self._values(scalars)
         blocks: list[Block] = []
         for i in range(self._large):
             own = shared
@@ -207,6 +212,6 @@ class Kind:
         Args:
             values: Shape [] or [parameters], the latter in the order of the cells.
         """
-        if not values.dim() or self._order is None:
+        if not values.dim() or self.order is None:
             return values
-        return torch.stack([values[i] for i in self._order])
+        return torch.stack([values[i] for i in self.order])

@@ -70,8 +70,10 @@ def as_scalar(value: Scalar, like: Tensor) -> Tensor:
     """
     if not isinstance(value, Tensor):
         return torch.full((), value, device=like.device, dtype=like.dtype)
-    value = whole(value.detach())
-    return to_device(value.reshape(()) if value.dim() else value, like.device, like.dtype)
+    value = value.detach()
+    if value.dim() or type(value) is not Tensor:
+        value = whole(value).reshape(())
+    return to_device(value, like.device, like.dtype)
 
 
 def vector(values: Sequence[Scalar], like: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ PREFIX = "momo_"
 _NAMES = ("loss_sum", "displacement", "loss_weight_sum", "weight_sum")
 _WEIGHT_SUM = f"{PREFIX}weight_sum"
 _RULE_PREFIX = f"{PREFIX}rule_"
+# Names of a rule's memory in files of version 0.1.0.
+_FORMER = {"prediction": "foretold"}
 _HAS_HISTORY = -1.0  # in a state dict, for R of a group that starts with a history
 
 Pairs: TypeAlias = Sequence[tuple[Optimizer, Adapter]]
@@ -50,10 +52,6 @@ class Memory:
         self._coefficients: tuple[object, Coefficients] | None = None
         self.start_rule(initial)
 
-    @property
-    def _is_running(self) -> bool:
-        return self.starts.count(Start.RUNNING) == len(self.starts)
-
     def start_rule(self, initial: Mapping[str, float]) -> None:
         """Forget what the rule remembered.
 
@@ -66,18 +64,21 @@ class Memory:
         if self._groups:
             self._mark()
 
-    def write(self, averages: Tensor, rule: Mapping[str, Tensor]) -> None:
+    def write(self, averages: Tensor, rule: Mapping[str, Tensor], pairs: Pairs) -> None:
         """Write what a step has left.
 
         Args:
             averages: The new averages.
             rule: The rule's memory, with the names that it has.
+            pairs: As for `prepare`.
         """
         self.averages.copy_(averages)
         if rule:
             self._values.copy_(torch.stack([rule[name] for name in self._initial]))
-        if not self._is_running:
+        if self._coefficients is None:
             self.starts = [Start.RUNNING] * len(self.starts)
+        if None in self._about:
+            self._note_state(pairs)
 
     def prepare(self, pairs: Pairs, like: Tensor) -> None:
         """Make room for the groups that there are, and start anew what has lost its buffers.
@@ -114,7 +115,7 @@ class Memory:
                 averages[:, i] = self.averages[:, old]
         self.starts = [Start.FRESH if old is None else self.starts[old] for old in kept]
         self._about = [None if old is None else self._about[old] for old in kept]
-        self.averages = averages
+        self.averages, self._coefficients = averages, None
         self._groups = [group for _, _, group in owners]
         new = [i for i, old in enumerate(kept) if old is None]
         loaded = [i for i in new if self._was_loaded(*owners[i])]
@@ -138,6 +139,7 @@ class Memory:
         runs = any(
             start is Start.RUNNING for i, start in enumerate(self.starts) if i not in indices
         )
+        self._coefficients = None
         for i in indices:
             base, adapter, group = owners[i]
             fresh = Start.JOINED if runs else Start.FRESH
@@ -165,14 +167,8 @@ class Memory:
         self._about[index] = (base, param, now)
         return bool(tensors) and not any(value is t for value in now.values() for t in tensors)
 
-    def remember_state(self, pairs: Pairs) -> None:
-        """Note which entries of the bases' states the averages are about, after a step.
-
-        Args:
-            pairs: As for `prepare`.
-        """
-        if None not in self._about:
-            return
+    def _note_state(self, pairs: Pairs) -> None:
+        """Note which entries of the bases' states the averages are about."""
         for index, (base, _, group) in enumerate(_owners(pairs)):
             if self._about[index] is None:
                 param = next((p for p in group["params"] if p.grad is not None), None)
@@ -217,12 +213,13 @@ class Memory:
         if Start.JOINED in self.starts:
             self._join(averagings)
         key = [vars(averaging) for averaging in averagings]
-        is_constant = not any([isinstance(v, Tensor) for own in key for v in own.values()])
-        if self._is_running and is_constant and self._coefficients is not None:
-            if self._coefficients[0] == key:
-                return self._coefficients[1]
+        if self._coefficients is not None and self._coefficients[0] == key:
+            return self._coefficients[1]
         made = Coefficients.of(averagings, self.starts, self.averages)
-        self._coefficients = (key, made) if self._is_running and is_constant else None
+        # Tensors may change in place, unseen.
+        is_constant = not any(isinstance(value, Tensor) for own in key for value in own.values())
+        runs = self.starts.count(Start.RUNNING) == len(self.starts)
+        self._coefficients = (key, made) if runs and is_constant else None
         return made
 
     def _import(self, index: int) -> None:
@@ -243,7 +240,8 @@ class Memory:
 
     def _import_rule(self) -> None:
         for name, own in self.rule.items():
-            value = self._groups[0].get(_RULE_PREFIX + name)
+            former = self._groups[0].get(_RULE_PREFIX + _FORMER.get(name, name))
+            value = self._groups[0].get(_RULE_PREFIX + name, former)
             if value is not None:
                 own.copy_(as_scalar(value, own))
 
