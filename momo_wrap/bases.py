@@ -21,14 +21,16 @@ from momo_wrap.engine.scalars import largest
 from momo_wrap.model import Averaging, complete_sums
 from momo_wrap.rules import WeightDecayForm
 
+
+def _uncompiled(*_: object) -> type[Engine]:
+    """Return the engine that there is without `momo_wrap.fast`."""
+    return Engine
+
+
 try:
     from momo_wrap.fast import engine_class
 except ImportError:  # an optional wing
-
-    def engine_class(*_: object) -> type[Engine]:
-        """Return the uncompiled engine, whatever was chosen."""
-        return Engine
-
+    engine_class = _uncompiled
 
 # From the first group of a base, and how its groups average, to R_k of each.
 WeightSums = Callable[[int, Sequence[Averaging]], Tensor]

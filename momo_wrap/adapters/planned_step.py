@@ -141,9 +141,11 @@ class PlannedStep(BaseStep):
         scales = [block.scalars.get("grad_scale") for _, blocks in self._parts for block in blocks]
         gradient = any([isinstance(q, Tensor) or q != 0.0 for q in scales])
         products = self._products(gradient=gradient, decays=decays)
-        if not decays and not gradient:
+        if not gradient and not decays:
             return products * rates.factors
-        if rates.scaled_decay is None and not gradient:
+        if not gradient and rates.scaled_decay is not None:
+            return torch.addcmul(products[0], rates.scaled_decay, products[1]) * rates.factors
+        if not gradient:
             return products.index_select(0, plan.index([0, 0, 0, 1, 1])) * rates.factors
         along_u, *along_x = products.view(1 + decays, -1, plan.groups).unbind()
         buffer_u, d_u = along_u[0], along_u.sum(0)  # ⟨d, v⟩ = ⟨p B, v⟩ + ⟨q g, v⟩
