@@ -21,14 +21,17 @@ from momo_wrap.engine.scalars import largest
 from momo_wrap.model import Averaging, complete_sums
 from momo_wrap.rules import WeightDecayForm
 
+
+def _uncompiled(compiled: object, params: object) -> type[Engine]:
+    """Return the engine that there is without `momo_wrap.fast`, whatever was chosen."""
+    del compiled, params
+    return Engine
+
+
 try:
     from momo_wrap.fast import engine_class
 except ImportError:  # an optional wing
-
-    def engine_class(*_: object) -> type[Engine]:
-        """Return the uncompiled engine, whatever was chosen."""
-        return Engine
-
+    engine_class = _uncompiled
 
 # From the first group of a base, and how its groups average, to R_k of each.
 WeightSums = Callable[[int, Sequence[Averaging]], Tensor]
@@ -116,7 +119,11 @@ class Bases:
             check_parameters(groups)
             self._movable = _movable(groups)
         self._plans = plans
-        self.like = plans[0].like if len(plans) == 1 else _common_template(plans)
+        if len(plans) > 1:
+            _share_template(plans)
+            for engine in self._engines:
+                engine.kept = {}
+        self.like = plans[0].like
         rates = [group.get("lr") for group in groups]
         self.largest_lr = largest([1.0 if lr is None else lr for lr in rates], self.like)
         base, _ = self.pairs[0]
@@ -128,10 +135,14 @@ class Bases:
         Args:
             weight_decay_form: The form in which weight decay is applied.
         """
-        steps = [
-            adapter.observe(base, weight_decay_form, engine)
-            for (base, adapter), engine in zip(self.pairs, self._engines, strict=True)
-        ]
+        try:
+            steps = [
+                adapter.observe(base, weight_decay_form, engine)
+                for (base, adapter), engine in zip(self.pairs, self._engines, strict=True)
+            ]
+        finally:
+            for plan in self._plans:
+                plan.grads = []  # which must not live on until the next step
         return steps[0] if len(steps) == 1 else _JointStep(steps)
 
     def __getstate__(self) -> dict[str, object]:
@@ -161,12 +172,11 @@ def _movable(groups: Sequence[Mapping[str, Any]]) -> list[int]:
     return [id(param) for param in params if can_move(param) and not is_lazy(param)]
 
 
-def _common_template(plans: Sequence[Plan]) -> Tensor:
-    """Return what the scalars of several bases are like, which all plans get as theirs."""
+def _share_template(plans: Sequence[Plan]) -> None:
+    """Make the scalars of several bases alike."""
     likes = [plan.like for plan in plans]
     device = next((like.device for like in likes if like.device.type != "cpu"), likes[0].device)
     wide = any(like.dtype is torch.float64 for like in likes)
     common = torch.empty(0, device=device, dtype=torch.float64 if wide else torch.float32)
     for plan in plans:
         plan.like = common
-    return common

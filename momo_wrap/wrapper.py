@@ -300,12 +300,14 @@ class MoMoWrapper(CheckedAttributes, SharedStateOptimizer):
         self._bases.check()
 
     def _export(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        self._memory.prepare(self._bases.pairs, scalar_template(self.param_groups))
+        like = scalar_template(self.param_groups, self._memory.averages)
+        self._memory.prepare(self._bases.pairs, like)
         exported: dict[str, Any] = with_entries(state_dict, self._memory.entries())
         return exported
 
     def _import(self) -> None:
-        like = scalar_template(self.param_groups)
+        last = self.__dict__.get("_memory")
+        like = scalar_template(self.param_groups, None if last is None else last.averages)
         self._memory = Memory(self._initial_memory(), like)
         self._memory.prepare(self._bases.pairs, like)
 

@@ -139,11 +139,14 @@ class PlannedStep(BaseStep):
         rates, plan = self._rates, self._engine.plan
         decays = rates.keep is not None or rates.scaled_decay is not None
         scales = [block.scalars.get("grad_scale") for _, blocks in self._parts for block in blocks]
-        gradient = any([isinstance(q, Tensor) or q != 0.0 for q in scales])
+        numbers = [q for q in scales if not isinstance(q, Tensor)]
+        gradient = len(numbers) < len(scales) or any(numbers)
         products = self._products(gradient=gradient, decays=decays)
-        if not decays and not gradient:
+        if not gradient and not decays:
             return products * rates.factors
-        if rates.scaled_decay is None and not gradient:
+        if not gradient and rates.scaled_decay is not None:
+            return torch.addcmul(products[0], rates.scaled_decay, products[1]) * rates.factors
+        if not gradient:
             return products.index_select(0, plan.index([0, 0, 0, 1, 1])) * rates.factors
         along_u, *along_x = products.view(1 + decays, -1, plan.groups).unbind()
         buffer_u, d_u = along_u[0], along_u.sum(0)  # ⟨d, v⟩ = ⟨p B, v⟩ + ⟨q g, v⟩
@@ -165,7 +168,7 @@ class PlannedStep(BaseStep):
         for kind, blocks in self._parts:
             room, parts = kind.limit, []
             for block in blocks:
-                room -= block.elements
+                room -= block.numel
                 part = self._engine.sum_up(
                     self._formula, block, keep=room >= 0, gradient=gradient, params=decays
                 )

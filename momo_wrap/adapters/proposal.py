@@ -179,4 +179,4 @@ class Proposed:
         x = block.flat("param")
         moved = torch.lerp(x, block.flat("proposed"), pull)
         # A proposal that overflowed does not count where nothing moves.
-        return torch.where(pull == 0, x, moved)
+        return x.copy_(torch.where(pull == 0, x, moved))

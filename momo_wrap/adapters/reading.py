@@ -104,7 +104,7 @@ class ReadingAdapter(Adapter):
         return buffer
 
     def moved(self, block: Block, direction: Tensor, keep: Scalar, pull: Tensor) -> Tensor:
-        """Return x <- keep x - pull u of a block.
+        """Move the parameters of a block, x <- keep x - pull u.
 
         Args:
             block: As for `preconditioned`.
@@ -113,8 +113,7 @@ class ReadingAdapter(Adapter):
             pull: θ times the learning rate.
 
         Returns:
-            The new parameters, of the block's flat shape; may be the column "param", changed in
-            place.
+            The column "param", changed in place.
         """
         x = block.flat("param")
         if isinstance(keep, Tensor) or keep != 1.0:

@@ -105,6 +105,7 @@ class Block:
         packing: What is known of the pieces of a block into which small tensors are packed.
         names: The names of further values, one for each piece.
         per_piece: These values, of shape [names, pieces]; None: there are none.
+        numel: The number of elements.
         direction: What is kept of the first pass for the second, of the block's flat shape.
     """
 
@@ -117,6 +118,7 @@ class Block:
     packing: Packing | None = None
     names: Sequence[str] = ()
     per_piece: Tensor | None = None
+    numel: int = 0
     direction: Tensor | None = None
     _copies: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _spread: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
@@ -174,13 +176,6 @@ class Block:
         """
         value = self.scalars.get(name)
         return None if isinstance(value, Tensor) else value
-
-    @property
-    def elements(self) -> int:
-        """The number of elements."""
-        if self.packing is not None:
-            return self.packing.elements
-        return next(iter(self.pieces.values()))[0].numel()
 
     @property
     def is_stored_in_full(self) -> bool:

@@ -116,9 +116,9 @@ class Kind:
             tensors = [real(column[i]) for column in columns.values()]
             for views in split(tensors, self.limit, whole=self._whole):
                 pieces = {name: [view] for name, view in zip(columns, views, strict=True)}
-                blocks.append(
-                    Block(pieces, own, negated, self.dtype, self._shards, (self._groups[i],))
-                )
+                block = Block(pieces, own, negated, self.dtype, self._shards, (self._groups[i],))
+                block.numel = views[0].numel()
+                blocks.append(block)
         if self._packings:
             blocks += self._packed(columns, (shared, names, values), negated, fleeting)
         return blocks
@@ -143,6 +143,7 @@ class Kind:
             whole = start == 0 and stop == len(self.params)
             pieces = small if whole else {name: views[start:stop] for name, views in small.items()}
             block = Block(pieces, shared, negated, self.dtype, self._shards, packing.runs, packing)
+            block.numel = packing.elements
             if values is not None:
                 first = self._large + start
                 block.per_piece = values if whole else values.narrow(1, first, stop - start)
@@ -178,7 +179,9 @@ class Kind:
         if self._layout.get(name) != layout:
             # The views keep the memory alive, so that its address is not used for another tensor.
             self._layout[name] = layout
-            self._views[name] = [t.view(-1) if t.is_contiguous() else t for t in tensors]
+            # Detached, they do not count as views of a parameter, which may be swapped.
+            views = [tensor.detach() for tensor in tensors]
+            self._views[name] = [v.view(-1) if v.is_contiguous() else v for v in views]
         return self._views[name]
 
     def per_parameter(self, name: str, values: list[Any], device: torch.device) -> Scalar:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from momo_wrap.engine.blocks import Block
@@ -35,7 +36,7 @@ class Formula(Protocol):
         """Return the direction u of a block."""
 
     def moved(self, block: Block, direction: Tensor, keep: Scalar, pull: Tensor) -> Tensor:
-        """Return x <- keep x - pull u of a block."""
+        """Return the column "param" of a block, changed in place: x <- keep x - pull u."""
 
 
 class Engine:
@@ -73,8 +74,10 @@ class Engine:
         grads = list(map(_grad, params))
         key = [list(map(ask, params)) for ask in _ASKED]
         key += [list(map(is_, grads, repeat(None))), [len(group["params"]) for group in groups]]
+        key.append(_sizes(params))
         if key != self._key:
-            self.plan, self._key, self.kept = Plan(groups), key, {}
+            like = self.plan.like if self._key is not None else None
+            self.plan, self._key, self.kept = Plan(groups, like), key, {}
         for position, grad in enumerate(grads):
             if grad is not None and (
                 type(grad) is not Tensor or grad.layout is not torch.strided or grad.is_neg()
@@ -151,6 +154,14 @@ class Engine:
         block.direction = None
         block.write_back("param", formula.moved(block, direction, keep, pull))
         block.forget()
+
+
+def _sizes(params: Sequence[Tensor]) -> list[object]:
+    """Return the shapes of parameters, None of those that are lazy."""
+    try:
+        return list(map(Tensor.size, params))
+    except (ValueError, RuntimeError):  # a lazy one has none yet
+        return [None if is_lazy(param) else param.size() for param in params]
 
 
 def inner_products(block: Block, direction: Tensor, *, gradient: bool, params: bool) -> Tensor:

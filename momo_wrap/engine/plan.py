@@ -42,6 +42,7 @@ class Plan:
 
     Args:
         groups: The base's parameter groups.
+        like: What scalars are like where no parameter can move; None: float32 on the CPU.
 
     Attributes:
         groups: The number of groups.
@@ -53,9 +54,9 @@ class Plan:
         kept: What else was made for these parameters, and is kept as long as the plan.
     """
 
-    def __init__(self, groups: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, groups: Sequence[Mapping[str, Any]], like: Tensor | None = None) -> None:
         self.groups = len(groups)
-        self.like = scalar_template(groups)
+        self.like = scalar_template(groups, like)
         self.grads: list[Tensor | None] = []
         self.params = [param for group in groups for param in group["params"]]
         of = [index for index, group in enumerate(groups) for _ in group["params"]]

@@ -114,11 +114,12 @@ def comparable(value: object) -> object:
     return object() if isinstance(value, Tensor) else value
 
 
-def scalar_template(groups: Iterable[Mapping[str, Any]]) -> Tensor:
+def scalar_template(groups: Iterable[Mapping[str, Any]], otherwise: Tensor | None = None) -> Tensor:
     """Return an empty tensor of the device and dtype that the wrapper's scalars have.
 
     Args:
         groups: The base's parameter groups. Parameters that can't move do not count.
+        otherwise: What it is like where none can move; None: float32 on the CPU.
 
     Returns:
         On the device of the first parameter that is not on the CPU (so that an accelerator never
@@ -127,6 +128,8 @@ def scalar_template(groups: Iterable[Mapping[str, Any]]) -> Tensor:
     params = [p for group in groups for p in group["params"]]
     # In their order: a dictionary keeps it.
     kinds = dict.fromkeys((p.device, p.dtype) for p in params if can_move(p))
+    if not kinds and otherwise is not None:
+        return otherwise.new_empty(0)
     device = next((d for d, _ in kinds if d.type != "cpu"), torch.device("cpu"))
     wide = any(accumulation_dtype(dtype) is torch.float64 for _, dtype in kinds)
     return torch.empty(0, device=device, dtype=torch.float64 if wide else torch.float32)

@@ -133,8 +133,8 @@ def signed_bound(rule: StepRule, sign: float) -> float:
     Raises:
         ValueError: No loss is above it.
     """
-    own = vars(rule)
-    bound = sign * (own["lower_bound"] if "lower_bound" in own else rule.lower_bound)
+    own = vars(rule).get("lower_bound")
+    bound = sign * (rule.lower_bound if own is None else own)
     if bound == math.inf:
         raise ValueError(
             "The lower bound is infinite, so that no step would ever be taken. For no bound, write "

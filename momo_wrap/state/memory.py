@@ -136,26 +136,26 @@ class Memory:
         """Start the averages of some groups anew."""
         if not indices:
             return
-        runs = any(
-            start is Start.RUNNING for i, start in enumerate(self.starts) if i not in indices
-        )
+        runs = [i for i, start in enumerate(self.starts) if start is Start.RUNNING]
+        runs = [i for i in runs if i not in indices]
         self._coefficients = None
         for i in indices:
             base, adapter, group = owners[i]
-            fresh = Start.JOINED if runs else Start.FRESH
-            self.starts[i] = Start.HISTORY if adapter.has_history(base, group) else fresh
             self.averages[:, i] = 0.0
             self._about[i] = None
+            if adapter.has_history(base, group):
+                self.starts[i] = Start.HISTORY
+            elif runs:
+                self.starts[i] = Start.JOINED
+                self._join(i, runs[0])
+            else:
+                self.starts[i] = Start.FRESH
         if not runs and len(indices) == len(owners):
             self.start_rule(self._initial)
 
-    def _join(self, averagings: Sequence[Averaging]) -> None:
-        """Give groups that join the losses that are known, from one that averages alike."""
-        running = [i for i, start in enumerate(self.starts) if start is Start.RUNNING]
-        for i, start in enumerate(self.starts):
-            if start is Start.JOINED and running:
-                alike = [j for j in running if _alike(averagings[j], averagings[i])]
-                self.averages[::2, i] = self.averages[::2, (alike or running)[0]]
+    def _join(self, index: int, other: int) -> None:
+        """Give a group that joins the losses that are known, those of another group."""
+        self.averages[::2, index] = self.averages[::2, other]
 
     def _is_lost(self, index: int, about: _About) -> bool:
         """Return whether the state that the averages of a group are about is gone or another."""
@@ -211,7 +211,7 @@ class Memory:
             averagings: How each group averages at this step.
         """
         if Start.JOINED in self.starts:
-            self._join(averagings)
+            self._join_alike(averagings)
         key = [vars(averaging) for averaging in averagings]
         if self._coefficients is not None and self._coefficients[0] == key:
             return self._coefficients[1]
@@ -221,6 +221,14 @@ class Memory:
         runs = self.starts.count(Start.RUNNING) == len(self.starts)
         self._coefficients = (key, made) if runs and is_constant else None
         return made
+
+    def _join_alike(self, averagings: Sequence[Averaging]) -> None:
+        """Let groups that join have the losses as one that averages alike has them."""
+        running = [i for i, start in enumerate(self.starts) if start is Start.RUNNING]
+        for i, start in enumerate(self.starts):
+            alike = [j for j in running if _alike(averagings[j], averagings[i])]
+            if start is Start.JOINED and alike:
+                self._join(i, alike[0])
 
     def _import(self, index: int) -> None:
         group = self._groups[index]
