@@ -22,7 +22,7 @@ class PendingLosses:
         self._due = False
         self._total: Tensor | float = 0.0
         self._weights: Tensor | float = 0.0
-        self._count = 0
+        self.count = 0
 
     def mark_due(self) -> None:
         """Note that the step that they belong to is taken now, or skipped.
@@ -53,7 +53,7 @@ class PendingLosses:
             self.clear()
         self._total = self._total + value * its_weight
         self._weights = self._weights + its_weight
-        self._count += 1
+        self.count += 1
 
     def evaluate(self, closure: Callable[[], Loss] | None, loss: Loss | None) -> Loss:
         """Return the loss of a step, and forget what was recorded.
@@ -69,12 +69,12 @@ class PendingLosses:
             TypeError: There is none, or two.
             ValueError: The loss has several elements.
         """
-        if self._count and loss is not None:
+        if self.count and loss is not None:
             raise TypeError(
-                f"step() got a loss, but {self._count} were recorded before. Write either "
+                f"step() got a loss, but {self.count} were recorded before. Write either "
                 "optimizer.record_loss(loss) and optimizer.step(), or optimizer.step(loss=loss)."
             )
-        if self._count and closure is None:
+        if self.count and closure is None:
             return self.take()
         check_step_arguments(closure, loss)
         if closure is None:
@@ -82,7 +82,7 @@ class PendingLosses:
         with torch.enable_grad():
             returned = closure()
         # A trainer's closure may return nothing, or only the last of several losses.
-        return self.take() if self._count else check_loss(returned, "the closure returned")
+        return self.take() if self.count else check_loss(returned, "the closure returned")
 
     def take(self) -> Loss:
         """Return the mean, and forget what was recorded."""
@@ -91,7 +91,7 @@ class PendingLosses:
         return mean
 
     def __bool__(self) -> bool:
-        return self._count > 0
+        return self.count > 0
 
 
 def _detached(value: Loss) -> Loss:

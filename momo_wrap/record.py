@@ -46,7 +46,8 @@ class StepRecord:
         Returns:
             The record, in the sign of the objective.
         """
-        values = (stats.value_after_decay, as_scalar(decision.lower_bound, stats.loss), stats.loss)
+        bound = as_scalar(decision.lower_bound, stats.loss)
+        values = (stats.value_after_decay, bound, stats.loss)
         value, bound, loss = values if sign > 0 else [-value for value in values]
         return cls(
             theta=decision.theta,
@@ -56,3 +57,19 @@ class StepRecord:
             lower_bound=bound,
             loss=loss,
         )
+
+
+@dataclass
+class Outcome:
+    """What a wrapper tells of its last step.
+
+    Attributes:
+        of_step: What the record of the step is made of, once it is asked for; None before the
+            first step.
+        effective_lrs: θα of each parameter group, of shape [groups]; None before the first step.
+        skipped: The number of steps that were skipped.
+    """
+
+    of_step: tuple[ModelStats, StepDecision, float] | None = None
+    effective_lrs: Tensor | None = None
+    skipped: int = 0

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, overload
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, overload
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.base import Adapter, BaseStep, maximizes
+from momo_wrap.adapters.base import Adapter
 from momo_wrap.adapters.registry import adapters_for
+from momo_wrap.bases import Bases
 from momo_wrap.checks.arguments import (
     Compiled,
     Loss,
     NonFinite,
     check_arguments,
-    check_bound,
     check_compiled,
+    check_decay_form,
     check_nonfinite,
     check_rule,
     check_unknown_arguments,
     decay_form,
 )
-from momo_wrap.checks.groups import check_parameters, check_settings
+from momo_wrap.checks.checked import CheckedAttributes
 from momo_wrap.checks.nonfinite import count_nonfinite, nonfinite_error
 from momo_wrap.distributed import (
     ProcessGroup,
@@ -35,29 +34,19 @@ from momo_wrap.distributed import (
     reduced,
     reduction_group,
 )
-from momo_wrap.engine.params import can_move, has_zero_lr
-from momo_wrap.engine.passes import Engine
-from momo_wrap.engine.plan import common_template
-from momo_wrap.engine.scalars import as_scalar, largest, scalar_template
+from momo_wrap.engine.params import has_zero_lr
+from momo_wrap.engine.scalars import as_scalar, scalar_template
 from momo_wrap.joint import JointOptimizer, joined, members
 from momo_wrap.losses import PendingLosses
-from momo_wrap.model import Averaging, MomentumModel, complete_sums
-from momo_wrap.record import StepRecord
-from momo_wrap.rules import MoMo, StepRule, WeightDecayForm, checked_theta
+from momo_wrap.model import Averaging, MomentumModel
+from momo_wrap.record import Outcome, StepRecord
+from momo_wrap.rules import MoMo, StepRule, WeightDecayForm, checked_theta, signed_bound
 from momo_wrap.state.loading import check_loaded, with_entries
 from momo_wrap.state.memory import Memory
 from momo_wrap.state.shared_state import SharedStateOptimizer, lasting_tensors
 
-try:
-    from momo_wrap.fast import FastEngine, is_chosen
-except ImportError:  # an optional wing
 
-    def is_chosen(compiled: Compiled, params: Sequence[Tensor]) -> bool:
-        """Return that nothing is compiled."""
-        return False
-
-
-class MoMoWrapper(SharedStateOptimizer):
+class MoMoWrapper(CheckedAttributes, SharedStateOptimizer):
     r"""Cuts the steps of an optimizer where its momentum model of the loss would fall too low.
 
     At each step the base optimizer averages gradients and preconditions them, as always, to a
@@ -135,37 +124,26 @@ class MoMoWrapper(SharedStateOptimizer):
         check_arguments(base, rule, adapter, nonfinite)
         check_compiled(compiled)
         decay_form(weight_decay_form, rule)
-        pairs = list(zip(members(base), adapters_for(base, adapter), strict=True))
-        check_parameters(base.param_groups)
-        check_settings(pairs, read_tensors=True)
+        pairs = zip(members(base), adapters_for(base, adapter), strict=True)
+        bases = Bases(list(pairs), self._weight_sums)
         check_process_group(process_group, base.param_groups)
         super().__init__(base)
-        self._pairs = pairs
-        self._engines: list[Engine] = []
-        self._settings: list[int] = []
+        self._bases = bases
         self.process_group = process_group
         self.compiled = compiled
         self.nonfinite = nonfinite
         self.rule = rule
         self.weight_decay_form = weight_decay_form
-        self._last_step: StepRecord | None = None
-        self._effective_lrs: list[Tensor] = []
-        self._skipped = 0
+        self._outcome = Outcome()
         self._pending = PendingLosses()
         with lasting_tensors():
             self._import()
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        check = _CHECKS.get(name)
-        if check is not None:
-            check(self, value)
-        elif name in _FIXED and name in self.__dict__:
-            raise AttributeError(f"{name} of a MoMoWrapper can't be set. Make a new one.")
-        super().__setattr__(name, value)
+    def _changed(self, name: str) -> None:
         if name == "rule" and "_memory" in self.__dict__:
             self._memory.start_rule(self._initial_memory())
         elif name == "compiled":
-            self._engines = []
+            self._bases.forget()
 
     def record_loss(self, loss: Loss, weight: Loss = 1.0) -> None:
         """Record a loss for the next `step()`, which then takes none.
@@ -221,71 +199,39 @@ class MoMoWrapper(SharedStateOptimizer):
         rule or an adapter returns is refused later: nothing has moved, but the base has taken in
         the gradients.
         """
-        if closure is None and loss is None and not self._pending and has_zero_lr(self.base):
-            like = self._plan()
-            for step in self._observe():
-                step.apply(as_scalar(0.0, like))
+        pending = self._pending.count
+        if closure is None and loss is None and not pending and has_zero_lr(self.base):
+            self._bases.prepare(self.compiled)
+            self._bases.observe(self._form).apply(as_scalar(0.0, self._bases.like))
             return None
-        loss = self._pending.evaluate(closure, loss)
-        like = self._plan()
-        group = reduction_group(self.process_group)
+        if closure is not None or pending or type(loss) is not Tensor or loss.dim():
+            loss = self._pending.evaluate(closure, loss)
+        self._bases.prepare(self.compiled)
+        is_parallel = dist.is_available() and dist.is_initialized()
+        group = reduction_group(self.process_group) if is_parallel else None
         if self.nonfinite != "propagate" and self._must_skip(loss, group):
             return loss
-        self._take(as_scalar(loss, like), like, group)
+        self._take(loss, group)
         return loss
 
-    def _take(self, loss: Tensor, like: Tensor, group: dist.ProcessGroup | None) -> None:
-        sign, memory = self._sign, self._memory
-        bound = sign * self.rule.lower_bound
-        check_bound(bound)
-        memory.prepare(self._pairs, like)
-        steps = self._observe()
-        loss = loss if sign > 0 else -loss
-        loss, sums = _reduced(loss, [step.sums for step in steps], group)
-        coefficients = memory.coefficients([a for step in steps for a in step.averagings])
+    def _take(self, loss: Loss, group: dist.ProcessGroup | None) -> None:
+        bases, memory, like = self._bases, self._memory, self._bases.like
+        bound = signed_bound(self.rule, bases.sign)
+        memory.prepare(bases.pairs, like)
+        step = bases.observe(self._form)
+        # Nearly always there is nothing to convert.
+        if type(loss) is not Tensor or (loss.dtype, loss.device) != (like.dtype, like.device):
+            loss = as_scalar(loss, like)
+        loss = loss.detach() if bases.sign > 0 else -loss.detach()
+        loss, sums = (loss, step.sums) if group is None else reduced(loss, step.sums, group)
+        coefficients = memory.coefficients(step.averagings)
         model = MomentumModel.of(memory.averages, coefficients, loss)  # (1), (2)
-        stats = model.stats(sums, loss, bound, self._largest_lr(like))
+        stats = model.stats(sums, loss, bound, bases.largest_lr)
         decision = self.rule(stats, memory.rule)  # (3)
         theta = checked_theta(decision, memory.rule, sums.shape[1])
-        self._effective_lrs = _apply(steps, theta)  # (4)
-        memory.write(model.after(sums, theta), decision.memory)  # (5)
-        memory.remember_state(self._pairs)
-        self._last_step = StepRecord.of(stats, decision, sign)
-
-    def _plan(self) -> Tensor:
-        """Plan the step; return a tensor of the device and dtype of the scalars."""
-        if not self._engines:
-            self._engines = [
-                self._engine_of(base)(partial(self._weight_sums, base)) for base, _ in self._pairs
-            ]
-            self._settings = []
-        pairs = zip(self._engines, self._pairs, strict=True)
-        plans = [engine.prepare(base.param_groups) for engine, (base, _) in pairs]
-        settings = [engine.settings for engine in self._engines]
-        if settings != self._settings:
-            check_settings(self._pairs)
-            self._settings = settings
-        return plans[0].like if len(plans) == 1 else common_template(plans)
-
-    def _engine_of(self, base: Optimizer) -> type[Engine]:
-        params = [p for group in base.param_groups for p in group["params"]]
-        movable = [param for param in params if can_move(param) and not is_lazy(param)]
-        return FastEngine if is_chosen(self.compiled, movable) else Engine
-
-    def _weight_sums(self, base: Optimizer, averagings: Sequence[Averaging]) -> Tensor:
-        first = 0
-        for other, _ in self._pairs:
-            if other is base:
-                break
-            first += len(other.param_groups)
-        return self._memory.weight_sums(first, averagings)
-
-    def _observe(self) -> list[BaseStep]:
-        form = decay_form(self.weight_decay_form, self.rule)
-        return [
-            adapter.observe(base, form, engine)
-            for (base, adapter), engine in zip(self._pairs, self._engines, strict=True)
-        ]
+        self._outcome.effective_lrs = step.apply(theta)  # (4)
+        memory.write(model.after(sums, theta), decision.memory, bases.pairs)  # (5)
+        self._outcome.of_step = (stats, decision, bases.sign)
 
     def _must_skip(self, loss: Loss, group: dist.ProcessGroup | None) -> bool:
         """Wait for loss and gradients, and tell whether a number in them is not finite."""
@@ -294,7 +240,7 @@ class MoMoWrapper(SharedStateOptimizer):
             return False
         if self.nonfinite == "raise":
             raise nonfinite_error(loss)
-        self._skipped += 1
+        self._outcome.skipped += 1
         return True
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -315,88 +261,66 @@ class MoMoWrapper(SharedStateOptimizer):
     @property
     def adapter(self) -> Adapter | list[Adapter]:
         """The adapter of the base; with several optimizers a list, in their order."""
-        adapters = [adapter for _, adapter in self._pairs]
+        adapters = [adapter for _, adapter in self._bases.pairs]
         return adapters if isinstance(self.base, JointOptimizer) else adapters[0]
 
     @property
     def last_step(self) -> StepRecord | None:
         """The `StepRecord` of the last step; None before the first."""
-        return self._last_step
+        of_step = self._outcome.of_step
+        return None if of_step is None else StepRecord.of(*of_step)
 
     @property
     def skipped_steps(self) -> int:
         """The number of steps that were skipped since the wrapper was made."""
-        return self._skipped
+        return self._outcome.skipped
 
     def effective_lrs(self) -> list[Tensor]:
         """Return the learning rates θα that the last step amounted to; empty before the first."""
-        return [lr for lrs in self._effective_lrs for lr in lrs.unbind()]
+        lrs = self._outcome.effective_lrs
+        return [] if lrs is None else list(lrs.unbind())
 
     def __repr__(self) -> str:
-        form = self.weight_decay_form or self.rule.weight_decay_form
-        return f"MoMoWrapper(rule={self.rule!r}, weight_decay_form={form!r}, base={self.base!r})"
+        return (
+            f"MoMoWrapper(rule={self.rule!r}, weight_decay_form={self._form!r}, base={self.base!r})"
+        )
 
     @property
-    def _sign(self) -> float:
-        """-1 where the base maximises, which is minimisation of the negative."""
-        base, _ = self._pairs[0]
-        return -1.0 if maximizes(base, base.param_groups[0]) else 1.0
+    def _form(self) -> WeightDecayForm:
+        return self.weight_decay_form or self.rule.weight_decay_form
 
     def _initial_memory(self) -> dict[str, float]:
-        return self.rule.initial_memory(self._sign * self.rule.lower_bound)
+        return self.rule.initial_memory(signed_bound(self.rule, self._bases.sign))
 
-    def _largest_lr(self, like: Tensor) -> Tensor:
-        def made() -> Tensor:
-            rates = [group.get("lr") for group in self.param_groups]
-            return largest([1.0 if rate is None else rate for rate in rates], like)
-
-        return self._engines[0].kept("largest lr", self._settings, made)
+    def _weight_sums(self, first: int, averagings: Sequence[Averaging]) -> Tensor:
+        return self._memory.weight_sums(first, averagings)
 
     def _check(self) -> None:
-        check_loaded(self._pairs)
-        check_parameters(self.param_groups)
-        check_settings(self._pairs, read_tensors=True)
+        check_loaded(self._bases.pairs)
+        self._bases.check()
 
     def _export(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        self._memory.prepare(self._pairs, scalar_template(self.param_groups))
+        like = scalar_template(self.param_groups, self._memory.averages)
+        self._memory.prepare(self._bases.pairs, like)
         exported: dict[str, Any] = with_entries(state_dict, self._memory.entries())
         return exported
 
     def _import(self) -> None:
-        like = scalar_template(self.param_groups)
+        last = self.__dict__.get("_memory")
+        like = scalar_template(self.param_groups, None if last is None else last.averages)
         self._memory = Memory(self._initial_memory(), like)
-        self._memory.prepare(self._pairs, like)
+        self._memory.prepare(self._bases.pairs, like)
 
+    def _check_rule(self, rule: StepRule) -> None:
+        check_rule(rule)
+        check_decay_form(rule.weight_decay_form, f"{type(rule).__name__}.")
+        signed_bound(rule, self._bases.sign)
 
-def _reduced(
-    loss: Tensor, sums: Sequence[Tensor], group: dist.ProcessGroup | None
-) -> tuple[Tensor, Tensor]:
-    """Put the groups of all bases together, and add up over the ranks."""
-    if len(sums) > 1:
-        rows = max(len(its) for its in sums)
-        sums = [torch.cat([complete_sums(its, rows) for its in sums], dim=1)]
-    return reduced(loss, sums[0], group)
-
-
-def _apply(steps: Sequence[BaseStep], theta: Tensor) -> list[Tensor]:
-    """Take a fraction of each step; return the effective learning rates."""
-    if not theta.dim():
-        return [step.apply(theta) for step in steps]
-    thetas = theta.split([len(step.averagings) for step in steps])
-    return [step.apply(own) for step, own in zip(steps, thetas, strict=True)]
-
-
-def _check_bound_of(wrapper: MoMoWrapper, rule: Any) -> None:
-    check_rule(rule)
-    check_bound(wrapper._sign * rule.lower_bound)
-
-
-# Attributes that may be set, with what refuses values.
-_CHECKS: dict[str, Callable[[MoMoWrapper, Any], object]] = {
-    "rule": _check_bound_of,
-    "nonfinite": lambda _, value: check_nonfinite(value),
-    "compiled": lambda _, value: check_compiled(value),
-    "weight_decay_form": lambda self, value: decay_form(value, self.rule),
-    "process_group": lambda self, value: check_process_group(value, self.param_groups),
-}
-_FIXED = frozenset({"base"})
+    CHECKS: ClassVar[Mapping[str, Callable[[Any, Any], object]]] = {
+        "rule": _check_rule,
+        "nonfinite": lambda _, value: check_nonfinite(value),
+        "compiled": lambda _, value: check_compiled(value),
+        "weight_decay_form": lambda self, value: decay_form(value, self.rule),
+        "process_group": lambda self, value: check_process_group(value, self.param_groups),
+    }
+    FIXED = frozenset({"base"})

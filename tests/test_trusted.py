@@ -155,6 +155,12 @@ def test_shrinking_by_hand(kept: dict[str, float], expected: float) -> None:
     assert trusted(decision) == pytest.approx(expected, rel=1e-6)
 
 
+def test_where_nothing_was_predicted_or_observed_nothing_is_judged() -> None:
+    """As after a long time below the bound, when all averages have underflowed."""
+    nothing = {"observed": 0.0, "predicted": 0.0, "observed_square": 0.0, "prediction": 5.0}
+    assert trusted(after(TrustedMoMo(), seen(5.0, lr=8.0), memory=on_its_way(**nothing))) == 2.0
+
+
 @pytest.mark.parametrize("spread", [1.0, 6.0])
 def test_a_shortfall_within_the_noise_is_no_verdict(spread: float) -> None:
     """With a window of 20, some 39 values count: s = spread/sqrt(38), the shortfall is 1.2."""

@@ -19,6 +19,8 @@ from momo_wrap.model import Averaging
 
 # Columns that every block has.
 _TAKEN = frozenset({"param", "buffer", "grad"})
+_GRADIENT = frozenset({"grad"})
+_GRADIENTS = frozenset({"grad", "buffer"})
 
 
 @dataclass(frozen=True)
@@ -67,16 +69,23 @@ class PlannedStep(BaseStep):
     ) -> None:
         self.averagings = averagings
         self._formula, self._engine, self._rates = formula, engine, rates
-        names = [(r.buffer is None, *r.tensors, *r.scalars) for r in readings]
+        plan = engine.plan
+        names = tuple([(r.buffer is None, *r.tensors, *r.scalars) for r in readings])
+        key = ("kinds", names, engine.whole)
+        if key not in plan.kept:
+            _check(readings)
+            plan.kept[key] = plan.arrange(plan.cells, names, whole=engine.whole)
         self._parts: list[tuple[Kind, list[Block]]] = []
-        for kind, cells in engine.plan.arrange(engine.plan.cells, names, whole=engine.whole):
+        for kind, cells in plan.kept[key]:
             some = [readings[i] for i in cells]
-            columns = self._columns(kind, some)
-            own = [averagings[engine.plan.cells[i].group] for i in cells]
-            scalars = self._scalars(kind, own, some)
-            raw = frozenset(("grad", "buffer") if some[0].buffer is None else ("grad",))
-            negated = raw if negate else frozenset()
-            blocks = kind.blocks(columns, scalars, negated, fleeting | raw)
+            own = [averagings[plan.cells[i].group] for i in cells]
+            raw = _GRADIENTS if some[0].buffer is None else _GRADIENT
+            blocks = kind.blocks(
+                self._columns(kind, some),
+                self._scalars(kind, own, some),
+                raw if negate else frozenset(),
+                fleeting | raw,
+            )
             self._parts.append((kind, blocks))
         self.sums = self._sums()
         self._parts += moving
@@ -86,7 +95,6 @@ class PlannedStep(BaseStep):
         columns: dict[str, list[Any]] = {"param": kind.params}
         columns["grad"] = columns["buffer"] = [grads[i] for i in kind.positions]
         first = readings[0]
-        _check(first)
         if len(readings) == 1:
             own = (
                 {**first.tensors}
@@ -97,9 +105,9 @@ class PlannedStep(BaseStep):
             own = {name: [t for r in readings for t in r.tensors[name]] for name in first.tensors}
             if first.buffer is not None:
                 own["buffer"] = [t for r in readings for t in r.buffer or ()]
-        for name, column in own.items():
-            columns[name] = kind.ordered(column)
-        return columns
+        if kind.order is not None:
+            own = {name: kind.ordered(column) for name, column in own.items()}
+        return {**columns, **own}
 
     def _scalars(
         self, kind: Kind, averagings: Sequence[Averaging], readings: Sequence[Reading]
@@ -131,11 +139,14 @@ class PlannedStep(BaseStep):
         rates, plan = self._rates, self._engine.plan
         decays = rates.keep is not None or rates.scaled_decay is not None
         scales = [block.scalars.get("grad_scale") for _, blocks in self._parts for block in blocks]
-        gradient = any([isinstance(q, Tensor) or q != 0.0 for q in scales])
+        numbers = [q for q in scales if not isinstance(q, Tensor)]
+        gradient = len(numbers) < len(scales) or any(numbers)
         products = self._products(gradient=gradient, decays=decays)
-        if not decays and not gradient:
+        if not gradient and not decays:
             return products * rates.factors
-        if rates.scaled_decay is None and not gradient:
+        if not gradient and rates.scaled_decay is not None:
+            return torch.addcmul(products[0], rates.scaled_decay, products[1]) * rates.factors
+        if not gradient:
             return products.index_select(0, plan.index([0, 0, 0, 1, 1])) * rates.factors
         along_u, *along_x = products.view(1 + decays, -1, plan.groups).unbind()
         buffer_u, d_u = along_u[0], along_u.sum(0)  # ⟨d, v⟩ = ⟨p B, v⟩ + ⟨q g, v⟩
@@ -157,7 +168,7 @@ class PlannedStep(BaseStep):
         for kind, blocks in self._parts:
             room, parts = kind.limit, []
             for block in blocks:
-                room -= block.elements
+                room -= block.numel
                 part = self._engine.sum_up(
                     self._formula, block, keep=room >= 0, gradient=gradient, params=decays
                 )
@@ -193,13 +204,14 @@ class PlannedStep(BaseStep):
         return pull if rates.lr is rates.pull else thetas * rates.lr
 
 
-def _check(reading: Reading) -> None:
-    taken = _TAKEN & reading.tensors.keys()
-    if taken:
-        raise ValueError(
-            f"read() returned tensors named {sorted(taken)}, which every block has already. Choose "
-            "other names in Reading(tensors=...)."
-        )
+def _check(readings: Sequence[Reading]) -> None:
+    for reading in readings:
+        taken = _TAKEN & reading.tensors.keys()
+        if taken:
+            raise ValueError(
+                f"read() returned tensors named {sorted(taken)}, which every block has already. "
+                "Choose other names in Reading(tensors=...)."
+            )
 
 
 def _for_each(values: Sequence[Any], sizes: Sequence[int]) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from momo_wrap.adapters.planned_step import Reading
 from momo_wrap.engine.blocks import Block
 from momo_wrap.engine.kind import Kind
 from momo_wrap.engine.plan import Cell, Plan
-from momo_wrap.engine.scalars import Scalar, to_device
+from momo_wrap.engine.scalars import Scalar
 from momo_wrap.model import Averaging
 
 # Where the average that the adapter keeps itself is, in the base's state of a parameter.
@@ -36,7 +36,10 @@ class Proposal:
     def __init__(self, base: Optimizer, plan: Plan, cell: Cell, iterates: Sequence[str]) -> None:
         self.group = cell.group
         self._base, self._cell, self._iterates = base, cell, iterates
-        self._kind = plan.arrange([cell], ["proposal"], whole=False)[0][0]
+        key = (self.group, id(cell))
+        if key not in plan.kept:
+            plan.kept[key] = Kind([cell], whole=False)
+        self._kind: Kind = plan.kept[key]
         self._grads = [plan.grads[i] for i in cell.positions]
         self._negate = maximizes(base, base.param_groups[cell.group])
         self._old: dict[str, list[Tensor]] = {}
@@ -176,4 +179,4 @@ class Proposed:
         x = block.flat("param")
         moved = torch.lerp(x, block.flat("proposed"), pull)
         # A proposal that overflowed does not count where nothing moves.
-        return torch.where(pull == 0, x, moved)
+        return x.copy_(torch.where(pull == 0, x, moved))

@@ -146,8 +146,7 @@ class ProposingAdapter(Adapter):
                 proposal.put_back(done=done)
         scales = self._buffer_scales(averagings, engine)
         readings = [p.reading(self.momentum, scales[p.group]) for p in summed]
-        key = (engine.settings, None)
-        rates = engine.kept("rates", key, lambda: Rates.of(groups, None, plan.like))
+        rates = Rates.of(groups, None, plan.like)
         moving = [part for p in summed for part in p.further_moves(with_params=False)]
         moving += [part for p in others for part in p.further_moves(with_params=True)]
         return PlannedStep(

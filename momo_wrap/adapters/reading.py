@@ -104,7 +104,7 @@ class ReadingAdapter(Adapter):
         return buffer
 
     def moved(self, block: Block, direction: Tensor, keep: Scalar, pull: Tensor) -> Tensor:
-        """Return x <- keep x - pull u of a block.
+        """Move the parameters of a block, x <- keep x - pull u.
 
         Args:
             block: As for `preconditioned`.
@@ -113,8 +113,7 @@ class ReadingAdapter(Adapter):
             pull: θ times the learning rate.
 
         Returns:
-            The new parameters, of the block's flat shape; may be the column "param", changed in
-            place.
+            The column "param", changed in place.
         """
         x = block.flat("param")
         if isinstance(keep, Tensor) or keep != 1.0:
@@ -152,9 +151,9 @@ class ReadingAdapter(Adapter):
                 base.step()
         averagings = [self.averaging(group, base.state) for group in groups]
         readings = [self.read(groups[c.group], c.params, base.state) for c in plan.cells]
-        key = (engine.settings, form)
-        rates = engine.kept("rates", key, lambda: Rates.of(groups, form, plan.like))
-        negate = maximizes(base, groups[0])
+        if form not in engine.kept:
+            engine.kept[form] = (Rates.of(groups, form, plan.like), maximizes(base, groups[0]))
+        rates, negate = engine.kept[form]
         return PlannedStep(self, engine, readings, averagings, rates, negate=negate)
 
 

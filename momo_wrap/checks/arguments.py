@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping
 from numbers import Real
 from typing import Literal, TypeAlias, get_args
@@ -160,22 +159,6 @@ def decay_form(chosen: WeightDecayForm | None, rule: StepRule) -> WeightDecayFor
         return chosen
     check_decay_form(rule.weight_decay_form, f"{type(rule).__name__}.")
     return rule.weight_decay_form
-
-
-def check_bound(lower_bound: float) -> None:
-    """Refuse a bound that no loss is above.
-
-    Args:
-        lower_bound: The bound in the sense of minimisation.
-
-    Raises:
-        ValueError: It is infinite.
-    """
-    if lower_bound == math.inf:
-        raise ValueError(
-            "The lower bound is infinite, so that no step would ever be taken. For no bound, write "
-            "MoMo(-math.inf), or MoMo(math.inf) for a base with maximize=True."
-        )
 
 
 def check_step_arguments(closure: object, loss: object) -> None:

@@ -22,6 +22,7 @@ from momo_wrap.engine.scalars import Scalar
 
 # Runs of so many tensors of one size are spread at once, which takes a copy more.
 _LONG_RUN = 8
+_FLAT = {1}
 
 
 class Packing:
@@ -104,6 +105,7 @@ class Block:
         packing: What is known of the pieces of a block into which small tensors are packed.
         names: The names of further values, one for each piece.
         per_piece: These values, of shape [names, pieces]; None: there are none.
+        numel: The number of elements.
         direction: What is kept of the first pass for the second, of the block's flat shape.
     """
 
@@ -116,6 +118,7 @@ class Block:
     packing: Packing | None = None
     names: Sequence[str] = ()
     per_piece: Tensor | None = None
+    numel: int = 0
     direction: Tensor | None = None
     _copies: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _spread: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
@@ -175,13 +178,6 @@ class Block:
         return None if isinstance(value, Tensor) else value
 
     @property
-    def elements(self) -> int:
-        """The number of elements."""
-        if self.packing is not None:
-            return self.packing.elements
-        return next(iter(self.pieces.values()))[0].numel()
-
-    @property
     def is_stored_in_full(self) -> bool:
         """Whether all columns are stored in the dtype of computation."""
         return all(pieces[0].dtype is self.dtype for pieces in self.pieces.values())
@@ -210,7 +206,7 @@ class Block:
             return
         assert self.packing is not None
         parts = torch.split(values, self.packing.sizes)
-        if not are_flat(pieces):
+        if set(map(Tensor.dim, pieces)) != _FLAT:
             parts = tuple(part.view_as(piece) for part, piece in zip(parts, pieces, strict=True))
         torch._foreach_copy_(pieces, parts)
 
@@ -236,11 +232,6 @@ def real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-def are_flat(tensors: Sequence[Tensor]) -> bool:
-    """Return whether all tensors have one dimension."""
-    return set(map(Tensor.dim, tensors)) == {1}
-
-
 def joined(pieces: Sequence[Tensor]) -> Tensor:
     """Return pieces as one flat tensor of their dtype, a view of a single one where possible.
 
@@ -249,7 +240,7 @@ def joined(pieces: Sequence[Tensor]) -> Tensor:
     """
     if len(pieces) == 1:
         return pieces[0] if pieces[0].dim() == 1 else pieces[0].reshape(-1)
-    if are_flat(pieces):
+    if set(map(Tensor.dim, pieces)) == _FLAT:
         return torch.cat(list(pieces))
     together: Tensor = _flatten_dense_tensors(
         [piece if piece.is_contiguous() else piece.contiguous() for piece in pieces]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -46,6 +47,7 @@ class Kind:
     Attributes:
         device, dtype: Where they are, and the dtype of computation.
         params: The parameters, first those that are large. Columns are in their order.
+        order: That order, as positions in the cells'; None: it is theirs.
         positions: The positions of the parameters among all of the base.
         sizes: How many parameters each cell has.
         limit: The most elements of a block.
@@ -66,7 +68,7 @@ class Kind:
         # Equal sizes side by side: values per tensor are then spread over fewer runs.
         small.sort(key=lambda i: (groups[i], elements[i]))
         order = large + small
-        self._order = None if order == list(range(len(params))) else order
+        self.order = None if order == list(range(len(params))) else order
         self.params, self.positions = self.ordered(params), self.ordered(positions)
         self._groups, self._large = self.ordered(groups), len(large)
         of_small = [elements[i] for i in small]
@@ -80,7 +82,7 @@ class Kind:
 
     def ordered(self, values: list[Any]) -> list[Any]:
         """Return values per parameter, in the order of the cells, in that of the kind."""
-        return values if self._order is None else [values[i] for i in self._order]
+        return values if self.order is None else [values[i] for i in self.order]
 
     def blocks(
         self,
@@ -102,7 +104,10 @@ class Kind:
             Blocks that together hold each element of the columns once: those of large parameters
             first, then those into which small ones are packed.
         """
-        shared, names, values = self._values(scalars)
+        names: list[str] = []
+        shared, values = dict(scalars), None
+        if any(map(isinstance, scalars.values(), repeat(Tensor))):
+            shared, names, values = self._values(scalars)
         blocks: list[Block] = []
         for i in range(self._large):
             own = shared
@@ -111,9 +116,9 @@ class Kind:
             tensors = [real(column[i]) for column in columns.values()]
             for views in split(tensors, self.limit, whole=self._whole):
                 pieces = {name: [view] for name, view in zip(columns, views, strict=True)}
-                blocks.append(
-                    Block(pieces, own, negated, self.dtype, self._shards, (self._groups[i],))
-                )
+                block = Block(pieces, own, negated, self.dtype, self._shards, (self._groups[i],))
+                block.numel = views[0].numel()
+                blocks.append(block)
         if self._packings:
             blocks += self._packed(columns, (shared, names, values), negated, fleeting)
         return blocks
@@ -138,6 +143,7 @@ class Kind:
             whole = start == 0 and stop == len(self.params)
             pieces = small if whole else {name: views[start:stop] for name, views in small.items()}
             block = Block(pieces, shared, negated, self.dtype, self._shards, packing.runs, packing)
+            block.numel = packing.elements
             if values is not None:
                 first = self._large + start
                 block.per_piece = values if whole else values.narrow(1, first, stop - start)
@@ -173,7 +179,9 @@ class Kind:
         if self._layout.get(name) != layout:
             # The views keep the memory alive, so that its address is not used for another tensor.
             self._layout[name] = layout
-            self._views[name] = [t.view(-1) if t.is_contiguous() else t for t in tensors]
+            # Detached, they do not count as views of a parameter, which may be swapped.
+            views = [tensor.detach() for tensor in tensors]
+            self._views[name] = [v.view(-1) if v.is_contiguous() else v for v in views]
         return self._views[name]
 
     def per_parameter(self, name: str, values: list[Any], device: torch.device) -> Scalar:
@@ -207,6 +215,6 @@ class Kind:
         Args:
             values: Shape [] or [parameters], the latter in the order of the cells.
         """
-        if not values.dim() or self._order is None:
+        if not values.dim() or self.order is None:
             return values
-        return torch.stack([values[i] for i in self._order])
+        return torch.stack([values[i] for i in self.order])

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from operator import is_
-from typing import Any, Protocol, TypeVar
+from itertools import repeat
+from operator import attrgetter, is_
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from momo_wrap.engine.blocks import Block
 from momo_wrap.engine.plan import Plan
 from momo_wrap.engine.scalars import Scalar, wide_dtype
 
-T = TypeVar("T")
+_grad = attrgetter("grad")
+# What a plan depends on, of each parameter.
+_ASKED: tuple[Callable[[Tensor], object], ...] = (
+    id,
+    attrgetter("requires_grad"),
+    attrgetter("dtype"),
+    attrgetter("device"),
+)
 
 
 class Formula(Protocol):
@@ -27,36 +36,30 @@ class Formula(Protocol):
         """Return the direction u of a block."""
 
     def moved(self, block: Block, direction: Tensor, keep: Scalar, pull: Tensor) -> Tensor:
-        """Return x <- keep x - pull u of a block."""
+        """Return the column "param" of a block, changed in place: x <- keep x - pull u."""
 
 
 class Engine:
     """Computes the steps of one base optimizer, uncompiled.
 
     Attributes:
+        plan: The plan of this step.
+        whole: Whether large tensors are left in one piece, for passes without temporaries.
+        kept: What was made of the settings of the groups, and is kept until one changes.
         weight_sums: From how each group averages at this step to R_k of each, of shape [groups].
         settings: A count of the changes that settings of the groups have seen.
     """
 
+    plan: Plan
+
     def __init__(self, weight_sums: Callable[[Sequence[Any]], Tensor]) -> None:
         self.weight_sums = weight_sums
+        self.whole = False
         self.settings = 0
-        self._plan: Plan | None = None
+        self.kept: dict[object, Any] = {}
+        self._key: object = None
         self._values: list[Any] = []
         self._has_tensors = False
-        self._kept: dict[str, tuple[object, Any]] = {}
-
-    @property
-    def whole(self) -> bool:
-        """Whether large tensors are left in one piece, for passes without temporaries."""
-        return False
-
-    @property
-    def plan(self) -> Plan:
-        """The plan of this step."""
-        if self._plan is None:
-            raise RuntimeError("There is no plan before prepare() was called.")
-        return self._plan
 
     def prepare(self, groups: Sequence[Mapping[str, Any]]) -> Plan:
         """Plan a step for parameter groups as they are now, with their gradients.
@@ -67,31 +70,29 @@ class Engine:
         Raises:
             TypeError: A gradient is not dense.
         """
-        if self._plan is None or not self._plan.holds(groups):
-            self._plan, self._kept = Plan(groups), {}
-        self._plan.take_gradients()
+        params = [param for group in groups for param in group["params"]]
+        grads = list(map(_grad, params))
+        key = [list(map(ask, params)) for ask in _ASKED]
+        key += [list(map(is_, grads, repeat(None))), [len(group["params"]) for group in groups]]
+        key.append(_sizes(params))
+        if key != self._key:
+            like = self.plan.like if self._key is not None else None
+            self.plan, self._key, self.kept = Plan(groups, like), key, {}
+        for position, grad in enumerate(grads):
+            if grad is not None and (
+                type(grad) is not Tensor or grad.layout is not torch.strided or grad.is_neg()
+            ):
+                grads[position] = self.plan.dense(position, grad)
+        self.plan.grads = grads
         # The very objects are compared: those of tensors may change in place, unseen.
         values = [value for group in groups for value in group.values()]
         is_same = len(values) == len(self._values) and all(map(is_, values, self._values))
         if self._has_tensors or not is_same:
             self.settings += 1
+            self.kept = {}
             self._values = values
             self._has_tensors = any(isinstance(value, Tensor) for value in values)
-        return self._plan
-
-    def kept(self, name: str, key: object, make: Callable[[], T]) -> T:
-        """Return what was made in an earlier step, or make it anew.
-
-        Args:
-            name: What it is called.
-            key: What it depends on, besides the plan.
-            make: Makes it.
-        """
-        known = self._kept.get(name)
-        if known is None or known[0] != key:
-            known = self._kept[name] = (key, make())
-        made: T = known[1]
-        return made
+        return self.plan
 
     def replaces_step(self, base: Optimizer, formula: Formula, plan: Plan) -> bool:
         """Return whether the first pass updates the optimizer state in place of `base.step()`.
@@ -155,6 +156,14 @@ class Engine:
         block.forget()
 
 
+def _sizes(params: Sequence[Tensor]) -> list[object]:
+    """Return the shapes of parameters, None of those that are lazy."""
+    try:
+        return list(map(Tensor.size, params))
+    except (ValueError, RuntimeError):  # a lazy one has none yet
+        return [None if is_lazy(param) else param.size() for param in params]
+
+
 def inner_products(block: Block, direction: Tensor, *, gradient: bool, params: bool) -> Tensor:
     """Return inner products over a block; see `Engine.sum_up`.
 
@@ -176,25 +185,27 @@ def inner_products(block: Block, direction: Tensor, *, gradient: bool, params: b
 def _product(block: Block, column: str, scale: str, vector: Tensor) -> Tensor:
     """Return the inner product of a scaled column with a vector, for each run of groups."""
     factor = block.scalar(scale)
+    several = len(block.groups) > 1
     if not isinstance(factor, Tensor) and factor == 0.0:
-        return vector.new_zeros(() if len(block.groups) == 1 else len(block.groups))
+        return vector.new_zeros(len(block.groups) if several else ())
     values = block.flat(column)
     if isinstance(factor, Tensor) and factor.dim():
-        product = _inner_product(values * factor, vector, block)
+        values, factor = values * factor, 1.0
+    if several or torch.compiler.is_dynamo_compiling():
+        product = _careful_product(values, vector, block)
     else:
-        product = _inner_product(values, vector, block)
-        product = product * factor if isinstance(factor, Tensor) or factor != 1.0 else product
+        product = torch.dot(values, vector)
+    if isinstance(factor, Tensor) or factor != 1.0:
+        product = product * factor
     return product if block.shards == 1 else product * block.shards
 
 
-def _inner_product(left: Tensor, right: Tensor, block: Block) -> Tensor:
-    """Return the sum of the products of two flat tensors, for each run of groups."""
+def _careful_product(left: Tensor, right: Tensor, block: Block) -> Tensor:
+    """Return the sum of the products of two flat tensors where it is no call of BLAS."""
     if block.packing is not None and block.packing.lengths is not None:
         wide = (left * right).to(wide_dtype(left.device))
         sums = torch.segment_reduce(wide, "sum", lengths=block.packing.lengths, unsafe=True)
         return sums.to(left.dtype)
-    if not torch.compiler.is_dynamo_compiling():
-        return torch.dot(left, right)
     # A sum can be fused, a call of BLAS can't. On the CPU torch's compiler spends more on a careful
     # float32 sum than on a float64 one, unless there are values of 16 bits in the same loop.
     is_wide = left.device.type == "cpu" and block.is_stored_in_full

@@ -70,8 +70,10 @@ def as_scalar(value: Scalar, like: Tensor) -> Tensor:
     """
     if not isinstance(value, Tensor):
         return torch.full((), value, device=like.device, dtype=like.dtype)
-    value = whole(value.detach())
-    return to_device(value.reshape(()) if value.dim() else value, like.device, like.dtype)
+    value = value.detach()
+    if value.dim() or type(value) is not Tensor:
+        value = whole(value).reshape(())
+    return to_device(value, like.device, like.dtype)
 
 
 def vector(values: Sequence[Scalar], like: Tensor) -> Tensor:
@@ -112,11 +114,12 @@ def comparable(value: object) -> object:
     return object() if isinstance(value, Tensor) else value
 
 
-def scalar_template(groups: Iterable[Mapping[str, Any]]) -> Tensor:
+def scalar_template(groups: Iterable[Mapping[str, Any]], otherwise: Tensor | None = None) -> Tensor:
     """Return an empty tensor of the device and dtype that the wrapper's scalars have.
 
     Args:
         groups: The base's parameter groups. Parameters that can't move do not count.
+        otherwise: What it is like where none can move; None: float32 on the CPU.
 
     Returns:
         On the device of the first parameter that is not on the CPU (so that an accelerator never
@@ -125,6 +128,8 @@ def scalar_template(groups: Iterable[Mapping[str, Any]]) -> Tensor:
     params = [p for group in groups for p in group["params"]]
     # In their order: a dictionary keeps it.
     kinds = dict.fromkeys((p.device, p.dtype) for p in params if can_move(p))
+    if not kinds and otherwise is not None:
+        return otherwise.new_empty(0)
     device = next((d for d, _ in kinds if d.type != "cpu"), torch.device("cpu"))
     wide = any(accumulation_dtype(dtype) is torch.float64 for _, dtype in kinds)
     return torch.empty(0, device=device, dtype=torch.float64 if wide else torch.float32)

@@ -26,8 +26,18 @@ from momo_wrap.fast.updates import UPDATES, Update
 _WORTHWHILE_ELEMENTS = 2**24
 
 
+def engine_class(compiled: bool | Literal["auto"], params: Sequence[Tensor]) -> type[Engine]:
+    """Return the engine with compiled passes, or the other.
+
+    Args:
+        compiled: Whether to compile; left to choose, where it is sure to work and to pay.
+        params: The parameters that can move.
+    """
+    return FastEngine if is_chosen(compiled, params) else Engine
+
+
 def is_chosen(compiled: bool | Literal["auto"], params: Sequence[Tensor]) -> bool:
-    """Return whether to compile; left to choose, where it is sure to work and to pay.
+    """Return whether to compile.
 
     Args:
         compiled: The choice.
@@ -57,11 +67,6 @@ class FastEngine(Engine):
         super().__init__(weight_sums)
         self._update: Update | None = None
 
-    @property
-    def whole(self) -> bool:
-        """Whether large tensors are left in one piece; see `Engine`."""
-        return self._update is not None
-
     def replaces_step(self, base: Optimizer, formula: Formula, plan: Plan) -> bool:
         """Return whether there is an update, and nobody would miss `base.step()`; see `Engine`."""
         update = UPDATES.get((type(base), type(formula)))
@@ -79,7 +84,8 @@ class FastEngine(Engine):
             for cell in cells:
                 update.count(groups[cell.group], cell.params, state)
             self._update = update
-        return self._update is not None
+        self.whole = self._update is not None
+        return self.whole
 
     def scalars(self, formula: Formula, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
         """Return all values per parameter, numbers as tensors; see `Engine`."""

@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from momo_wrap.engine.blocks import Block
 
 # Without it, the values that the state gets are computed twice, in a loop that sums up and in one
-# that writes: Inductor's code generator for CPUs fuses them only if the sum reads what was written.
-# With values of 16 bits, two loops are faster, since that one takes half a vector of them at a time.
+# that writes: Inductor's code generator for CPUs fuses them only if the sum reads what was
+# written. With values of 16 bits, two loops are faster, since that one takes half a vector of them
+# at a time.
 _ONE_LOOP: dict[str, str | int | bool | Callable[..., Any]] = {"realize_reads_threshold": 0}
 
 _FULL = (torch.float32, torch.float64)

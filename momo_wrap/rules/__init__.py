@@ -8,6 +8,7 @@ from momo_wrap.rules.base import (
     WeightDecayForm,
     checked_theta,
     scaled,
+    signed_bound,
     truncate,
 )
 from momo_wrap.rules.momo import MoMo
@@ -25,5 +26,6 @@ __all__ = [
     "WeightDecayForm",
     "checked_theta",
     "scaled",
+    "signed_bound",
     "truncate",
 ]

@@ -7,6 +7,7 @@ nothing else has to change.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -122,6 +123,26 @@ class StepDecision:
     memory: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+def signed_bound(rule: StepRule, sign: float) -> float:
+    """Return a rule's lower bound in the sense of minimisation.
+
+    Args:
+        rule: The rule.
+        sign: -1 where its bound is that of an objective that is maximised.
+
+    Raises:
+        ValueError: No loss is above it.
+    """
+    own = vars(rule).get("lower_bound")
+    bound = sign * (rule.lower_bound if own is None else own)
+    if bound == math.inf:
+        raise ValueError(
+            "The lower bound is infinite, so that no step would ever be taken. For no bound, write "
+            "MoMo(-math.inf), or MoMo(math.inf) for a base with maximize=True."
+        )
+    return bound
+
+
 def checked_theta(decision: object, memory: Mapping[str, Tensor], groups: int) -> Tensor:
     """Refuse a rule's decision that can't be carried out, before the parameters move.
 
@@ -150,7 +171,8 @@ def checked_theta(decision: object, memory: Mapping[str, Tensor], groups: int) -
                 f"value for each parameter group, got {_form(value)}. Compute it from the tensors "
                 "in stats, or from those in stats.by_group."
             )
-    _check_memory(decision.memory, memory)
+    if decision.memory or memory:
+        _check_memory(decision.memory, memory)
     bound: object = decision.lower_bound
     if isinstance(bound, Tensor) and bound.numel() != 1:
         raise TypeError(

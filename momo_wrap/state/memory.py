@@ -26,6 +26,8 @@ PREFIX = "momo_"
 _NAMES = ("loss_sum", "displacement", "loss_weight_sum", "weight_sum")
 _WEIGHT_SUM = f"{PREFIX}weight_sum"
 _RULE_PREFIX = f"{PREFIX}rule_"
+# Names of a rule's memory in files of version 0.1.0.
+_FORMER = {"prediction": "foretold"}
 _HAS_HISTORY = -1.0  # in a state dict, for R of a group that starts with a history
 
 Pairs: TypeAlias = Sequence[tuple[Optimizer, Adapter]]
@@ -50,10 +52,6 @@ class Memory:
         self._coefficients: tuple[object, Coefficients] | None = None
         self.start_rule(initial)
 
-    @property
-    def _is_running(self) -> bool:
-        return self.starts.count(Start.RUNNING) == len(self.starts)
-
     def start_rule(self, initial: Mapping[str, float]) -> None:
         """Forget what the rule remembered.
 
@@ -66,18 +64,21 @@ class Memory:
         if self._groups:
             self._mark()
 
-    def write(self, averages: Tensor, rule: Mapping[str, Tensor]) -> None:
+    def write(self, averages: Tensor, rule: Mapping[str, Tensor], pairs: Pairs) -> None:
         """Write what a step has left.
 
         Args:
             averages: The new averages.
             rule: The rule's memory, with the names that it has.
+            pairs: As for `prepare`.
         """
         self.averages.copy_(averages)
         if rule:
             self._values.copy_(torch.stack([rule[name] for name in self._initial]))
-        if not self._is_running:
+        if self._coefficients is None:
             self.starts = [Start.RUNNING] * len(self.starts)
+        if None in self._about:
+            self._note_state(pairs)
 
     def prepare(self, pairs: Pairs, like: Tensor) -> None:
         """Make room for the groups that there are, and start anew what has lost its buffers.
@@ -114,7 +115,7 @@ class Memory:
                 averages[:, i] = self.averages[:, old]
         self.starts = [Start.FRESH if old is None else self.starts[old] for old in kept]
         self._about = [None if old is None else self._about[old] for old in kept]
-        self.averages = averages
+        self.averages, self._coefficients = averages, None
         self._groups = [group for _, _, group in owners]
         new = [i for i, old in enumerate(kept) if old is None]
         loaded = [i for i in new if self._was_loaded(*owners[i])]
@@ -135,25 +136,26 @@ class Memory:
         """Start the averages of some groups anew."""
         if not indices:
             return
-        runs = any(
-            start is Start.RUNNING for i, start in enumerate(self.starts) if i not in indices
-        )
+        runs = [i for i, start in enumerate(self.starts) if start is Start.RUNNING]
+        runs = [i for i in runs if i not in indices]
+        self._coefficients = None
         for i in indices:
             base, adapter, group = owners[i]
-            fresh = Start.JOINED if runs else Start.FRESH
-            self.starts[i] = Start.HISTORY if adapter.has_history(base, group) else fresh
             self.averages[:, i] = 0.0
             self._about[i] = None
+            if adapter.has_history(base, group):
+                self.starts[i] = Start.HISTORY
+            elif runs:
+                self.starts[i] = Start.JOINED
+                self._join(i, runs[0])
+            else:
+                self.starts[i] = Start.FRESH
         if not runs and len(indices) == len(owners):
             self.start_rule(self._initial)
 
-    def _join(self, averagings: Sequence[Averaging]) -> None:
-        """Give groups that join the losses that are known, from one that averages alike."""
-        running = [i for i, start in enumerate(self.starts) if start is Start.RUNNING]
-        for i, start in enumerate(self.starts):
-            if start is Start.JOINED and running:
-                alike = [j for j in running if _alike(averagings[j], averagings[i])]
-                self.averages[::2, i] = self.averages[::2, (alike or running)[0]]
+    def _join(self, index: int, other: int) -> None:
+        """Give a group that joins the losses that are known, those of another group."""
+        self.averages[::2, index] = self.averages[::2, other]
 
     def _is_lost(self, index: int, about: _About) -> bool:
         """Return whether the state that the averages of a group are about is gone or another."""
@@ -165,14 +167,8 @@ class Memory:
         self._about[index] = (base, param, now)
         return bool(tensors) and not any(value is t for value in now.values() for t in tensors)
 
-    def remember_state(self, pairs: Pairs) -> None:
-        """Note which entries of the bases' states the averages are about, after a step.
-
-        Args:
-            pairs: As for `prepare`.
-        """
-        if None not in self._about:
-            return
+    def _note_state(self, pairs: Pairs) -> None:
+        """Note which entries of the bases' states the averages are about."""
         for index, (base, _, group) in enumerate(_owners(pairs)):
             if self._about[index] is None:
                 param = next((p for p in group["params"] if p.grad is not None), None)
@@ -215,15 +211,24 @@ class Memory:
             averagings: How each group averages at this step.
         """
         if Start.JOINED in self.starts:
-            self._join(averagings)
+            self._join_alike(averagings)
         key = [vars(averaging) for averaging in averagings]
-        is_constant = not any([isinstance(v, Tensor) for own in key for v in own.values()])
-        if self._is_running and is_constant and self._coefficients is not None:
-            if self._coefficients[0] == key:
-                return self._coefficients[1]
+        if self._coefficients is not None and self._coefficients[0] == key:
+            return self._coefficients[1]
         made = Coefficients.of(averagings, self.starts, self.averages)
-        self._coefficients = (key, made) if self._is_running and is_constant else None
+        # Tensors may change in place, unseen.
+        is_constant = not any(isinstance(value, Tensor) for own in key for value in own.values())
+        runs = self.starts.count(Start.RUNNING) == len(self.starts)
+        self._coefficients = (key, made) if runs and is_constant else None
         return made
+
+    def _join_alike(self, averagings: Sequence[Averaging]) -> None:
+        """Let groups that join have the losses as one that averages alike has them."""
+        running = [i for i, start in enumerate(self.starts) if start is Start.RUNNING]
+        for i, start in enumerate(self.starts):
+            alike = [j for j in running if _alike(averagings[j], averagings[i])]
+            if start is Start.JOINED and alike:
+                self._join(i, alike[0])
 
     def _import(self, index: int) -> None:
         group = self._groups[index]
@@ -243,7 +248,8 @@ class Memory:
 
     def _import_rule(self) -> None:
         for name, own in self.rule.items():
-            value = self._groups[0].get(_RULE_PREFIX + name)
+            former = self._groups[0].get(_RULE_PREFIX + _FORMER.get(name, name))
+            value = self._groups[0].get(_RULE_PREFIX + name, former)
             if value is not None:
                 own.copy_(as_scalar(value, own))
 

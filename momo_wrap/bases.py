@@ -1,0 +1,182 @@
+"""The optimizers that are wrapped, each with its adapter and its engine, as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from momo_wrap.adapters.base import Adapter, BaseStep, maximizes
+from momo_wrap.checks.arguments import Compiled
+from momo_wrap.checks.groups import check_parameters, check_settings
+from momo_wrap.engine.params import can_move
+from momo_wrap.engine.passes import Engine
+from momo_wrap.engine.plan import Plan
+from momo_wrap.engine.scalars import largest
+from momo_wrap.model import Averaging, complete_sums
+from momo_wrap.rules import WeightDecayForm
+
+
+def _uncompiled(compiled: object, params: object) -> type[Engine]:
+    """Return the engine that there is without `momo_wrap.fast`, whatever was chosen."""
+    del compiled, params
+    return Engine
+
+
+try:
+    from momo_wrap.fast import engine_class
+except ImportError:  # an optional wing
+    engine_class = _uncompiled
+
+# From the first group of a base, and how its groups average, to R_k of each.
+WeightSums = Callable[[int, Sequence[Averaging]], Tensor]
+
+
+class Bases:
+    """The base optimizers of a wrapper.
+
+    Args:
+        pairs: Each optimizer with its adapter.
+        weight_sums: From the index of a first parameter group, and how it and the following ones
+            average at this step, to R_k of each, of shape [groups].
+
+    Attributes:
+        pairs: As they were given.
+        sign: -1 where the bases maximise, which is minimisation of the negative.
+        like: An empty tensor of the device and dtype of the scalars, once a step is planned.
+        largest_lr: The largest learning rate, 0-dim, likewise.
+    """
+
+    like: Tensor
+    largest_lr: Tensor
+
+    def __init__(self, pairs: Sequence[tuple[Optimizer, Adapter]], weight_sums: WeightSums) -> None:
+        self.pairs = list(pairs)
+        self._weight_sums = weight_sums
+        self._engines: list[Engine] = []
+        self._plans: list[Plan] = []
+        self._settings: list[int] = []
+        self._movable: list[int] = []
+        self.check()
+
+    def check(self) -> None:
+        """Refuse parameters and settings; looks at tensors, and into them.
+
+        Raises:
+            ValueError: See `check_parameters` and `check_settings`.
+        """
+        groups = [group for base, _ in self.pairs for group in base.param_groups]
+        check_parameters(groups)
+        self._movable = _movable(groups)
+        check_settings(self.pairs, read_tensors=True)
+        base, _ = self.pairs[0]
+        self.sign = -1.0 if maximizes(base, base.param_groups[0]) else 1.0
+
+    def forget(self) -> None:
+        """Drop all plans."""
+        self._engines = []
+
+    def prepare(self, compiled: Compiled) -> None:
+        """Plan a step, and refuse settings and gradients that it can't be taken with.
+
+        Args:
+            compiled: Whether passes are compiled.
+
+        Raises:
+            TypeError: A gradient is not dense.
+            ValueError: Settings are out of range, or do not go together.
+        """
+        if not self._engines:
+            self._engines = self._chosen_engines(compiled)
+            self._plans, self._settings = [], []
+        pairs = zip(self._engines, self.pairs, strict=True)
+        plans = [engine.prepare(base.param_groups) for engine, (base, _) in pairs]
+        settings = [engine.settings for engine in self._engines]
+        if settings != self._settings or plans != self._plans:
+            self._note(plans)
+            self._settings = settings
+
+    def _chosen_engines(self, compiled: Compiled) -> list[Engine]:
+        engines, first = [], 0
+        for base, _ in self.pairs:
+            params = [p for group in base.param_groups for p in group["params"]]
+            params = [param for param in params if can_move(param) and not is_lazy(param)]
+            engine = engine_class(compiled, params)
+            engines.append(engine(partial(self._weight_sums, first)))
+            first += len(base.param_groups)
+        return engines
+
+    def _note(self, plans: list[Plan]) -> None:
+        """Check what has changed, and note what follows from it."""
+        check_settings(self.pairs)
+        groups = [group for base, _ in self.pairs for group in base.param_groups]
+        if plans != self._plans and _movable(groups) != self._movable:
+            check_parameters(groups)
+            self._movable = _movable(groups)
+        self._plans = plans
+        if len(plans) > 1:
+            _share_template(plans)
+            for engine in self._engines:
+                engine.kept = {}
+        self.like = plans[0].like
+        rates = [group.get("lr") for group in groups]
+        self.largest_lr = largest([1.0 if lr is None else lr for lr in rates], self.like)
+        base, _ = self.pairs[0]
+        self.sign = -1.0 if maximizes(base, base.param_groups[0]) else 1.0
+
+    def observe(self, weight_decay_form: WeightDecayForm) -> BaseStep:
+        """Let the bases take in the gradients, and sum up what their steps would do.
+
+        Args:
+            weight_decay_form: The form in which weight decay is applied.
+        """
+        try:
+            steps = [
+                adapter.observe(base, weight_decay_form, engine)
+                for (base, adapter), engine in zip(self.pairs, self._engines, strict=True)
+            ]
+        finally:
+            for plan in self._plans:
+                plan.grads = []  # which must not live on until the next step
+        return steps[0] if len(steps) == 1 else _JointStep(steps)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_engines": [], "_plans": [], "_settings": []}
+
+
+class _JointStep(BaseStep):
+    """The steps of several bases under one model."""
+
+    def __init__(self, steps: Sequence[BaseStep]) -> None:
+        self._steps = steps
+        self.averagings = [averaging for step in steps for averaging in step.averagings]
+        rows = max(len(step.sums) for step in steps)
+        self.sums = torch.cat([complete_sums(step.sums, rows) for step in steps], dim=1)
+
+    def apply(self, thetas: Tensor) -> Tensor:
+        """Move the parameters of all bases; see `BaseStep`."""
+        own = [thetas] * len(self._steps)
+        if thetas.dim():
+            own = list(thetas.split([len(step.averagings) for step in self._steps]))
+        return torch.cat([step.apply(its) for step, its in zip(self._steps, own, strict=True)])
+
+
+def _movable(groups: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return what tells whether other parameters can move than before."""
+    params = [param for group in groups for param in group["params"]]
+    return [id(param) for param in params if can_move(param) and not is_lazy(param)]
+
+
+def _share_template(plans: Sequence[Plan]) -> None:
+    """Make the scalars of several bases alike."""
+    likes = [plan.like for plan in plans]
+    device = next((like.device for like in likes if like.device.type != "cpu"), likes[0].device)
+    wide = any(like.dtype is torch.float64 for like in likes)
+    common = torch.empty(0, device=device, dtype=torch.float64 if wide else torch.float32)
+    for plan in plans:
+        plan.like = common
