@@ -193,7 +193,8 @@ class PlannedStep(BaseStep):
             coefficients = [pull.to(device=kind.device, dtype=kind.dtype)]
             if keep is not None:
                 coefficients.append(keep.to(device=kind.device, dtype=kind.dtype))
-            of_group = [values.unbind() for values in coefficients]
+            one = self._engine.plan.groups == 1
+            of_group = [[v.view(())] if one else v.unbind() for v in coefficients]
             for block in blocks:
                 packing = block.packing
                 if packing is None or packing.index is None:
