@@ -53,7 +53,7 @@ def blocks(
 
 
 def group_of_each_element(block: Block) -> Tensor:
-    lengths = [block.elements]
+    lengths = [block.numel]
     if block.packing is not None and block.packing.lengths is not None:
         lengths = block.packing.lengths.tolist()
     return torch.repeat_interleave(torch.tensor(block.groups), torch.tensor(lengths))
@@ -81,7 +81,7 @@ def test_blocks_cover_every_element_once_and_aligned(
     assert torch.equal(values.sort().values, counter)
     expected_owner = torch.cat([torch.full((t.numel(),), float(i)) for i, t in enumerate(left)])
     for block in found:
-        assert block.flat("left").numel() == block.elements <= max(limit, 1)
+        assert block.flat("left").numel() == block.numel <= max(limit, 1)
         assert torch.equal(block.flat("right"), 2 * block.flat("left"))
         owner = block.flat("left") * 0.0 + block.scalar("owner")
         assert torch.equal(owner.float(), expected_owner[block.flat("left").long()])
@@ -153,7 +153,7 @@ def test_small_tensors_fill_a_block(groups: int) -> None:
     params = [torch.full((size,), float(i)) for i, size in enumerate(sizes)]
     owners = [float(i) for i in range(len(sizes))]
     found = blocks({"param": params}, {"owner": owners}, groups=groups, limit=12, whole=True)
-    assert [block.elements for block in found] == [50, 13, 12, 12, 3]
+    assert [block.numel for block in found] == [50, 13, 12, 12, 3]
     for block in found:
         values = block.flat("param")
         assert torch.equal(values, values * 0.0 + block.scalar("owner"))
@@ -192,6 +192,6 @@ def test_overwriting_a_column(dtype: torch.dtype) -> None:
         (block,) = blocks({"param": tensors}, {})
         block.write("param", torch.arange(block.flat("param").numel()).float())
         block.forget()
-        assert torch.equal(block.flat("param"), torch.arange(float(block.elements)))
+        assert torch.equal(block.flat("param"), torch.arange(float(block.numel)))
         (again,) = blocks({"param": tensors}, {})
         assert torch.equal(again.flat("param"), block.flat("param"))

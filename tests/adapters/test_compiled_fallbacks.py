@@ -22,7 +22,8 @@ from momo_wrap import MoMoWrapper
 from momo_wrap.adapters import AdamAdapter
 from momo_wrap.checks.arguments import check_compiled
 from momo_wrap.fast import engine as fast_engine
-from momo_wrap.fast import is_chosen, kernels
+from momo_wrap.fast import kernels
+from momo_wrap.fast.engine import is_chosen
 from tests.cases import ALGORITHMS, Case
 from tests.mixture import COMPILED, FEW, distance, set_gradients, snapshot, train, wrapped
 
