@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from momo_wrap.engine.scalars import Scalar, vector
-from momo_wrap.rules import GroupStats, ModelStats, scaled
+from momo_wrap.rules import GroupStats, ModelStats
 
 # What each parameter group contributes to the model of a step. Its move is Δ(θ) = θ s + t, where s
 # follows the preconditioned direction u = D^{-1} d and t is the weight decay:
@@ -224,12 +224,13 @@ class MomentumModel:
         c = coefficients
         intake = torch.addcmul(c.intake, c.loss_intake, loss)
         averages = torch.addcmul(intake, averages, c.decay)  # (1)
-        sums, weights = averages.split(2)
+        sums, weights = averages.split_with_sizes([2, 2])
         scales = c.buffer_scale / torch.addcmul(c.uncorrected, c.corrected, weights)  # p
-        normalisers = torch.addcmul(c.grad_scale, scales, weights)  # ρ
-        shown = scales * sums
-        if c.uses_gradient:
-            shown[0].addcmul_(c.grad_scale, loss)
+        if not c.uses_gradient:  # p is in f̄, e and ρ alike
+            scale = scales[1]
+            return cls(averages, scale, scale * weights[1], sums / weights)  # (2)
+        shown, normalisers = scales * sums, torch.addcmul(c.grad_scale, scales, weights)  # ρ
+        shown[0].addcmul_(c.grad_scale, loss)
         return cls(averages, scales[1], normalisers[1], shown / normalisers)  # (2)
 
     def stats(
@@ -277,13 +278,11 @@ class MomentumModel:
         Returns:
             Shape [4, groups]. E already holds the move: the next step has only to multiply by a.
         """
-        _, move, *by_decay = sums.unbind()
-        move = scaled(move, thetas)
-        if by_decay:
-            move = move + by_decay[-1]
-        # A product that overflowed must not turn into NaN in later steps.
-        limit = torch.finfo(move.dtype).max / 1e6
-        self.averages[1].addcdiv_(move, self.buffer_scale).clamp_(-limit, limit)
+        # A product that overflowed must not turn into NaN, now or in later steps.
+        limit = torch.finfo(sums.dtype).max / 1e6
+        _, move, *by_decay = sums.clamp(-limit, limit).unbind()
+        move = torch.addcmul(by_decay[-1], move, thetas) if by_decay else move * thetas
+        self.averages[1].addcdiv_(move, self.buffer_scale)
         return self.averages
 
 

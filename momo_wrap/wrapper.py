@@ -169,8 +169,6 @@ class MoMoWrapper(CheckedAttributes, SharedStateOptimizer):
     def step(self, closure: None = None, *, loss: Loss) -> Loss: ...
     @overload
     def step(self, closure: None = None) -> Loss | None: ...
-    # One correct graph break where the caller compiles.
-    @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def step(
         self, closure: Callable[[], Loss] | None = None, *, loss: Loss | None = None
@@ -199,6 +197,16 @@ class MoMoWrapper(CheckedAttributes, SharedStateOptimizer):
         rule or an adapter returns is refused later: nothing has moved, but the base has taken in
         the gradients.
         """
+        if torch.compiler.is_dynamo_compiling():
+            return self._untraced_step(closure, loss)
+        return self._step(closure, loss)
+
+    # One correct graph break where the caller compiles.
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def _untraced_step(self, *args: Any) -> Loss | None:
+        return self._step(*args)
+
+    def _step(self, closure: Callable[[], Loss] | None, loss: Loss | None) -> Loss | None:
         pending = self._pending.count
         if closure is None and loss is None and not pending and has_zero_lr(self.base):
             self._bases.prepare(self.compiled)
@@ -230,7 +238,7 @@ class MoMoWrapper(CheckedAttributes, SharedStateOptimizer):
         decision = self.rule(stats, memory.rule)  # (3)
         theta = checked_theta(decision, memory.rule, sums.shape[1])
         self._outcome.effective_lrs = step.apply(theta)  # (4)
-        memory.write(model.after(sums, theta), decision.memory, bases.pairs)  # (5)
+        memory.write(model.after(sums, theta), decision.memory)  # (5)
         self._outcome.of_step = (stats, decision, bases.sign)
 
     def _must_skip(self, loss: Loss, group: dist.ProcessGroup | None) -> bool:

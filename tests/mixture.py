@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from momo_wrap.adapters.compiled import Compiled
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap import MoMo, MoMoWrapper, ReadingAdapter, adapter_for
+from momo_wrap import MoMo, MoMoWrapper, adapter_for
+from momo_wrap.checks.arguments import Compiled
+from momo_wrap.fast.updates import UPDATES
 from momo_wrap.rules import WeightDecayForm
 from tests.cases import ALGORITHMS, Case
 from tests.problems import take_step
@@ -39,24 +40,23 @@ def parameters(dtype: torch.dtype = torch.float64) -> list[list[Tensor]]:
 
 
 def two_groups(case: Case, params: list[list[Tensor]], weight_decay: float) -> list[dict[str, Any]]:
-    """Return groups with learning rate, weight decay and momentum of their own."""
+    """Return groups with learning rate, weight decay and momentum of their own, or a single one."""
     more: dict[str, Any] = {"lr": case.settings["lr"] / 2, "weight_decay": weight_decay / 3}
     if case.settings.get("momentum"):
         more["momentum"] = 0.7
     if "betas" in inspect.signature(case.kind).parameters:
         more["betas"] = (0.7, 0.9)
-    first, second = params
-    return [{"params": first, "weight_decay": weight_decay}, {"params": second, **more}]
+    first, *second = [{"params": some} for some in params]
+    return [{**first, "weight_decay": weight_decay}, *({**group, **more} for group in second)]
 
 
-def advances(case: Case) -> bool:
+def is_compiled(case: Case) -> bool:
     """Return whether there are compiled passes for a case."""
     base = case.make([torch.ones(1, requires_grad=True)])
-    adapter = adapter_for(base)
-    return isinstance(adapter, ReadingAdapter) and type(base) in adapter.advances
+    return (type(base), type(adapter_for(base))) in UPDATES
 
 
-COMPILED = {case.name: case for case in ALGORITHMS if advances(case)}
+COMPILED = {case.name: case for case in ALGORITHMS if is_compiled(case)}
 # Kernels take long to compile; those of these cases serve all further tests.
 FEW = [COMPILED["SGD-momentum"], COMPILED["AdamW"]]
 
@@ -115,8 +115,9 @@ def set_gradients(optimizer: Optimizer, step: int, sign: float = 1.0) -> Tensor:
 def snapshot(optimizer: Optimizer) -> dict[str, Tensor]:
     """Return copies of the parameters, the base's state and the wrapper's scalars."""
     found: dict[str, Any] = {}
+    saved = optimizer.state_dict()["param_groups"]
     for i, group in enumerate(optimizer.param_groups):
-        found.update({f"{i} {key}": group[key] for key in group if key.startswith("momo_")})
+        found.update({f"{i} {key}": saved[i][key] for key in group if key.startswith("momo_")})
         for j, param in enumerate(group["params"]):
             found[f"{i}.{j}"] = param.detach()
             state = optimizer.state.get(param, {})

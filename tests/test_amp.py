@@ -171,6 +171,6 @@ def test_losses_of_skipped_steps_are_forgotten_without_zero_grad(
         else:
             skipped += 1
             assert torch.equal(flat(params_of(model)), before)
-            assert optimizer.last_step is record
+            assert optimizer.last_step == record
     assert skipped == 3
     assert flat(params_of(model)).isfinite().all()

@@ -2,26 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from torch.profiler import ProfilerActivity, profile
 
 from momo_wrap import MoMoWrapper
-from momo_wrap import blocks as blocks_module
-from momo_wrap.engine.blocks import block_elements, blocks
-from momo_wrap.engine.scalars import accumulation_dtype, total
+from momo_wrap.engine.blocks import Block, Packing
+from momo_wrap.engine.kind import Kind
+from momo_wrap.engine.plan import Cell
+from momo_wrap.engine.scalars import Scalar, accumulation_dtype
+from momo_wrap.testing.blocks import block_elements
 
 shapes = st.lists(st.lists(st.integers(1, 5), max_size=3).map(tuple), min_size=1, max_size=6)
 
 
-@given(shapes=shapes, limit=st.integers(1, 40), transpose=st.booleans())
+def blocks(
+    columns: Mapping[str, list[Tensor]],
+    scalars: Mapping[str, Scalar | list[float]],
+    negated: frozenset[str] = frozenset(),
+    *,
+    groups: int = 1,
+    limit: int = 2**18,
+    whole: bool = False,
+) -> list[Block]:
+    """Return the blocks of columns whose parameters are dealt out to groups, in turn."""
+    params = list(columns.values())[0]
+    cells = [
+        Cell(group, params[group::groups], list(range(len(params)))[group::groups], 1)
+        for group in range(min(groups, len(params)))
+    ]
+    with block_elements(limit):
+        kind = Kind(cells, whole=whole)
+        return kind.blocks(
+            {name: [column[i] for i in kind.positions] for name, column in columns.items()},
+            {
+                name: torch.tensor([value[i] for i in kind.positions], dtype=torch.float64)
+                if isinstance(value, list)
+                else value
+                for name, value in scalars.items()
+            },
+            negated,
+        )
+
+
+def group_of_each_element(block: Block) -> Tensor:
+    lengths = [block.numel]
+    if block.packing is not None and block.packing.lengths is not None:
+        lengths = block.packing.lengths.tolist()
+    return torch.repeat_interleave(torch.tensor(block.groups), torch.tensor(lengths))
+
+
+@given(
+    shapes=shapes, limit=st.integers(1, 40), transpose=st.booleans(), groups=st.sampled_from([1, 3])
+)
 def test_blocks_cover_every_element_once_and_aligned(
-    shapes: list[tuple[int, ...]], limit: int, transpose: bool
+    shapes: list[tuple[int, ...]], limit: int, transpose: bool, groups: int
 ) -> None:
     counter = torch.arange(sum(torch.Size(shape).numel() for shape in shapes)).double()
     left, start = [], 0
@@ -32,18 +74,18 @@ def test_blocks_cover_every_element_once_and_aligned(
     right = [2 * t for t in left]
     if transpose:  # the same shapes, laid out differently in memory
         right = [t.mT.contiguous().mT if t.dim() > 1 else t for t in right]
-    owners = torch.arange(len(shapes)).double()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks_module, "_CPU_BLOCK_ELEMENTS", limit)
-        found = list(blocks({"left": left, "right": right}, {"owner": owners}))
+    owners = [float(i) for i in range(len(shapes))]
+    columns = {"left": left, "right": right}
+    found = blocks(columns, {"owner": owners}, groups=groups, limit=limit)
     values = torch.cat([block.flat("left") for block in found])
     assert torch.equal(values.sort().values, counter)
     expected_owner = torch.cat([torch.full((t.numel(),), float(i)) for i, t in enumerate(left)])
     for block in found:
-        assert block.flat("left").numel() <= max(limit, 1)
+        assert block.flat("left").numel() == block.numel <= max(limit, 1)
         assert torch.equal(block.flat("right"), 2 * block.flat("left"))
         owner = block.flat("left") * 0.0 + block.scalar("owner")
         assert torch.equal(owner.float(), expected_owner[block.flat("left").long()])
+        assert torch.equal(group_of_each_element(block), owner.long() % groups)
 
 
 @given(
@@ -54,12 +96,10 @@ def test_write_back_reaches_every_element(
 ) -> None:
     params = [torch.zeros(shape, dtype=dtype) for shape in shapes]
     params = [t.mT.contiguous().mT if t.dim() > 1 else t for t in params]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks_module, "_CPU_BLOCK_ELEMENTS", limit)
-        for block in blocks({"param": params}, {}):
-            values = block.flat("param")
-            values.add_(1.0)
-            block.write_back("param", values)
+    for block in blocks({"param": params}, {}, limit=limit):
+        values = block.flat("param")
+        values.add_(1.0)
+        block.write_back("param", values)
     assert all(torch.equal(t, torch.ones_like(t)) for t in params)
 
 
@@ -75,10 +115,6 @@ def test_accumulation_dtype() -> None:
     assert accumulation_dtype(torch.complex64) is torch.float32
     assert accumulation_dtype(torch.float64) is torch.float64
     assert accumulation_dtype(torch.complex128) is torch.float64
-
-
-def test_total_of_nothing_is_zero() -> None:
-    assert total([], torch.device("cpu"), torch.float64) == 0
 
 
 def peak_mib(optimizer: Optimizer) -> float:
@@ -110,17 +146,28 @@ def test_temporary_memory(kind: type[Optimizer], weight_decay: float, dtype: tor
     assert peak_mib(optimizer) < 8.0
 
 
-def test_small_tensors_fill_a_block() -> None:
+@pytest.mark.parametrize("groups", [1, 2])
+def test_small_tensors_fill_a_block(groups: int) -> None:
     """Small tensors share blocks that are as full as they may be, wherever large ones lie."""
     sizes = [3, 3, 50, 3, 3, 3, 13, 3, 3, 3, 3]
     params = [torch.full((size,), float(i)) for i, size in enumerate(sizes)]
-    scalars = {"owner": torch.arange(len(sizes), dtype=torch.float64)}
-    with block_elements(12):
-        found = list(blocks({"param": params}, scalars, whole=True))
-    assert [block.flat("param").numel() for block in found] == [50, 13, 12, 12, 3]
+    owners = [float(i) for i in range(len(sizes))]
+    found = blocks({"param": params}, {"owner": owners}, groups=groups, limit=12, whole=True)
+    assert [block.numel for block in found] == [50, 13, 12, 12, 3]
     for block in found:
         values = block.flat("param")
         assert torch.equal(values, values * 0.0 + block.scalar("owner"))
+
+
+@pytest.mark.parametrize("sizes", [[2], [3] * 20, [1, 4, 4, 0, *[2] * 9, 5]], ids=str)
+def test_values_per_tensor_are_spread_over_its_elements(sizes: list[int]) -> None:
+    """Also where the same packing has spread other values since."""
+    packing = Packing(sizes, [0] * len(sizes), torch.device("cpu"), torch.float64)
+    values = torch.arange(2.0 * len(sizes), dtype=torch.float64).view(2, -1)
+    first, second = packing.spread(values), packing.spread(-values)
+    expected = values.repeat_interleave(torch.tensor(sizes), dim=1)
+    assert torch.equal(first, expected)
+    assert torch.equal(second, -expected)
 
 
 def test_one_value_for_all_parameters() -> None:
@@ -144,6 +191,7 @@ def test_overwriting_a_column(dtype: torch.dtype) -> None:
         tensors = [torch.zeros(shape, dtype=dtype) for shape in shapes]
         (block,) = blocks({"param": tensors}, {})
         block.write("param", torch.arange(block.flat("param").numel()).float())
-        assert torch.cat([t.reshape(-1) for t in tensors]).tolist() == list(
-            range(sum(t.numel() for t in tensors))
-        )
+        block.forget()
+        assert torch.equal(block.flat("param"), torch.arange(float(block.numel)))
+        (again,) = blocks({"param": tensors}, {})
+        assert torch.equal(again.flat("param"), block.flat("param"))

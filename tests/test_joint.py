@@ -23,7 +23,7 @@ from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from momo_wrap import JointOptimizer, MoMo, MoMoStar, MoMoWrapper, ProposingAdapter
-from momo_wrap.adapters import JointAdapter, SGDAdapter
+from momo_wrap.adapters import SGDAdapter
 from momo_wrap.state.loading import with_entries
 from tests.problems import Problem, flat, last_step, relative_distance, take_step, trajectory
 from tests.reference import AdamBase, Array, ReferenceBlock, ReferenceJointMoMo, SGDBase
@@ -453,10 +453,9 @@ def test_tools_may_set_groups_and_state_directly() -> None:
         optimizer.param_groups = groups[:1]
 
 
-def test_joint_adapter_of_another_length() -> None:
-    adapter = JointAdapter([SGDAdapter()])
-    with pytest.raises(ValueError, match="JointAdapter has 1 adapters, the base 2 optimizers"):
-        MoMoWrapper(muon_and_adamw(Problem().params), adapter=adapter)
+def test_another_number_of_adapters() -> None:
+    with pytest.raises(ValueError, match="got 2 optimizers and 1 adapters. Give one for each, None"):
+        MoMoWrapper(muon_and_adamw(Problem().params), adapter=[SGDAdapter()])
 
 
 def test_member_with_a_state_dict_of_its_own_form_gets_the_entries_of_its_groups() -> None:

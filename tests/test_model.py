@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,55 +12,86 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from momo_wrap import Averaging
-from momo_wrap.adapters import StepSums
-from momo_wrap.model import MomentumModel
+from momo_wrap.model import Coefficients, MomentumModel, Start
+from momo_wrap.rules import ModelStats
 
 
 def float64(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def fresh(groups: int = 1) -> dict[str, Tensor]:
-    """The scalars of each group before the first step."""
-    initial = MomentumModel.initial_scalars()
-    return {name: float64(*[value] * groups) for name, value in initial.items()}
+def model_of(
+    averages: Tensor, averagings: list[Averaging], loss: float, start: Start = Start.RUNNING
+) -> MomentumModel:
+    coefficients = Coefficients.of(averagings, [start] * len(averagings), averages)
+    return MomentumModel.of(averages, coefficients, torch.tensor(loss, dtype=torch.float64))
 
 
-def sums(decreases: Tensor, shifts: Tensor | None = None) -> StepSums:
+def total(model: MomentumModel, decreases: Tensor, shifts: Tensor | None = None) -> ModelStats:
+    """What a rule is told of a step; without decay, or with the shifts that it brings."""
     zero = torch.zeros_like(decreases)
-    return StepSums(decreases, decreases, zero if shifts is None else shifts, zero, zero)
+    rows = [decreases, zero] if shifts is None else [decreases, zero, decreases, shifts, zero]
+    return model.stats(torch.stack(rows), decreases.new_zeros(()), 0.0, decreases.new_zeros(()))
 
 
-def test_coefficients_that_are_tensors_are_never_read() -> None:
+@pytest.mark.parametrize("start", Start)
+def test_coefficients_that_are_tensors_are_never_read(start: Start) -> None:
     """Values on the meta device can't be read, so that a comparison would raise."""
     beta, loss = torch.empty((), device="meta"), torch.empty((), device="meta")
-    scalars = {name: torch.empty(2, device="meta") for name in MomentumModel.initial_scalars()}
     averagings = [
         Averaging(beta, 1 - beta, bias_corrected=True),
         Averaging(0.9, 1.0, first_weight=beta, buffer_scale=beta, grad_scale=beta),
     ]
-    model = MomentumModel.of(scalars, averagings, loss)
-    assert model.total(sums(torch.empty(2, device="meta"))).value.is_meta
+    averages = torch.empty(4, 2, device="meta")
+    model = MomentumModel.of(averages, Coefficients.of(averagings, [start] * 2, averages), loss)
+    assert total(model, torch.empty(2, device="meta")).value.is_meta
+    assert model.after(torch.empty(2, 2, device="meta"), loss).is_meta
 
 
 @pytest.mark.parametrize("dampening", [0.0, 0.3])
 def test_first_weight_keeps_all_digits(dampening: float) -> None:
     """F and R of two steps, in float64 whatever the default dtype is."""
     averaging = Averaging(0.9, 1.0 - dampening, first_weight=1.0)
-    scalars = fresh()
-    for loss in (3.0, 2.0):
-        model = MomentumModel.of(scalars, [averaging], torch.tensor(loss, dtype=torch.float64))
-        scalars = model.scalars_after(float64(0.0))
-    assert float(scalars["loss_sum"]) == 0.9 * 3.0 + (1.0 - dampening) * 2.0
-    assert float(scalars["weight_sum"]) == 0.9 + (1.0 - dampening)
+    averages = two_steps([averaging], (3.0, 2.0)).averages
+    loss_sum, _, loss_weight_sum, weight_sum = averages[:, 0].tolist()
+    assert loss_sum == 0.9 * 3.0 + (1.0 - dampening) * 2.0
+    assert weight_sum == loss_weight_sum == 0.9 + (1.0 - dampening)
 
 
 def two_steps(averagings: list[Averaging], losses: tuple[float, float]) -> MomentumModel:
-    scalars = fresh(len(averagings))
-    for loss in losses:
-        model = MomentumModel.of(scalars, averagings, torch.tensor(loss, dtype=torch.float64))
-        scalars = model.scalars_after(float64(*[0.5] * len(averagings)))
-    return model
+    """The model at the second step, after a first one with ⟨p B, Δ⟩ = 1/2 in each group."""
+    fresh = torch.zeros(4, len(averagings), dtype=torch.float64)
+    first = model_of(fresh, averagings, losses[0], Start.FRESH)
+    moves = float64(*[0.5] * len(averagings))
+    averages = first.after(torch.stack([moves, moves]), torch.ones_like(moves))
+    return model_of(averages, averagings, losses[1])
+
+
+@pytest.mark.parametrize("thetas", [0.25, [0.25, 0.5]], ids=["one", "by group"])
+def test_displacement_after_a_step_by_hand(thetas: Any) -> None:
+    """(5): E grows by θ ⟨p B, s⟩/p, and by the whole of what weight decay moves."""
+    model = model_of(
+        torch.zeros(4, 2, dtype=torch.float64),
+        [Averaging(0.5, 1.0, buffer_scale=2.0), Averaging(0.5, 1.0)],
+        3.0,
+    )
+    sums = torch.zeros(5, 2, dtype=torch.float64)
+    sums[1], sums[4] = float64(-4.0, -8.0), float64(-1.0, 0.5)
+    after = model.after(sums, torch.tensor(thetas, dtype=torch.float64))
+    second = -2.0 if thetas == 0.25 else -4.0
+    assert after[1].tolist() == [(-1.0 - 1.0) / 2.0, second + 0.5]
+    assert after[[0, 2, 3]].tolist() == [[3.0, 3.0], [1.0, 1.0], [1.0, 1.0]]
+
+
+def test_a_move_that_overflowed_stays_finite() -> None:
+    """Else it would be NaN in later steps; where nothing moved, it does not count at all."""
+    averagings = [Averaging(0.5, 1.0), Averaging(0.5, 1.0)]
+    model = model_of(torch.zeros(4, 2, dtype=torch.float64), averagings, 3.0)
+    sums = torch.full((2, 2), -math.inf, dtype=torch.float64)
+    displacement = model.after(sums, float64(1.0, 0.0))[1]
+    assert displacement[0] < -1e300
+    assert torch.isfinite(displacement).all()
+    assert displacement[1] == 0.0
 
 
 MIXED = [
@@ -75,15 +107,15 @@ def test_groups_that_average_differently_by_hand() -> None:
     model = two_steps(MIXED, (4.0, 2.0))
     #  F = 2 | 4/2 + 2 | 1 + 1 | 4/2 + 2/4;  R = 1 | 3/2 | 3/4 | 3/4;  p = 1 | 1 | 4/3 | 1/2
     #  f̄/ρ = 2 | 4 / (3/2) | (8/3) / 1 | (5/4 + 4) / (3/8 + 2)
-    torch.testing.assert_close(model.mean_loss, float64(2.0, 8 / 3, 8 / 3, 5.25 / 2.375))
+    torch.testing.assert_close(model.levels[0], float64(2.0, 8 / 3, 8 / 3, 5.25 / 2.375))
     #  E = a Δ / p of the step before, whose p is 1 | 1 | 2 | 1/2
     torch.testing.assert_close(
-        model.mean_displacement, float64(0.0, 0.25 / 1.5, 0.125 * 4 / 3, 0.5 * 0.5 / 2.375)
+        model.levels[1], float64(0.0, 0.25 / 1.5, 0.125 * 4 / 3, 0.5 * 0.5 / 2.375)
     )
     torch.testing.assert_close(model.normaliser, float64(1.0, 1.5, 1.0, 2.375))
     # Shares of N/ρ = 1 | 0 | 3 | -2, the last of which does not count.
-    found = model.total(sums(float64(1.0, 0.0, 3.0, -4.75), float64(0.0, -0.3, 0.0, 0.0)))
-    value = 0.25 * 2.0 + 0.75 * 8 / 3 + float(model.mean_displacement.sum())
+    found = total(model, float64(1.0, 0.0, 3.0, -4.75), float64(0.0, -0.3, 0.0, 0.0))
+    value = 0.25 * 2.0 + 0.75 * 8 / 3 + float(model.levels[1].sum())
     assert float(found.value) == pytest.approx(value)
     assert float(found.value_after_decay) == pytest.approx(value - 0.3 / 1.5)
     assert float(found.predicted_decrease) == pytest.approx(1.0 + 0.0 + 3.0 - 2.0)
@@ -101,9 +133,9 @@ def test_groups_that_average_alike_are_one(
     one = two_steps([averaging], losses)
     several = two_steps([averaging] * len(decreases), losses)
     parts = float64(*decreases)
-    whole, split = one.total(sums(parts.sum().reshape(1))), several.total(sums(parts))
+    whole, split = total(one, parts.sum().reshape(1)), total(several, parts)
     # `two_steps` gives the displacement to each group; it is that of one group here.
-    extra = (len(decreases) - 1) * float(one.mean_displacement)
+    extra = (len(decreases) - 1) * float(one.levels[1])
     assert float(split.value) - extra == pytest.approx(float(whole.value), abs=1e-9)
     assert float(split.predicted_decrease) == pytest.approx(
         float(whole.predicted_decrease), abs=1e-9
@@ -124,13 +156,13 @@ def test_value_is_between_those_of_the_groups(
     """The shares are weights of a mean, whatever the groups predict."""
     averagings = [MIXED[i % len(MIXED)] for i in range(len(decreases))]
     model = two_steps(averagings, losses)
-    mean = float(model.total(sums(float64(*decreases))).value - model.mean_displacement.sum())
-    assert float(model.mean_loss.min()) - 1e-9 <= mean <= float(model.mean_loss.max()) + 1e-9
+    mean = float(total(model, float64(*decreases)).value - model.levels[1].sum())
+    assert float(model.levels[0].min()) - 1e-9 <= mean <= float(model.levels[0].max()) + 1e-9
 
 
 def test_a_group_that_does_not_move_does_not_count() -> None:
     """Its own average of the losses has no share; nor has its displacement, which is 0."""
     model = two_steps([Averaging(0.0, 1.0), Averaging(0.9, 0.1, first_weight=1.0)], (9.0, 1.0))
-    found = model.total(sums(float64(0.0, 2.0)))
-    expected = model.mean_loss[1] + model.mean_displacement.sum()
+    found = total(model, float64(0.0, 2.0))
+    expected = model.levels[0][1] + model.levels[1].sum()
     torch.testing.assert_close(found.value, expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from momo_wrap import MoMo, MoMoWrapper
-from momo_wrap.engine.scalars import largest_lr, scalar_template
+from momo_wrap import MoMo, MoMoWrapper, ProposingAdapter
+from momo_wrap.engine.scalars import largest, scalar_template
+from momo_wrap.rules import ModelStats, StepDecision
 from tests.problems import Problem, flat, last_step, take_step
 from tests.test_errors import wrapped
 from tests.test_wrapper import one_parameter
@@ -32,7 +34,7 @@ def test_scalars_of_another_device_are_moved() -> None:
     saved = copy.deepcopy(optimizer.state_dict())
     other = MoMoWrapper(SGD([torch.empty(2, device="meta", requires_grad=True)], lr=0.1))
     other.load_state_dict(saved)
-    assert other.param_groups[0]["momo_loss_sum"].device.type == "meta"
+    assert other.state_dict()["param_groups"][0]["momo_loss_sum"].device.type == "meta"
 
 
 def test_settings_of_shape_one() -> None:
@@ -101,7 +103,8 @@ def test_weights_are_as_wide_as_the_scalars() -> None:
     _, optimizer = one_parameter(lr=1e-3, momentum=0.9, dampening=0.9)
     for _ in range(3):
         optimizer.step(loss=1.0)
-    assert float(optimizer.param_groups[0]["momo_weight_sum"]) == pytest.approx(1.0, rel=1e-14)
+    (saved,) = optimizer.state_dict()["param_groups"]
+    assert float(saved["momo_weight_sum"]) == pytest.approx(1.0, rel=1e-14)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
@@ -122,18 +125,48 @@ def test_two_devices() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rates", "largest"),
+    ("rates", "expected"),
     [
         ([0.1, 0.5, 0.2], 0.5),
-        ([0.1, None], 1.0),
         ([2, torch.tensor([3.0]), 1.0], 3.0),
         ([torch.tensor(0.5, dtype=torch.float64)], 0.5),
         ([-1e-17, -1e-18], 0.0),  # a schedule's rounding
     ],
 )
-def test_largest_learning_rate(rates: list[Any], largest: float) -> None:
-    groups = [{} if rate is None else {"lr": rate} for rate in rates]
-    found = largest_lr(groups, torch.empty(0, dtype=torch.float32))
+def test_largest_learning_rate(rates: list[Any], expected: float) -> None:
+    found = largest(rates, torch.empty(0, dtype=torch.float32))
     assert found.shape == ()
     assert found.dtype is torch.float32
-    assert found == largest
+    assert found == expected
+
+
+class WithoutLr(Optimizer):
+    """Moves by its own measure."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {})
+
+    def step(self, closure: Any = None) -> None: ...  # type: ignore[override]
+
+
+def test_a_group_without_a_learning_rate_counts_as_1() -> None:
+    """Beside one of 0.1, in what a rule is told."""
+    params = [torch.ones(2, requires_grad=True) for _ in range(2)]
+    for param in params:
+        param.grad = torch.ones(2)
+    rule = Listening()
+    optimizer = MoMoWrapper(
+        [WithoutLr(params[:1]), SGD(params[1:], lr=0.1)], rule, adapter=[ProposingAdapter(), None]
+    )
+    optimizer.step(loss=1.0)
+    assert rule.learning_rate == 1.0
+
+
+class Listening(MoMo):
+    """Keeps what it is told."""
+
+    learning_rate = 0.0
+
+    def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
+        self.learning_rate = float(stats.learning_rate)
+        return super().__call__(stats, memory)

@@ -13,6 +13,7 @@ from torch.optim import ASGD, SGD, Adafactor, Adam, AdamW, Muon, Optimizer, RMSp
 
 from momo_wrap import Averaging, ProposingAdapter, ReadingAdapter, adapter_for
 from momo_wrap.adapters import AdamAdapter, Reading, RMSpropAdapter, SGDAdapter
+from momo_wrap.fast.updates import UPDATES, AdamUpdate
 from momo_wrap.testing import LAWS, check_adapter
 from tests.cases import ADAPTERS, ALGORITHMS, Case
 
@@ -35,7 +36,7 @@ def test_every_reading_adapter(case: Case) -> None:
     assert isinstance(adapter, ReadingAdapter)
     applicable = {
         "maximize": case.takes_maximize,
-        "compiled": type(base) in adapter.advances,
+        "compiled": (type(base), type(adapter)) in UPDATES,
     }
     laws = [law for law in LAWS if applicable.get(law, True)]
     if case not in ADAPTERS:
@@ -71,23 +72,8 @@ class WrongScale(SGDAdapter):
 
 
 class WithoutEps(AdamAdapter):
-    def denominator(self, group: Any, corrections: Any) -> tuple[Tensor, Tensor]:
-        root_scale, offset = super().denominator(group, corrections)
-        return root_scale, torch.zeros_like(offset)
-
-
-class WrongAdvance(AdamAdapter):
-    """Decays the second moment as it does the first."""
-
-    def advanced(self, group: Any, block: Any) -> dict[str, Tensor]:
-        new = super().advanced(group, block)
-        return {**new, "second_moment": torch.lerp(new["second_moment"], new["buffer"] ** 2, 0.1)}
-
-
-class ForgetsToCount(AdamAdapter):
-    """Leaves the number of steps to the base, which is not asked."""
-
-    def count_step(self, group: Any, params: Any, state: Any) -> None: ...
+    def scalars(self, read: Any) -> Any:
+        return {**super().scalars(read), "offset": 0.0}
 
 
 class SharedSteps(AdamAdapter):
@@ -96,7 +82,7 @@ class SharedSteps(AdamAdapter):
     def read(self, group: Any, params: Any, state: Any) -> Reading:
         reading = super().read(group, params, state)
         first = {
-            name: value[0] if isinstance(value, Tensor) else value
+            name: value[0] if isinstance(value, list) else value
             for name, value in reading.scalars.items()
         }
         return Reading(reading.buffer, reading.tensors, first)
@@ -112,7 +98,7 @@ class FirstGroupOnly(SGDAdapter):
 class Spoiling(SGDAdapter):
     """Changes the base's buffer in place."""
 
-    def preconditioned(self, group: Any, block: Any) -> Tensor:
+    def preconditioned(self, block: Any) -> Tensor:
         changed: Tensor = block.flat("buffer").mul_(1.001)
         return changed
 
@@ -122,9 +108,9 @@ class Remembering(SGDAdapter):
 
     steps = 0
 
-    def preconditioned(self, group: Any, block: Any) -> Tensor:
+    def preconditioned(self, block: Any) -> Tensor:
         self.steps += 1
-        return self.grad_avg(group, block) + 1e-6 * self.steps
+        return self.grad_avg(block) + 1e-6 * self.steps
 
 
 class Unfinished(ReadingAdapter):
@@ -138,8 +124,8 @@ class Unfinished(ReadingAdapter):
 class OfBlocks(SGDAdapter):
     """Looks at a block as if it were the whole group."""
 
-    def preconditioned(self, group: Any, block: Any) -> Tensor:
-        u = self.grad_avg(group, block)
+    def preconditioned(self, block: Any) -> Tensor:
+        u = self.grad_avg(block)
         return torch.div(u, u.norm())
 
 
@@ -159,22 +145,22 @@ class Normalised(SGD):
 class Coarse(SGDAdapter):
     """Loses a part of the direction below float64."""
 
-    def preconditioned(self, group: Any, block: Any) -> Tensor:
-        u = self.grad_avg(group, block)
+    def preconditioned(self, block: Any) -> Tensor:
+        u = self.grad_avg(block)
         return u if u.dtype is torch.float64 else 0.7 * u
 
 
 class LeavesSettings(SGDAdapter):
-    def observe(self, base: Any, weight_decay: Any) -> Any:
+    def observe(self, base: Any, weight_decay_form: Any, engine: Any) -> Any:
         base.param_groups[0]["foreach"] = False
-        return super().observe(base, weight_decay)
+        return super().observe(base, weight_decay_form, engine)
 
 
 class Flat(SGDAdapter):
     """Loses the sign of the direction."""
 
-    def preconditioned(self, group: Any, block: Any) -> Tensor:
-        return -self.grad_avg(group, block)
+    def preconditioned(self, block: Any) -> Tensor:
+        return -self.grad_avg(block)
 
 
 def adam(params: Any) -> Optimizer:
@@ -198,8 +184,6 @@ WRONG: dict[str, tuple[Any, Callable[[Any], Optimizer], set[str], set[str]]] = {
     "blocks": (OfBlocks(), lambda p: Normalised(p, lr=0.05), {"blocks"}, {"bare", "groups"}),
     "low precision": (Coarse(), sgd, {"bare"}, {"proposing", "groups", "resume"}),
     "settings": (LeavesSettings(), sgd, {"settings"}, {"bare", "proposing"}),
-    "advance": (WrongAdvance(), adam, {"compiled"}, {"bare", "groups"}),
-    "count": (ForgetsToCount(), adam, {"compiled"}, {"bare", "groups"}),
     "direction": (Flat(), sgd, {"bare", "proposing", "bfloat16"}, {"settings", "stop"}),
 }
 
@@ -216,6 +200,29 @@ def test_a_wrong_adapter_fails_the_laws_that_it_breaks(
     assert not holding & found
     assert message.startswith(f"{type(adapter).__name__} fails {len(found)} of its laws:")
     assert re.search(r": .*(\d|KeyError: 'exp_avg'|foreach was None and is False)", message)
+
+
+class WrongUpdate(AdamUpdate):
+    """Decays the second moment as it does the first."""
+
+    def updated(self, block: Any) -> dict[str, Tensor]:
+        new = super().updated(block)
+        return {**new, "second_moment": torch.lerp(new["second_moment"], new["buffer"] ** 2, 0.1)}
+
+
+class ForgetsToCount(AdamUpdate):
+    """Leaves the number of steps to the base, which is not asked."""
+
+    def count(self, group: Any, params: Any, state: Any) -> None: ...
+
+
+@pytest.mark.parametrize("update", [WrongUpdate(), ForgetsToCount()], ids=["state", "count"])
+def test_a_wrong_update_of_the_fast_path_fails_its_law(
+    update: AdamUpdate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(UPDATES, (Adam, AdamAdapter), update)
+    with pytest.raises(AssertionError, match=r"fails 1 of its laws:\n  compiled: .* differ by"):
+        check_adapter(adam, skip=only("compiled", "bare", "groups"))
 
 
 def test_message_of_a_failing_law() -> None:

@@ -13,7 +13,7 @@ from momo_wrap.adapters.base import ParamGroup, State
 from momo_wrap.adapters.planned_step import Reading
 from momo_wrap.adapters.reading import ReadingAdapter
 from momo_wrap.engine.blocks import Block
-from momo_wrap.engine.scalars import Scalar, as_number
+from momo_wrap.engine.scalars import Scalar, as_number, wide_dtype
 from momo_wrap.model import Averaging
 
 
@@ -48,8 +48,8 @@ class AdamAdapter(ReadingAdapter):
         """Return p and (1 - β1^k) D_k = root_scale sqrt(v_k) + offset; see `ReadingAdapter`."""
         first, second = corrections(read)
         return {
-            "buffer_scale": first.reciprocal(),
-            "root_scale": first / second.sqrt(),
+            "buffer_scale": 1.0 / first,
+            "root_scale": first / second**0.5,
             "offset": first * read["eps"],
         }
 
@@ -75,31 +75,33 @@ def root(block: Block) -> Tensor:
     return root.mul_(block.scalar("root_scale")).add_(block.scalar("offset"))
 
 
-def wide(steps: Scalar) -> Tensor:
-    """Return step counts as float64, where the device has it."""
-    assert isinstance(steps, Tensor)
-    return steps if steps.device.type == "mps" else steps.double()
+def wide(values: Scalar) -> Scalar:
+    """Return a tensor as float64, where the device has it."""
+    if not isinstance(values, Tensor):
+        return values
+    return values.to(wide_dtype(values.device))
 
 
-def corrections(read: Mapping[str, Scalar]) -> tuple[Tensor, Tensor]:
+def corrections(read: Mapping[str, Scalar]) -> tuple[Scalar, Scalar]:
     """Return the bias corrections 1 - β1^k and 1 - β2^k of what `counts` returned."""
     steps = wide(read["step"])
     return bias_correction(read["beta1"], steps), bias_correction(read["beta2"], steps)
 
 
-def bias_correction(beta: Scalar, steps: Tensor) -> Tensor:
+def bias_correction(beta: Scalar, steps: Scalar) -> Scalar:
     """Return 1 - β^k, the sum of the weights of an exponential average after k steps.
 
     Args:
         beta: The decay of the average, a number or a tensor.
-        steps: k, of any shape.
+        steps: k, likewise, of any shape.
 
     Returns:
-        A float64 tensor of the shape of `steps`, on its device (float32 where it has no float64).
+        A number where both are, else a float64 tensor (float32 where the device has no float64).
     """
-    if isinstance(beta, Tensor):
-        log_beta: Scalar = wide(beta).log()
-    else:
-        log_beta = math.log(beta) if beta > 0 else -math.inf
     # expm1 keeps all digits where β^k is close to 1.
-    return -torch.expm1(wide(steps) * log_beta)
+    if isinstance(beta, Tensor):
+        return -torch.expm1(steps * beta.to(wide_dtype(beta.device)).log())
+    log_beta = math.log(beta) if beta > 0 else -math.inf
+    if isinstance(steps, Tensor):
+        return -torch.expm1(steps.to(wide_dtype(steps.device)) * log_beta)
+    return -math.expm1(steps * log_beta)

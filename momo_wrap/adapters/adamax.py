@@ -25,7 +25,7 @@ class AdamaxAdapter(AdamAdapter):
 
     def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
         """Return p; see `ReadingAdapter`."""
-        return {"buffer_scale": bias_correction(read["beta1"], wide(read["step"])).reciprocal()}
+        return {"buffer_scale": 1.0 / bias_correction(read["beta1"], wide(read["step"]))}
 
     def preconditioned(self, block: Block) -> Tensor:
         """Return u = d / D of a block; see `ReadingAdapter`."""

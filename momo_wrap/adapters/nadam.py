@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from momo_wrap.adapters.adam import AdamAdapter, bias_correction, corrections, root, wide
@@ -61,20 +60,20 @@ class NAdamAdapter(AdamAdapter):
         _, second = corrections(read)
         buffer_scale, grad_scale = _nesterov_scales(read)
         scales: dict[str, Scalar] = {"buffer_scale": buffer_scale, "grad_scale": grad_scale}
-        return {**scales, "root_scale": second.rsqrt(), "offset": read["eps"]}
+        return {**scales, "root_scale": second**-0.5, "offset": read["eps"]}
 
     def preconditioned(self, block: Block) -> Tensor:
         """Return u = d / D of a block; see `ReadingAdapter`."""
         return self.grad_avg(block).div_(root(block))
 
 
-def nesterov_momentum(read: Mapping[str, Scalar], count: Tensor) -> Tensor:
+def nesterov_momentum(read: Mapping[str, Scalar], count: Scalar) -> Scalar:
     """Return NAdam's momentum μ_k after `count` steps."""
-    schedule = torch.pow(0.96, count * read["momentum_decay"])
+    schedule = 0.96 ** (count * read["momentum_decay"])
     return read["beta1"] * (1.0 - 0.5 * schedule)
 
 
-def _nesterov_scales(read: Mapping[str, Scalar]) -> tuple[Tensor, Tensor]:
+def _nesterov_scales(read: Mapping[str, Scalar]) -> tuple[Scalar, Scalar]:
     """Return the factors of NAdam's buffer and gradient in its direction."""
     counts = wide(read["step"])
     now, following = (nesterov_momentum(read, count) for count in (counts, counts + 1.0))

@@ -138,9 +138,11 @@ class PlannedStep(BaseStep):
         """Return what the groups contribute to the model of the step; see `BaseStep`."""
         rates, plan = self._rates, self._engine.plan
         decays = rates.keep is not None or rates.scaled_decay is not None
-        scales = [block.scalars.get("grad_scale") for _, blocks in self._parts for block in blocks]
-        numbers = [q for q in scales if not isinstance(q, Tensor)]
-        gradient = len(numbers) < len(scales) or any(numbers)
+        blocks = [block for _, some in self._parts for block in some]
+        # A value that is no number is not among the scalars, or a tensor.
+        scales = [block.scalars.get("grad_scale") for block in blocks]
+        zeros = [q for q in scales if not isinstance(q, Tensor) and q == 0.0]
+        gradient = len(zeros) < len(scales)
         products = self._products(gradient=gradient, decays=decays)
         if not gradient and not decays:
             return products * rates.factors
@@ -191,7 +193,8 @@ class PlannedStep(BaseStep):
             coefficients = [pull.to(device=kind.device, dtype=kind.dtype)]
             if keep is not None:
                 coefficients.append(keep.to(device=kind.device, dtype=kind.dtype))
-            of_group = [values.unbind() for values in coefficients]
+            one = self._engine.plan.groups == 1
+            of_group = [[v.view(())] if one else v.unbind() for v in coefficients]
             for block in blocks:
                 packing = block.packing
                 if packing is None or packing.index is None:

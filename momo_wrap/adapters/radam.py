@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from momo_wrap.adapters.adam import AdamAdapter, corrections, wide
 from momo_wrap.engine.scalars import Scalar
@@ -26,11 +27,13 @@ class RAdamAdapter(AdamAdapter):
         longest = 2.0 / (1.0 - read["beta2"]) - 1.0  # ρ_∞
         length = longest - 2.0 * wide(read["step"]) * (1.0 - second) / second  # ρ_k
         squared = (length - 4.0) * (length - 2.0) * longest
-        rectification = (squared / ((longest - 4.0) * (longest - 2.0) * length)).sqrt()
-        root_scale = first / (rectification * second.sqrt())
-        rectified = length > 5.0
+        squared = squared / ((longest - 4.0) * (longest - 2.0) * length)
+        if not isinstance(squared, Tensor):
+            squared = torch.tensor(squared, dtype=torch.float64)
+        root_scale = first / (squared.sqrt() * second**0.5)
+        rectified = torch.as_tensor(length > 5.0)
         return {
-            "buffer_scale": first.reciprocal(),
+            "buffer_scale": 1.0 / first,
             "root_scale": torch.where(rectified, root_scale, 0.0),
             "offset": torch.where(rectified, root_scale * read["eps"], first),
         }

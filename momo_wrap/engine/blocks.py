@@ -205,7 +205,7 @@ class Block:
             pieces[0].copy_(values.view(pieces[0].shape))
             return
         assert self.packing is not None
-        parts = torch.split(values, self.packing.sizes)
+        parts = values.split_with_sizes(self.packing.sizes)
         if set(map(Tensor.dim, pieces)) != _FLAT:
             parts = tuple(part.view_as(piece) for part, piece in zip(parts, pieces, strict=True))
         torch._foreach_copy_(pieces, parts)

@@ -16,6 +16,7 @@ from momo_wrap.engine.chunks import is_small, most_elements, packs, split
 from momo_wrap.engine.scalars import Scalar, accumulation_dtype, to_device, vector, wide_dtype
 
 _PLAIN_TYPES = frozenset(PLAIN)
+_TENSORS = {Tensor}
 _FLEETING = frozenset({"grad"})
 # Where a tensor lies in memory.
 _LAYOUT: tuple[Callable[[Tensor], Any], ...] = (
@@ -190,12 +191,15 @@ class Kind:
         Args:
             name: What the values are called; a vector of numbers is kept under it.
             values: One number or 0-dim tensor for each parameter, in the order of the cells.
-            device: Where a vector of numbers goes.
+            device: Where the tensors are, and where a vector of numbers goes.
 
         Returns:
             A number, or a tensor of shape [parameters] in the kind's order, of float64 where they
             are numbers.
         """
+        if device.type == "cpu" and set(map(type, values)) == _TENSORS:
+            # Step counts that the base keeps on the host, to read them there.
+            values = [value.item() for value in values]
         if any(isinstance(value, Tensor) for value in values):
             values = self.ordered(values)
             if all(type(value) is Tensor and not value.dim() for value in values):

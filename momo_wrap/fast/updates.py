@@ -106,9 +106,9 @@ class NAdamUpdate(AdamUpdate):
         super().count(group, params, state)
         steps = wide(torch.stack([state[p]["step"] for p in params]))
         settings = {"beta1": group["betas"][0], "momentum_decay": group["momentum_decay"]}
-        momenta = nesterov_momentum(settings, steps)
+        momenta = torch.as_tensor(nesterov_momentum(settings, steps))
         products = [state[p]["mu_product"] for p in params]
-        torch._foreach_mul_(products, list(momenta.to(products[0].dtype).unbind()))
+        torch._foreach_mul_(products, momenta.to(products[0].dtype).unbind())
 
     def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
         """Return the weights, that of the first moment from β1 itself; see `Update`."""

@@ -32,7 +32,7 @@ _HAS_HISTORY = -1.0  # in a state dict, for R of a group that starts with a hist
 
 Pairs: TypeAlias = Sequence[tuple[Optimizer, Adapter]]
 _Owner: TypeAlias = tuple[Optimizer, Adapter, dict[str, Any]]
-_About: TypeAlias = tuple[Optimizer, Tensor, dict[str, Any]]
+_About: TypeAlias = tuple[Tensor, dict[str, Any]]
 
 
 class Memory:
@@ -47,7 +47,7 @@ class Memory:
     def __init__(self, initial: Mapping[str, float], like: Tensor) -> None:
         self.averages = torch.zeros(4, 0, device=like.device, dtype=like.dtype)
         self.starts: list[Start] = []
-        self._groups: list[dict[str, Any]] = []
+        self._owners: list[_Owner] = []
         self._about: list[_About | None] = []
         self._coefficients: tuple[object, Coefficients] | None = None
         self.start_rule(initial)
@@ -61,24 +61,26 @@ class Memory:
         self._initial = dict(initial)
         self._values = self.averages.new_tensor(list(self._initial.values()))
         self.rule = dict(zip(self._initial, self._values.unbind(), strict=True))
-        if self._groups:
+        if self._owners:
             self._mark()
 
-    def write(self, averages: Tensor, rule: Mapping[str, Tensor], pairs: Pairs) -> None:
+    def write(self, averages: Tensor, rule: Mapping[str, Tensor]) -> None:
         """Write what a step has left.
 
         Args:
             averages: The new averages.
             rule: The rule's memory, with the names that it has.
-            pairs: As for `prepare`.
         """
         self.averages.copy_(averages)
         if rule:
             self._values.copy_(torch.stack([rule[name] for name in self._initial]))
         if self._coefficients is None:
             self.starts = [Start.RUNNING] * len(self.starts)
-        if None in self._about:
-            self._note_state(pairs)
+        for i, about in enumerate(self._about):
+            if about is None:
+                self._note(i, [p for p in self._owners[i][2]["params"] if p.grad is not None][:1])
+            elif self._owners[i][0].state.get(about[0]) is not about[1]:
+                self._note(i, [about[0]])
 
     def prepare(self, pairs: Pairs, like: Tensor) -> None:
         """Make room for the groups that there are, and start anew what has lost its buffers.
@@ -88,40 +90,46 @@ class Memory:
             like: A tensor of the device and dtype of the scalars.
         """
         if (self.averages.device, self.averages.dtype) != (like.device, like.dtype):
-            self.averages = self.averages.to(like)
-            self._coefficients = None
-            self._values = self._values.to(like)
+            self.averages, self._values = self.averages.to(like), self._values.to(like)
             self.rule = dict(zip(self._initial, self._values.unbind(), strict=True))
+            self._coefficients = None
         groups = [group for base, _ in pairs for group in base.param_groups]
-        if len(groups) != len(self._groups) or not all(map(is_, groups, self._groups)):
-            self._take_groups(_owners(pairs))
-        lost = [
-            i
-            for i, about in enumerate(self._about)
-            if about is not None
-            and (about[0].state.get(about[1]) is not about[2] or not about[2])
-            and self._is_lost(i, about)
-        ]
+        known = [group for _, _, group in self._owners]
+        if len(groups) != len(known) or not all(map(is_, groups, known)):
+            self._take_groups(pairs)
+        lost = []
+        for i, about in enumerate(self._about):
+            if about is not None:
+                now = self._owners[i][0].state.get(about[0])
+                if (now is not about[1] or not now) and self._is_lost(i, *about):
+                    lost.append(i)
         if lost:
-            self._restart(lost, _owners(pairs))
+            noted = [i for i, about in enumerate(self._about) if about is not None]
+            self._restart(lost if len(lost) < len(noted) else range(len(groups)))
 
-    def _take_groups(self, owners: Sequence[_Owner]) -> None:
+    def _take_groups(self, pairs: Pairs) -> None:
         """Follow the groups: those that are known keep their averages, wherever they are now."""
-        before = {id(group): i for i, group in enumerate(self._groups)}
-        kept = [before.get(id(group)) for _, _, group in owners]
+        owners = [(base, adapter, g) for base, adapter in pairs for g in base.param_groups]
+        places = {id(group): i for i, (_, _, group) in enumerate(self._owners)}
+        # Groups that were copied have the names of our entries, without a value.
+        copied = {_params(group): i for i, (_, _, group) in enumerate(self._owners)}
+        kept = [
+            places.get(id(group), copied.get(_params(group)) if _is_marked(group) else None)
+            for _, _, group in owners
+        ]
         averages = self.averages.new_zeros(4, len(owners))
         for i, old in enumerate(kept):
             if old is not None:
                 averages[:, i] = self.averages[:, old]
         self.starts = [Start.FRESH if old is None else self.starts[old] for old in kept]
         self._about = [None if old is None else self._about[old] for old in kept]
-        self.averages, self._coefficients = averages, None
-        self._groups = [group for _, _, group in owners]
+        self.averages, self._coefficients, self._owners = averages, None, owners
         new = [i for i, old in enumerate(kept) if old is None]
         loaded = [i for i in new if self._was_loaded(*owners[i])]
         for i in loaded:
             self._import(i)
-        self._restart([i for i in new if i not in loaded], owners)
+            self._note(i, owners[i][2]["params"])
+        self._restart([i for i in new if i not in loaded])
         self._import_rule()
         self._mark()
 
@@ -132,49 +140,49 @@ class Memory:
         is_there = all(group.get(PREFIX + name) is not None for name in needed)
         return is_there and not adapter.has_lost_average(base, group)
 
-    def _restart(self, indices: Sequence[int], owners: Sequence[_Owner]) -> None:
+    def _restart(self, indices: Sequence[int]) -> None:
         """Start the averages of some groups anew."""
-        if not indices:
-            return
         runs = [i for i, start in enumerate(self.starts) if start is Start.RUNNING]
         runs = [i for i in runs if i not in indices]
-        self._coefficients = None
         for i in indices:
-            base, adapter, group = owners[i]
+            base, adapter, group = self._owners[i]
             self.averages[:, i] = 0.0
             self._about[i] = None
             if adapter.has_history(base, group):
                 self.starts[i] = Start.HISTORY
+                self._note(i, group["params"])
             elif runs:
                 self.starts[i] = Start.JOINED
                 self._join(i, runs[0])
             else:
                 self.starts[i] = Start.FRESH
-        if not runs and len(indices) == len(owners):
+        if indices:
+            self._coefficients = None
+        if indices and len(indices) == len(self._owners):
             self.start_rule(self._initial)
 
     def _join(self, index: int, other: int) -> None:
         """Give a group that joins the losses that are known, those of another group."""
         self.averages[::2, index] = self.averages[::2, other]
 
-    def _is_lost(self, index: int, about: _About) -> bool:
+    def _is_lost(self, index: int, param: Tensor, entry: dict[str, Any]) -> bool:
         """Return whether the state that the averages of a group are about is gone or another."""
-        base, param, entry = about
+        base, _, group = self._owners[index]
         now = base.state.get(param)
-        if not now:
-            return True
+        others = [p for p in group["params"] if p is not param and base.state.get(p)]
+        if not now or not any(p is param for p in group["params"]):
+            # A parameter may have left, or be reset by itself.
+            self._note(index, others)
+            return not others
         tensors = [value for value in entry.values() if isinstance(value, Tensor)]
-        self._about[index] = (base, param, now)
+        self._note(index, [param])
         return bool(tensors) and not any(value is t for value in now.values() for t in tensors)
 
-    def _note_state(self, pairs: Pairs) -> None:
-        """Note which entries of the bases' states the averages are about."""
-        for index, (base, _, group) in enumerate(_owners(pairs)):
-            if self._about[index] is None:
-                param = next((p for p in group["params"] if p.grad is not None), None)
-                entry = None if param is None else base.state.get(param)
-                if param is not None and entry and isinstance(entry, dict):
-                    self._about[index] = (base, param, entry)
+    def _note(self, index: int, params: Sequence[Tensor]) -> None:
+        """Note a state that the averages of a group are about: that of one of some parameters."""
+        state = self._owners[index][0].state
+        found = [(param, entry) for param in params if (entry := state.get(param))]
+        self._about[index] = found[0] if found and isinstance(found[0][1], dict) else None
 
     def entries(self) -> list[dict[str, Tensor]]:
         """Return copies of everything, as entries of the groups of a state dict."""
@@ -231,7 +239,7 @@ class Memory:
                 self._join(i, alike[0])
 
     def _import(self, index: int) -> None:
-        group = self._groups[index]
+        _, _, group = self._owners[index]
         values: dict[str, Any] = {name: group.get(PREFIX + name) for name in _NAMES}
         if values["loss_weight_sum"] is None:  # as for all groups that were there from the start
             values["loss_weight_sum"] = values["weight_sum"]
@@ -247,25 +255,24 @@ class Memory:
             self.starts[index] = Start.RUNNING
 
     def _import_rule(self) -> None:
+        _, _, first = self._owners[0]
         for name, own in self.rule.items():
-            former = self._groups[0].get(_RULE_PREFIX + _FORMER.get(name, name))
-            value = self._groups[0].get(_RULE_PREFIX + name, former)
+            former = first.get(_RULE_PREFIX + _FORMER.get(name, name))
+            value = first.get(_RULE_PREFIX + name, former)
             if value is not None:
                 own.copy_(as_scalar(value, own))
 
     def _mark(self) -> None:
         """Leave the names in the groups, without values."""
-        for group in self._groups:
+        for _, _, group in self._owners:
             group.update({PREFIX + name: None for name in _NAMES})
-        first = self._groups[0]
+        _, _, first = self._owners[0]
         for key in [key for key in first if key.startswith(_RULE_PREFIX)]:
             del first[key]
         first.update({_RULE_PREFIX + name: None for name in self._initial})
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy of the base may have other entries in its state.
-        about: list[None] = [None] * len(self._about)
-        return {**self.__dict__, "rule": None, "_about": about, "_coefficients": None}
+        return {**self.__dict__, "rule": None, "_coefficients": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -282,6 +289,11 @@ def _alike(one: Averaging, other: Averaging) -> bool:
     return _settings(one)[:2] == _settings(other)[:2]
 
 
-def _owners(pairs: Pairs) -> list[_Owner]:
-    """Return all groups, each with its optimizer and adapter."""
-    return [(base, adapter, group) for base, adapter in pairs for group in base.param_groups]
+def _params(group: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return what tells groups apart that have no parameter in common."""
+    return tuple(map(id, group["params"]))
+
+
+def _is_marked(group: Mapping[str, Any]) -> bool:
+    """Return whether a group has the names of our entries, without values."""
+    return _WEIGHT_SUM in group and group[_WEIGHT_SUM] is None

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
-from momo_wrap.adapters.compiled import CompiledPasses
-from momo_wrap.adapters.passes import Summed
+from torch import Tensor
 
-from momo_wrap.adapters import compiled
-from momo_wrap.engine.blocks import Block, block_elements
+from momo_wrap.engine.blocks import Block
+from momo_wrap.fast import kernels
+from momo_wrap.testing.blocks import block_elements
 from tests.mixture import BLOCK
 
 
 @pytest.fixture
 def small_blocks() -> Iterator[None]:
-    """Cut into blocks as the mixture of parameters expects, and refuse failures to compile."""
+    """Use blocks as the mixture of parameters expects them, and refuse failures to compile."""
     with block_elements(BLOCK):
         yield
-    failures = dict(compiled._failures)
-    compiled._failures.clear()
+    failures = dict(kernels.failures)
+    kernels.failures.clear()
     assert failures == {}
 
 
 @pytest.fixture
 def compiled_blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Collect the size of each block that goes through compiled passes."""
+    """Collect the size of each block that is summed up by a kernel."""
     sizes: list[int] = []
-    sum_up = CompiledPasses.sum_up
+    run = kernels.run
 
-    def spy(self: CompiledPasses, block: Block) -> Summed:
-        sizes.append(sum(piece.numel() for piece in block.pieces["param"]))
-        return sum_up(self, block)
+    def spy(traced: Callable[..., Any], key: Any, block: Block, *scales: Tensor) -> Any:
+        result = run(traced, key, block, *scales)
+        if result is not None and key[0] == "sum up":
+            sizes.append(block.numel)
+        return result
 
-    monkeypatch.setattr(CompiledPasses, "sum_up", spy)
+    monkeypatch.setattr(kernels, "run", spy)
     return sizes

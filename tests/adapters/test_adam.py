@@ -58,9 +58,9 @@ def test_nadam_with_zero_beta1() -> None:
     MoMoWrapper(NAdam([idle], betas=(0.0, 0.9))).step(loss=1.0)
 
 
-def test_capturable_advances_with_foreach() -> None:
+def test_capturable_updates_with_foreach() -> None:
     """The single-tensor capturable form divides 0 by 0 at learning rate 0."""
     adapter = AdamAdapter()
-    assert adapter.while_advancing({"capturable": True, "fused": None}) == {"foreach": True}
-    assert adapter.while_advancing({"capturable": True, "fused": True}) == {}
-    assert adapter.while_advancing({"capturable": False, "fused": None}) == {}
+    assert adapter.while_updating({"capturable": True, "fused": None}) == {"foreach": True}
+    assert adapter.while_updating({"capturable": True, "fused": True}) == {}
+    assert adapter.while_updating({"capturable": False, "fused": None}) == {}

@@ -18,8 +18,8 @@ from tests.cases import FLAG_COMBINATIONS, Case
 from tests.mixture import (
     COMPILED,
     FEW,
-    advances,
     distance,
+    is_compiled,
     parameters,
     set_gradients,
     snapshot,
@@ -31,7 +31,7 @@ from tests.mixture import (
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
 STEPS = range(20)
-FLAGS = [case for case in FLAG_COMBINATIONS if advances(case)]
+FLAGS = [case for case in FLAG_COMBINATIONS if is_compiled(case)]
 
 
 def slow_unless(quick: bool, case: Case) -> Any:
@@ -58,7 +58,16 @@ def assert_equals_uncompiled(
 @pytest.mark.parametrize("case", [slow_unless(c in FEW, c) for c in COMPILED.values()])
 def test_equals_the_uncompiled_passes(case: Case, compiled_blocks: list[int]) -> None:
     assert_equals_uncompiled(lambda compiled: wrapped(case, compiled), 1e-12)
-    assert set(compiled_blocks) == {600, 18, 288, 225, 11}  # whole tensors, and packed ones
+    assert set(compiled_blocks) == {600, 288, 225}  # whole tensors
+
+
+@pytest.mark.parametrize("case", [slow_unless(c in FEW, c) for c in COMPILED.values()])
+def test_packed_tensors_of_a_group(case: Case, compiled_blocks: list[int]) -> None:
+    def make(compiled: bool) -> MoMoWrapper:
+        return wrapped(case, compiled, params=parameters()[:1])
+
+    assert_equals_uncompiled(make, 1e-12)
+    assert set(compiled_blocks) == {600, 288, 18}
 
 
 @pytest.mark.parametrize("form", ["decoupled", "scaled"])

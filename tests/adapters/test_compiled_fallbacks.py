@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from momo_wrap.adapters.compiled import chosen
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import ConstantLR
@@ -20,9 +19,11 @@ from torch.optim.optimizer import (
 )
 
 from momo_wrap import MoMoWrapper
-from momo_wrap.adapters import compiled as compiled_module
-from momo_wrap.adapters.adam import AdamAdapter
+from momo_wrap.adapters import AdamAdapter
 from momo_wrap.checks.arguments import check_compiled
+from momo_wrap.fast import engine as fast_engine
+from momo_wrap.fast import kernels
+from momo_wrap.fast.engine import is_chosen
 from tests.cases import ALGORITHMS, Case
 from tests.mixture import COMPILED, FEW, distance, set_gradients, snapshot, train, wrapped
 
@@ -206,10 +207,10 @@ def test_several_optimizers(compiled_blocks: list[int]) -> None:
 @contextmanager
 def broken_compiler() -> Iterator[None]:
     """Have kernels compiled anew, which fails; those of before come back afterwards."""
-    fresh = compiled_module._kernel.__wrapped__
+    fresh = kernels._kernel.__wrapped__
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled_module, "_failures", {})
-        patch.setattr(compiled_module, "_kernel", fresh)
+        patch.setattr(kernels, "failures", {})
+        patch.setattr(kernels, "_kernel", fresh)
         import torch._inductor.config as inductor
         from torch._inductor.cpu_vec_isa import valid_vec_isa_list
 
@@ -251,33 +252,29 @@ def test_other_errors_are_not_taken_for_the_compiler_s(
 
     optimizer = wrapped(FEW[0], True)
     train(optimizer, [0])
-    monkeypatch.setattr(compiled_module, "_kernel", lambda *_: fail)
+    monkeypatch.setattr(kernels, "_kernel", lambda *_: fail)
     with pytest.raises(kind, match="not the compiler"):
         train(optimizer, [1])
-    assert not compiled_module._failures
+    assert not kernels.failures
 
 
 def test_auto_is_for_large_models_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def groups(elements: int, device: str = "cpu") -> list[dict[str, Any]]:
-        sizes = [(elements, device), (1, "cpu")]
-        return [
-            {"params": [torch.empty(size, device=place, requires_grad=True)]}
-            for size, place in sizes
-        ]
+    def params(elements: int, device: str = "cpu") -> list[Tensor]:
+        return [torch.empty(elements, device=device), torch.empty(1)]
 
-    monkeypatch.setattr(compiled_module, "_has_compiler", lambda: True)
-    assert chosen("auto", groups(2**24))
-    assert not chosen("auto", groups(2**24 - 2))
-    assert not chosen("auto", groups(2**24, "meta"))
-    assert chosen(True, groups(1))
-    assert not chosen(False, groups(2**24))
-    monkeypatch.setattr(compiled_module, "_has_compiler", lambda: False)
-    assert not chosen("auto", groups(2**24))
-    assert chosen(True, groups(1))
+    monkeypatch.setattr(fast_engine, "_has_compiler", lambda: True)
+    assert is_chosen("auto", params(2**24))
+    assert not is_chosen("auto", params(2**24 - 2))
+    assert not is_chosen("auto", params(2**24, "meta"))
+    assert is_chosen(True, params(1))
+    assert not is_chosen(False, params(2**24))
+    monkeypatch.setattr(fast_engine, "_has_compiler", lambda: False)
+    assert not is_chosen("auto", params(2**24))
+    assert is_chosen(True, params(1))
 
 
 def test_auto_looks_for_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    find = compiled_module._has_compiler.__wrapped__
+    find = fast_engine._has_compiler.__wrapped__
     monkeypatch.delenv("CXX", raising=False)
     assert find()
     monkeypatch.setenv("PATH", "")
@@ -288,7 +285,7 @@ def test_auto_compiles(compiled_blocks: list[int], monkeypatch: pytest.MonkeyPat
     optimizer = wrapped(FEW[0], "auto")
     train(optimizer, [0, 1])
     assert not compiled_blocks
-    monkeypatch.setattr(compiled_module, "_WORTHWHILE_ELEMENTS", 1000)
+    monkeypatch.setattr(fast_engine, "_WORTHWHILE_ELEMENTS", 1000)
     train(optimizer, [2])
     assert compiled_blocks
 

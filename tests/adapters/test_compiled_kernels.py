@@ -12,8 +12,8 @@ from torch._dynamo.utils import counters
 from torch.optim.lr_scheduler import OneCycleLR
 
 from momo_wrap import MoMoWrapper
-from momo_wrap.adapters import compiled as compiled_module
-from momo_wrap.engine.blocks import block_elements
+from momo_wrap.fast import kernels
+from momo_wrap.testing.blocks import block_elements
 from tests.cases import Case
 from tests.mixture import COMPILED, FEW, set_gradients, train, wrapped
 from tests.test_blocks import peak_mib
@@ -89,8 +89,8 @@ def test_temporary_memory(case: Case, shapes: list[tuple[int, ...]]) -> None:
 @pytest.mark.slow
 def test_all_kinds_of_parameters_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is a kernel for each dtype and for each of the sizes 0, 1 and more."""
-    fresh = functools.cache(compiled_module._kernel.__wrapped__)
-    monkeypatch.setattr(compiled_module, "_kernel", fresh)
+    fresh = functools.cache(kernels._kernel.__wrapped__)
+    monkeypatch.setattr(kernels, "_kernel", fresh)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for size in (0, 1, 7):
             params = [[torch.ones(size, dtype=dtype, requires_grad=True)] for _ in range(2)]

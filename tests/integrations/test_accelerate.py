@@ -120,7 +120,7 @@ def test_prepared_optimizer_is_looked_through() -> None:
     assert step_metrics(run.optimizer) == {}
     run.epoch()
     record, wrapper = run.records[-1], wrapper_of(run.optimizer)
-    assert last_step(wrapper) is record
+    assert last_step(wrapper) == record
     metrics = step_metrics(run.optimizer)
     assert metrics["momo/theta"] is record.theta
     names = ["momo/effective_lr/pg1", "momo/effective_lr/pg2"]

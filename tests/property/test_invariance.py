@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import SGD
 
 from momo_wrap import MoMo, MoMoStar, MoMoWrapper, StepRule
-from momo_wrap import blocks as blocks_module
+from momo_wrap.testing.blocks import block_elements
 from tests.cases import ADAPTERS, Case
 
 ELEMENTS = 24
@@ -75,14 +75,11 @@ def test_cutting_ordering_and_grouping_change_nothing(
 
 
 @pytest.mark.slow
-@given(places=cuts, block_elements=st.sampled_from([1, 2, 7, 24]))
+@given(places=cuts, elements=st.sampled_from([1, 2, 7, 24]))
 @pytest.mark.parametrize("case", ADAPTERS, ids=str)
-def test_the_size_of_blocks_changes_nothing(
-    case: Case, places: list[int], block_elements: int
-) -> None:
+def test_the_size_of_blocks_changes_nothing(case: Case, places: list[int], elements: int) -> None:
     whole = run(case, MoMo(), 0.3, places, range(6), 1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks_module, "_CPU_BLOCK_ELEMENTS", block_elements)
+    with block_elements(elements):
         cut = run(case, MoMo(), 0.3, places, range(6), 1)
     torch.testing.assert_close(cut, whole, rtol=1e-9, atol=1e-9)
 
