@@ -1,0 +1,166 @@
+"""What a step costs in operations, files and functions: numbers that hold on any machine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.optim import SGD, AdamW, Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import momo_wrap
+from momo_wrap import MoMo, MoMoWrapper, ProposingAdapter, StepRule, TrustedMoMo
+
+PACKAGE = str(Path(momo_wrap.__file__).parent)
+TINY = [(32, 16), (32,), (32, 32), (32,), (10, 32), (10,)]
+
+
+class Counting(TorchDispatchMode):
+    """Counts operations on tensors, views among them."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def parameters(shapes: list[tuple[int, ...]]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+    for param in params:
+        param.grad = torch.randn(param.shape, generator=generator)
+    return params
+
+
+def operations(step: Callable[[], Any]) -> int:
+    """Return how many operations a step takes, once it has been taken some times."""
+    for _ in range(4):
+        step()
+    with Counting() as counting:
+        step()
+    return counting.count
+
+
+def beyond_the_bases_own(
+    make: Callable[[], Optimizer], rule: StepRule, **more: Any
+) -> tuple[int, int]:
+    """Return the operations of a bare step, and how many more a wrapped one takes."""
+    bare, wrapped, loss = make(), MoMoWrapper(make(), rule, **more), torch.tensor(2.0)
+    own = operations(bare.step)
+    return own, operations(lambda: wrapped.step(loss=loss)) - own
+
+
+@pytest.mark.parametrize(
+    ("rule", "most"), [(MoMo(), 80), (TrustedMoMo(), 120)], ids=["MoMo", "TrustedMoMo"]
+)
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_operations_of_a_small_network(rule: StepRule, most: int, decay: float) -> None:
+    own, more = beyond_the_bases_own(lambda: AdamW(parameters(TINY), weight_decay=decay), rule)
+    assert own > 50
+    assert 0 < more <= most
+
+
+MAKES: dict[str, Callable[[Any], Optimizer]] = {
+    "SGD": lambda params: SGD(params, lr=0.1, momentum=0.9),
+    "AdamW": AdamW,
+    "AdamW-fused": lambda params: AdamW(params, fused=True),
+}
+
+
+@pytest.mark.parametrize("rule", [MoMo(), TrustedMoMo()], ids=["MoMo", "TrustedMoMo"])
+@pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
+def test_groups_cost_nothing_of_their_own(make: Callable[[Any], Optimizer], rule: StepRule) -> None:
+    """302 groups of one parameter take about the operations of one group of 302."""
+    shapes: list[tuple[int, ...]] = [(16, 4), (16,)] * 151
+    _, together = beyond_the_bases_own(lambda: make(parameters(shapes)), rule)
+    _, apart = beyond_the_bases_own(
+        lambda: make([{"params": [param]} for param in parameters(shapes)]), rule
+    )
+    print(make, together, apart)
+    assert apart <= 1.5 * together
+
+
+def test_groups_of_different_settings_cost_nothing_of_their_own() -> None:
+    shapes: list[tuple[int, ...]] = [(8, 4), (8,)] * 50
+
+    def apart() -> Optimizer:
+        groups = [
+            {"params": [param], "lr": 1e-3 * (1 + i), "weight_decay": 0.01 * (i % 2)}
+            for i, param in enumerate(parameters(shapes))
+        ]
+        return AdamW(groups)
+
+    _, together = beyond_the_bases_own(lambda: AdamW(parameters(shapes)), MoMo())
+    _, different = beyond_the_bases_own(apart, MoMo())
+    print(together, different)
+    assert different <= 1.5 * together
+
+
+@pytest.mark.parametrize("parts", [1, 20])
+def test_operations_do_not_grow_with_small_parameters(parts: int) -> None:
+    """But for what gathers and spreads them, which are one operation for each tensor."""
+    _, few = beyond_the_bases_own(lambda: AdamW(parameters([(8,)] * 10)), MoMo())
+    _, many = beyond_the_bases_own(lambda: AdamW(parameters([(8,)] * 10 * parts)), MoMo())
+    print(few, many)
+    assert many - few <= 8 * 10 * (parts - 1)
+
+
+def calls_in_a_step(optimizer: MoMoWrapper) -> list[tuple[str, str]]:
+    """Return file and name of each function of the package that a step calls."""
+    loss, calls = torch.tensor(2.0), []
+    for _ in range(4):
+        optimizer.step(loss=loss)
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
+            calls.append((frame.f_code.co_filename, frame.f_code.co_name))
+
+    sys.setprofile(note)
+    try:
+        optimizer.step(loss=loss)
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_files_and_functions_of_an_sgd_step(momentum: float) -> None:
+    optimizer = MoMoWrapper(SGD(parameters(TINY), lr=0.1, momentum=momentum))
+    calls = calls_in_a_step(optimizer)
+    counts = (len({file for file, _ in calls}), len(set(calls)), len(calls))
+    print(counts)
+    assert 1 < counts[0] <= 12, sorted({file for file, _ in calls})
+    assert counts[1] <= 50, sorted(set(calls))
+    assert counts[2] <= 120, counts
+
+
+def test_calls_do_not_grow_with_groups() -> None:
+    counts = [
+        len(
+            calls_in_a_step(
+                MoMoWrapper(SGD([{"params": [p]} for p in parameters([(4,)] * n)], lr=0.1))
+            )
+        )
+        for n in (2, 102)
+    ]
+    print(counts)
+    assert counts[1] - counts[0] <= 8 * 100
+
+
+def test_a_proposed_step_is_about_as_cheap() -> None:
+    """It has further copies to make, and no preconditioner."""
+    _, read = beyond_the_bases_own(lambda: AdamW(parameters(TINY)), MoMo())
+    _, proposed = beyond_the_bases_own(
+        lambda: AdamW(parameters(TINY)), MoMo(), adapter=ProposingAdapter()
+    )
+    print(read, proposed)
+    assert proposed <= 2 * read
