@@ -15,7 +15,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import momo_wrap
-from momo_wrap import MoMo, MoMoWrapper, ProposingAdapter, StepRule, TrustedMoMo
+from momo_wrap import MoMo, MoMoWrapper, StepRule, TrustedMoMo
 
 PACKAGE = str(Path(momo_wrap.__file__).parent)
 TINY = [(32, 16), (32,), (32, 32), (32,), (10, 32), (10,)]
@@ -45,7 +45,8 @@ def operations(step: Callable[[], Any]) -> int:
     """Return how many operations a step takes, once it has been taken some times."""
     for _ in range(4):
         step()
-    with Counting() as counting:
+    counting = Counting()
+    with counting:
         step()
     return counting.count
 
@@ -72,7 +73,6 @@ def test_operations_of_a_small_network(rule: StepRule, most: int, decay: float) 
 MAKES: dict[str, Callable[[Any], Optimizer]] = {
     "SGD": lambda params: SGD(params, lr=0.1, momentum=0.9),
     "AdamW": AdamW,
-    "AdamW-fused": lambda params: AdamW(params, fused=True),
 }
 
 
@@ -85,33 +85,34 @@ def test_groups_cost_nothing_of_their_own(make: Callable[[Any], Optimizer], rule
     _, apart = beyond_the_bases_own(
         lambda: make([{"params": [param]} for param in parameters(shapes)]), rule
     )
-    print(make, together, apart)
-    assert apart <= 1.5 * together
+    # What tells the groups apart is spread over them at once, however many there are.
+    assert apart - together <= 30
 
 
 def test_groups_of_different_settings_cost_nothing_of_their_own() -> None:
     shapes: list[tuple[int, ...]] = [(8, 4), (8,)] * 50
 
-    def apart() -> Optimizer:
-        groups = [
-            {"params": [param], "lr": 1e-3 * (1 + i), "weight_decay": 0.01 * (i % 2)}
-            for i, param in enumerate(parameters(shapes))
-        ]
-        return AdamW(groups)
+    def apart(count: int) -> int:
+        def make() -> Optimizer:
+            groups = [
+                {"params": [param], "lr": 1e-3 * (1 + i % 7), "weight_decay": 0.01 * (1 + i % 2)}
+                for i, param in enumerate(parameters(shapes[:count]))
+            ]
+            return AdamW(groups)
 
-    _, together = beyond_the_bases_own(lambda: AdamW(parameters(shapes)), MoMo())
-    _, different = beyond_the_bases_own(apart, MoMo())
-    print(together, different)
-    assert different <= 1.5 * together
+        return beyond_the_bases_own(make, MoMo())[1]
+
+    _, together = beyond_the_bases_own(lambda: AdamW(parameters(shapes), weight_decay=0.01), MoMo())
+    assert apart(100) - together <= 30
+    assert apart(100) == apart(40)
 
 
-@pytest.mark.parametrize("parts", [1, 20])
-def test_operations_do_not_grow_with_small_parameters(parts: int) -> None:
-    """But for what gathers and spreads them, which are one operation for each tensor."""
-    _, few = beyond_the_bases_own(lambda: AdamW(parameters([(8,)] * 10)), MoMo())
-    _, many = beyond_the_bases_own(lambda: AdamW(parameters([(8,)] * 10 * parts)), MoMo())
-    print(few, many)
-    assert many - few <= 8 * 10 * (parts - 1)
+def test_operations_do_not_grow_with_small_parameters() -> None:
+    few, many = (
+        beyond_the_bases_own(lambda n=n: AdamW(parameters([(8,)] * n)), MoMo())[1]  # type: ignore[misc]
+        for n in (10, 200)
+    )
+    assert many <= few
 
 
 def calls_in_a_step(optimizer: MoMoWrapper) -> list[tuple[str, str]]:
@@ -137,7 +138,6 @@ def test_files_and_functions_of_an_sgd_step(momentum: float) -> None:
     optimizer = MoMoWrapper(SGD(parameters(TINY), lr=0.1, momentum=momentum))
     calls = calls_in_a_step(optimizer)
     counts = (len({file for file, _ in calls}), len(set(calls)), len(calls))
-    print(counts)
     assert 1 < counts[0] <= 12, sorted({file for file, _ in calls})
     assert counts[1] <= 50, sorted(set(calls))
     assert counts[2] <= 120, counts
@@ -152,15 +152,4 @@ def test_calls_do_not_grow_with_groups() -> None:
         )
         for n in (2, 102)
     ]
-    print(counts)
-    assert counts[1] - counts[0] <= 8 * 100
-
-
-def test_a_proposed_step_is_about_as_cheap() -> None:
-    """It has further copies to make, and no preconditioner."""
-    _, read = beyond_the_bases_own(lambda: AdamW(parameters(TINY)), MoMo())
-    _, proposed = beyond_the_bases_own(
-        lambda: AdamW(parameters(TINY)), MoMo(), adapter=ProposingAdapter()
-    )
-    print(read, proposed)
-    assert proposed <= 2 * read
+    assert counts[1] - counts[0] <= 11 * 100

@@ -1,4 +1,4 @@
-"""Whatever raises in a step before the new parameters are written leaves parameters and settings."""
+"""What raises in a step before the new parameters are written leaves all as it was."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW, Muon, Optimizer
 
-from momo_wrap import Averaging, MoMo, MoMoWrapper, ModelStats, ProposingAdapter, StepDecision
+from momo_wrap import Averaging, ModelStats, MoMo, MoMoWrapper, ProposingAdapter, StepDecision
 from momo_wrap.adapters import AdamAdapter, SGDAdapter
 from tests.problems import Problem, flat, last_step
 
@@ -75,7 +75,10 @@ class FailingOptimizer(SGD):
 
 
 def sgd(params: Any, kind: Any = SGD) -> Optimizer:
-    halves = [{"params": params[:2], "weight_decay": 0.01}, {"params": params[2:], "nesterov": True}]
+    halves = [
+        {"params": params[:2], "weight_decay": 0.01},
+        {"params": params[2:], "nesterov": True},
+    ]
     made: Optimizer = kind(halves, lr=torch.tensor(0.05, dtype=torch.float64), momentum=0.9)
     return made
 
@@ -153,7 +156,11 @@ class Everything:
         self.lrs = [float(group["lr"]) for group in optimizer.param_groups]
         self.params = flat(problem.params)
         self.memory = [
-            {name: v.clone() for name, v in group.items() if isinstance(v, Tensor) and "momo" in name}
+            {
+                name: v.clone()
+                for name, v in group.items()
+                if isinstance(v, Tensor) and "momo" in name
+            }
             for group in optimizer.state_dict()["param_groups"]
         ]
         self.names = {param: set(entry) for param, entry in optimizer.base.state.items()}

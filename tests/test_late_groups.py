@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
-from momo_wrap import MoMo, MoMoWrapper, ModelStats, StepDecision
+from momo_wrap import ModelStats, MoMo, MoMoWrapper, StepDecision
 from tests.problems import Problem, flat, last_step
 from tests.reference import AdamBase, Array, SGDBase
 
@@ -218,7 +218,7 @@ def shrinking(params: list[Tensor]) -> Tensor:
 @every_case
 @pytest.mark.parametrize("joins", [2, 5, 20])
 def test_steps_go_on_at_a_positive_loss(case: Case, joins: int) -> None:
-    """The value of the model of a convex loss is a mean of lower bounds; it is not negative here."""
+    """Of a convex loss the model is a mean of lower bounds, and not negative here."""
     torch.manual_seed(0)
     first = torch.randn(6, dtype=torch.float64).mul(10).requires_grad_()
     late = torch.randn(4, dtype=torch.float64).requires_grad_()
@@ -242,7 +242,7 @@ def test_steps_go_on_at_a_positive_loss(case: Case, joins: int) -> None:
 def test_two_that_join_are_one_that_joins(case: Case) -> None:
     """At once, or one of them when the other is there already."""
 
-    def run(parts: list[list[int]], late_rate: float = 1.0) -> list[float]:
+    def run(parts: list[list[int]]) -> list[float]:
         problem, values = Problem(), []
         optimizer = MoMoWrapper(case.make(problem.params[:2]), MoMo())
         for step in range(STEPS):

@@ -185,7 +185,7 @@ def test_a_base_that_raises_has_moved_nothing(after: int, error: type[BaseExcept
     base = optimizer.base
     moved: list[Tensor] = []
 
-    def fail_after_some(closure: Any = None) -> None:
+    def fail_after_some() -> None:
         for param in params_of(base)[:after]:
             for moving in (param, base.state[param]["copy"]):
                 moving.detach().add_(1.0)
@@ -193,7 +193,7 @@ def test_a_base_that_raises_has_moved_nothing(after: int, error: type[BaseExcept
         raise error("simulated")
 
     own: Callable[..., Any] = base.step
-    base.step = fail_after_some  # type: ignore[method-assign]
+    base.step = fail_after_some  # type: ignore[method-assign, assignment]
     with pytest.raises(error, match="simulated"):
         optimizer.step(loss=loss)
     assert len(moved) == after

@@ -73,7 +73,10 @@ class World:
         self.targets = [self._random(shape) for shape in SHAPES]
         self.params = [self._random(shape).requires_grad_() for shape in SHAPES]
         dealt = [
-            {"params": self.params[i :: self.groups], "lr": self.base.settings["lr"] * (1 - 0.2 * i)}
+            {
+                "params": self.params[i :: self.groups],
+                "lr": self.base.settings["lr"] * (1 - 0.2 * i),
+            }
             for i in range(self.groups)
         ]
         self.optimizer = self.wrap(self.base.make(dealt))
@@ -141,7 +144,7 @@ def reverse_parameters(world: World, i: int) -> None:
     groups[i % len(groups)]["params"].reverse()
 
 
-def reverse_groups(world: World, i: int) -> None:
+def reverse_groups(world: World, _: int) -> None:
     world.inner.param_groups.reverse()
 
 
@@ -170,19 +173,19 @@ def another_layout(world: World, i: int) -> None:
             param.data = data.t().contiguous().t() if data.is_contiguous() else data.contiguous()
 
 
-def exchange_storages(world: World, i: int) -> None:
+def exchange_storages(world: World, _: int) -> None:
     one, other = world.params[4], world.params[7].data.t()
     one.data, world.params[7].data = other.contiguous(), one.data.t().contiguous()
 
 
-def rebind_state(world: World, i: int) -> None:
+def rebind_state(world: World, _: int) -> None:
     for entry in world.inner.state.values():
         for name, value in entry.items():
             if isinstance(value, Tensor):
                 entry[name] = value.clone()
 
 
-def another_layout_of_state(world: World, i: int) -> None:
+def another_layout_of_state(world: World, _: int) -> None:
     for entry in world.inner.state.values():
         for name, value in entry.items():
             if isinstance(value, Tensor) and value.dim() == 2:
@@ -201,7 +204,7 @@ def lr_as_a_tensor(world: World, i: int) -> None:
     groups[i % len(groups)]["lr"] = torch.tensor(lr, dtype=torch.float64)
 
 
-def lr_in_place(world: World, i: int) -> None:
+def lr_in_place(world: World, _: int) -> None:
     for group in world.inner.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].mul_(0.7)
@@ -215,11 +218,11 @@ def another_setting(world: World, i: int) -> None:
     groups[i % len(groups)][name] = values[i % len(values)]
 
 
-def load(world: World, i: int) -> None:
+def load(world: World, _: int) -> None:
     world.optimizer.load_state_dict(world.optimizer.state_dict())
 
 
-def load_into_the_base(world: World, i: int) -> None:
+def load_into_the_base(world: World, _: int) -> None:
     world.inner.load_state_dict(world.inner.state_dict())
 
 
@@ -275,12 +278,15 @@ def unbounded(base: Base) -> Callable[[Optimizer], MoMoWrapper]:
 
 def run_beside_the_bare_optimizer(base: Base, groups: int, elements: int, history: History) -> None:
     with block_elements(elements):
-        run([World(base, unbounded(base), groups), World(base, lambda inner: inner, groups)], history)
+        run(
+            [World(base, unbounded(base), groups), World(base, lambda inner: inner, groups)],
+            history,
+        )
 
 
 @every_base
 @given(groups=st.sampled_from([1, 3]), elements=st.sampled_from(ELEMENTS), history=histories)
-@settings(max_examples=10)
+@settings(max_examples=8)
 def test_without_a_bound_whatever_happens_steps_are_the_bare_ones(
     base: Base, groups: int, elements: int, history: History
 ) -> None:
@@ -289,12 +295,9 @@ def test_without_a_bound_whatever_happens_steps_are_the_bare_ones(
 
 @every_base
 @pytest.mark.parametrize("event", EVENTS, ids=[event.__name__ for event in EVENTS])
-def test_without_a_bound_each_event_alone(
-    base: Base, event: Callable[[World, int], None]
-) -> None:
+def test_without_a_bound_each_event_alone(base: Base, event: Callable[[World, int], None]) -> None:
     """Twice, so that what was undone is seen to be undone."""
-    for groups, elements in ((3, 64), (1, 2**18)):
-        run_beside_the_bare_optimizer(base, groups, elements, [[(event, 3)], [(event, 3)], []])
+    run_beside_the_bare_optimizer(base, 3, 64, [[(event, 3)], [(event, 3)], []])
 
 
 class RebuiltWorld(World):
@@ -336,7 +339,7 @@ RULES: dict[str, Callable[[], StepRule]] = {
     elements=st.sampled_from(ELEMENTS),
     history=histories,
 )
-@settings(max_examples=8)
+@settings(max_examples=6)
 def test_with_a_bound_steps_are_those_of_a_wrapper_that_is_made_anew(
     base: Base, rule: str, groups: int, elements: int, history: History
 ) -> None:
@@ -367,7 +370,10 @@ def test_another_dtype(base: Base, first: torch.dtype, elements: int) -> None:
                     entry[name] = value.to(second)
 
     with block_elements(elements):
-        worlds = [World(base, unbounded(base), 1, first), World(base, lambda inner: inner, 1, first)]
+        worlds = [
+            World(base, unbounded(base), 1, first),
+            World(base, lambda inner: inner, 1, first),
+        ]
         for step in range(6):
             for world in worlds:
                 if step == 2:
@@ -435,7 +441,11 @@ def test_a_wider_group_that_joins_one_of_several_optimizers() -> None:
 def test_a_step_keeps_no_gradients() -> None:
     """They are freed by `zero_grad`, before the next forward pass."""
     for adapter in (None, ProposingAdapter()):
-        world = World(BASES["SGD"], lambda inner, a=adapter: MoMoWrapper(inner, MoMo(), adapter=a))
+
+        def wrap(inner: Optimizer, adapter: Adapter | None = adapter) -> MoMoWrapper:
+            return MoMoWrapper(inner, MoMo(), adapter=adapter)
+
+        world = World(BASES["SGD"], wrap)
         world.step()
         world.step()
         references = [weakref.ref(p.grad) for p in world.params if p.grad is not None]
@@ -448,7 +458,7 @@ def test_parameters_can_be_swapped() -> None:
     """Nothing that is kept keeps torch from exchanging the tensors behind parameters."""
     for base in BASES.values():
         with block_elements(64):
-            world = World(base, lambda inner, b=base: MoMoWrapper(inner, MoMo(), adapter=b.adapter))
+            world = World(base, unbounded(base))
             world.step()
             world.step()
             for i, param in enumerate(world.params):
