@@ -455,7 +455,7 @@ def test_tools_may_set_groups_and_state_directly() -> None:
 
 
 def test_another_number_of_adapters() -> None:
-    with pytest.raises(ValueError, match="got 2 optimizers and 1 adapters. Give one for each, None"):
+    with pytest.raises(ValueError, match="got 2 optimizers and 1 adapters"):
         MoMoWrapper(muon_and_adamw(Problem().params), adapter=[SGDAdapter()])
 
 
