@@ -15,7 +15,7 @@ from momo_wrap.checks.arguments import Compiled
 from momo_wrap.fast.updates import UPDATES
 from momo_wrap.rules import WeightDecayForm
 from tests.cases import ALGORITHMS, Case
-from tests.problems import take_step
+from tests.problems import kept, take_step
 
 # With blocks of so many elements, the first tensor of each group is large and the last of the first
 # one too; those between are packed.
@@ -115,9 +115,8 @@ def set_gradients(optimizer: Optimizer, step: int, sign: float = 1.0) -> Tensor:
 def snapshot(optimizer: Optimizer) -> dict[str, Tensor]:
     """Return copies of the parameters, the base's state and the wrapper's scalars."""
     found: dict[str, Any] = {}
-    saved = optimizer.state_dict()["param_groups"]
-    for i, group in enumerate(optimizer.param_groups):
-        found.update({f"{i} {key}": saved[i][key] for key in group if key.startswith("momo_")})
+    for i, (group, scalars) in enumerate(zip(optimizer.param_groups, kept(optimizer), strict=True)):
+        found.update({f"{i} {key}": value for key, value in scalars.items()})
         for j, param in enumerate(group["params"]):
             found[f"{i}.{j}"] = param.detach()
             state = optimizer.state.get(param, {})

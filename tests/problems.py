@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,6 +97,12 @@ def last_step(optimizer: Optimizer) -> StepRecord:
     assert isinstance(optimizer, MoMoWrapper)
     assert optimizer.last_step is not None
     return optimizer.last_step
+
+
+def kept(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """What a wrapper keeps of each group, under the names that its state dict has."""
+    groups = optimizer.state_dict()["param_groups"]
+    return [{n: v for n, v in group.items() if n.startswith("momo_")} for group in groups]
 
 
 def relative_distance(left: Tensor, right: Tensor) -> float:

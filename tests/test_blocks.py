@@ -33,7 +33,7 @@ def blocks(
     whole: bool = False,
 ) -> list[Block]:
     """Return the blocks of columns whose parameters are dealt out to groups, in turn."""
-    params = list(columns.values())[0]
+    params = next(iter(columns.values()))
     cells = [
         Cell(group, params[group::groups], list(range(len(params)))[group::groups], 1)
         for group in range(min(groups, len(params)))

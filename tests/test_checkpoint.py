@@ -20,7 +20,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from momo_wrap import MoMo, MoMoStar, MoMoWrapper, StepRule
 from tests.cases import ALGORITHMS, FLAG_COMBINATIONS, Case
-from tests.problems import Problem, flat, last_step, take_step
+from tests.problems import Problem, flat, kept, last_step, take_step
 from tests.test_wrapper import one_parameter
 
 HALF = 12
@@ -168,7 +168,8 @@ def test_scalars_are_in_the_groups() -> None:
     go_on((problem, optimizer), 3)
     first, second = optimizer.state_dict()["param_groups"]
     ours = {name for name in second if name.startswith("momo_")}
-    assert ours == {"momo_loss_sum", "momo_weight_sum", "momo_displacement"}
+    of_model = ("loss_sum", "loss_weight_sum", "weight_sum", "displacement")
+    assert ours == {f"momo_{name}" for name in of_model}
     assert {name for name in first if name.startswith("momo_")} == ours | {"momo_rule_lower_bound"}
     assert all(group[name].shape == () for group in (first, second) for name in ours)
 
@@ -234,7 +235,7 @@ def test_subclass_keeps_its_own_attributes() -> None:
     optimizer.name = "mine"
     for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
         assert other.name == "mine"
-        assert other.weight_decay == "scaled"
+        assert other.weight_decay_form == "scaled"
         assert "step" in vars(optimizer)
         assert "step" not in vars(other)
     assert scheduler.optimizer is optimizer
@@ -260,7 +261,7 @@ def test_scalars_of_another_dtype_are_converted() -> None:
     saved["param_groups"][0]["momo_loss_sum"] = saved["param_groups"][0]["momo_loss_sum"].float()
     saved["param_groups"][0]["momo_weight_sum"] = 1.0
     optimizer.load_state_dict(saved)
-    group = optimizer.param_groups[0]
+    (group,) = kept(optimizer)
     assert group["momo_loss_sum"].dtype is torch.float64
     assert group["momo_weight_sum"].dtype is torch.float64
 

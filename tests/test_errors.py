@@ -37,7 +37,7 @@ from momo_wrap.checks.arguments import (
     check_rule,
     check_unknown_arguments,
 )
-from tests.problems import Problem, flat
+from tests.problems import Problem, flat, kept
 
 
 def parameter(*values: float) -> Tensor:
@@ -263,7 +263,7 @@ AT_CONSTRUCTION: dict[str, Row] = {
         "adapter must be an instance of Adapter",
     ),
     "form of weight decay": (
-        lambda: MoMoWrapper(SGD([parameter()], lr=0.1), weight_decay=0.1),  # type: ignore[arg-type]
+        lambda: MoMoWrapper(SGD([parameter()], lr=0.1), weight_decay_form=0.1),  # type: ignore[arg-type]
         ValueError,
         "weight_decay chooses the form of the decay and must be 'proximal', 'decoupled' or "
         "'scaled', got 0.1. Its strength is the base's own weight_decay",
@@ -447,8 +447,8 @@ AT_STEP: dict[str, tuple[Callable[[MoMoWrapper], Any], type[Exception], str]] = 
 }
 
 
-# Mistakes of a rule or an adapter: the base has taken in the gradients by then, but nothing moved.
-AFTER_ADVANCING: dict[str, tuple[Callable[[MoMoWrapper], Any], type[Exception], str]] = {
+# Mistakes of a rule: the base has taken in the gradients by then, but nothing moved.
+AFTER_UPDATING: dict[str, tuple[Callable[[MoMoWrapper], Any], type[Exception], str]] = {
     "a rule that forgets": (
         lambda o: _with_rule(o, ForgetfulRule()).step(loss=1.0),
         ValueError,
@@ -487,23 +487,6 @@ AFTER_ADVANCING: dict[str, tuple[Callable[[MoMoWrapper], Any], type[Exception], 
         TypeError,
         "The rule returned NoneType, expected a StepDecision",
     ),
-    "an adapter that takes a name": (
-        lambda o: _with_adapter(o, CarelessAdapter(tensors={"param": []})).step(loss=1.0),
-        ValueError,
-        "read() returned tensors named ['param'], which every block has already",
-    ),
-    "a momentum that the base does not have": (
-        lambda o: _with_adapter(o, ProposingAdapter("exp_avg")).step(loss=1.0),
-        ValueError,
-        "ProposingAdapter(momentum='exp_avg') found no tensor of that name and of shape [5, 8] in "
-        "the state of SGD, which has ['momentum_buffer']. Write ProposingAdapter() to have an "
-        "average kept",
-    ),
-    "an adapter without bias corrections": (
-        lambda o: _with_adapter(o, CarelessAdapter(tensors={})).step(loss=1.0),
-        ValueError,
-        "but read() returned no scalars named 'buffer_scale'",
-    ),
 }
 
 
@@ -527,11 +510,6 @@ def _without_lr() -> Optimizer:
     return optimizer
 
 
-def _with_adapter(optimizer: MoMoWrapper, adapter: Adapter) -> MoMoWrapper:
-    optimizer.adapter = adapter
-    return optimizer
-
-
 def _with_rule(optimizer: MoMoWrapper, rule: StepRule) -> MoMoWrapper:
     optimizer.rule = rule
     return optimizer
@@ -547,8 +525,8 @@ def test_at_construction(make: Callable[[], Any], error: type[Exception], messag
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
-    [*AT_STEP.values(), *AFTER_ADVANCING.values()],
-    ids=[*AT_STEP, *AFTER_ADVANCING],
+    [*AT_STEP.values(), *AFTER_UPDATING.values()],
+    ids=[*AT_STEP, *AFTER_UPDATING],
 )
 def test_in_a_run(call: Callable[[MoMoWrapper], Any], error: type[Exception], message: str) -> None:
     problem = Problem()
@@ -558,31 +536,57 @@ def test_in_a_run(call: Callable[[MoMoWrapper], Any], error: type[Exception], me
         optimizer.step(loss=problem.gradients())
     params = flat(problem.params)
     settings = [dict(group) for group in optimizer.param_groups]
-    scalars = {
-        (index, name): value.clone()
-        for index, group in enumerate(settings)
-        for name, value in group.items()
-        if name.startswith("momo_")
-    }
+    scalars = kept(optimizer)
     buffers = [entry["momentum_buffer"].clone() for entry in optimizer.state.values()]
-    record, rule, adapter = optimizer.last_step, optimizer.rule, optimizer.adapter
+    record, rule = optimizer.last_step, optimizer.rule
 
     with pytest.raises(error, match=re.escape(message)):
         call(optimizer)
 
     assert torch.equal(flat(problem.params), params)
-    assert {(i, name): optimizer.param_groups[i][name] for i, name in scalars} == scalars
+    for before, after in zip(scalars, kept(optimizer), strict=True):
+        assert {name: after[name] for name in before} == before
     if (call, error, message) in AT_STEP.values():
         now = [entry["momentum_buffer"] for entry in optimizer.state.values()]
         assert all(torch.equal(new, old) for new, old in zip(now, buffers, strict=True))
-    assert optimizer.last_step is record
+    assert optimizer.last_step == record
     assert len(optimizer.param_groups) == 2
     # Put right what was wrong, and go on.
-    optimizer.rule, optimizer.adapter = rule, adapter
+    optimizer.rule = rule
     for group, good in zip(optimizer.param_groups, settings, strict=True):
         group.update(good)
     optimizer.step(loss=problem.gradients())
     assert not torch.equal(flat(problem.params), params)
+
+
+ADAPTERS: dict[str, tuple[Adapter, str]] = {
+    "an adapter that takes a name": (
+        CarelessAdapter(tensors={"param": []}),
+        "read() returned tensors named ['param'], which every block has already",
+    ),
+    "a momentum that the base does not have": (
+        ProposingAdapter("exp_avg"),
+        "ProposingAdapter(momentum='exp_avg') found no tensor of that name and of shape [5, 8] in "
+        "the state of SGD, which has ['momentum_buffer']. Write ProposingAdapter() to have an "
+        "average kept",
+    ),
+    "an adapter without bias corrections": (CarelessAdapter(tensors={}), "'buffer_scale'"),
+}
+
+
+@pytest.mark.parametrize(("adapter", "message"), ADAPTERS.values(), ids=ADAPTERS)
+def test_mistakes_of_an_adapter(adapter: Adapter, message: str) -> None:
+    """The base has taken in the gradients by then, but nothing moves."""
+    problem = Problem()
+    optimizer = MoMoWrapper(SGD(problem.params, lr=0.1, momentum=0.9), adapter=adapter)
+    params, loss = flat(problem.params), problem.gradients()
+    settings, before = dict(optimizer.param_groups[0]), kept(optimizer)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        optimizer.step(loss=loss)
+    assert torch.equal(flat(problem.params), params)
+    assert optimizer.param_groups[0] == settings
+    assert kept(optimizer) == before
+    assert optimizer.last_step is None
 
 
 def test_sparse_gradients() -> None:
@@ -634,8 +638,8 @@ def test_sparse_gradients_from_a_closure() -> None:
 
 def test_settings_that_an_adapter_adds_are_taken_away() -> None:
     class AddingAdapter(SGDAdapter):
-        def while_advancing(self, group: Any) -> dict[str, Any]:
-            return {**super().while_advancing(group), "extra": 1}
+        def while_updating(self, group: Any) -> dict[str, Any]:
+            return {**super().while_updating(group), "extra": 1}
 
     seen = []
     base = SGD([parameter()], lr=0.1)

@@ -85,7 +85,7 @@ def test_skip_changes_nothing_and_counts(make: Any, where: str, value: float) ->
     loss = SPOIL[where](problem, loss, value)
     assert optimizer.step(loss=loss) is loss
     assert everything(problem, optimizer) == before
-    assert optimizer.last_step is record
+    assert optimizer.last_step == record
     assert optimizer.skipped_steps == 1
     optimizer.step(loss=problem.gradients())
     assert everything(problem, optimizer) != before

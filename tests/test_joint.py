@@ -114,7 +114,8 @@ def test_two_of_a_kind_are_one_with_two_groups(
     def single(params: list[Tensor]) -> MoMoWrapper:
         return MoMoWrapper(make([{"params": params[:2]}, {"params": params[2:]}]), rule)
 
-    assert relative_distance(trajectory(joint, 50), trajectory(single, 50)) == 0.0
+    # The inner products of groups that share a block are summed up in another order.
+    assert relative_distance(trajectory(joint, 50), trajectory(single, 50)) < 1e-13
 
 
 def test_without_a_bound_each_takes_its_own_step() -> None:
@@ -340,7 +341,7 @@ def test_groups_of_one_optimizer_may_average_differently(
     rule = MoMo(1.0)
     single = run(lambda p: MoMoWrapper(SGD(halves(p), lr=0.1), rule))
     joint = run(lambda p: MoMoWrapper([SGD([half], lr=0.1) for half in halves(p)], rule))
-    assert single == joint
+    assert single == pytest.approx(joint, rel=1e-10, abs=1e-10)
     assert any(0 < theta < 1 for theta in single)
 
 
@@ -454,7 +455,7 @@ def test_tools_may_set_groups_and_state_directly() -> None:
 
 
 def test_another_number_of_adapters() -> None:
-    with pytest.raises(ValueError, match="got 2 optimizers and 1 adapters. Give one for each, None"):
+    with pytest.raises(ValueError, match="got 2 optimizers and 1 adapters"):
         MoMoWrapper(muon_and_adamw(Problem().params), adapter=[SGDAdapter()])
 
 

@@ -181,7 +181,7 @@ WRONG: dict[str, tuple[Any, Callable[[Any], Optimizer], set[str], set[str]]] = {
     "in place": (Spoiling(), sgd, {"groups", "late group"}, {"settings"}),
     "memory": (Remembering(), sgd, {"bare", "resume"}, {"settings"}),
     "crash": (Unfinished(), sgd, set(LAWS) - {"compiled"}, set()),
-    "blocks": (OfBlocks(), lambda p: Normalised(p, lr=0.05), {"blocks"}, {"bare", "groups"}),
+    "blocks": (OfBlocks(), lambda p: Normalised(p, lr=0.05), {"blocks", "groups"}, {"bare"}),
     "low precision": (Coarse(), sgd, {"bare"}, {"proposing", "groups", "resume"}),
     "settings": (LeavesSettings(), sgd, {"settings"}, {"bare", "proposing"}),
     "direction": (Flat(), sgd, {"bare", "proposing", "bfloat16"}, {"settings", "stop"}),

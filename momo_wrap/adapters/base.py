@@ -52,9 +52,11 @@ class Adapter(ABC):
 
     Attributes:
         needs_lr: Whether each parameter group must have a learning rate `lr`.
+        keeps_averages: Whether it may keep averages of gradients itself, see `has_lost_average`.
     """
 
     needs_lr: bool = True
+    keeps_averages: bool = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

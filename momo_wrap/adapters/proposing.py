@@ -53,6 +53,7 @@ class ProposingAdapter(Adapter):
     """
 
     needs_lr = False
+    keeps_averages = True
 
     def __init__(
         self,

@@ -96,7 +96,7 @@ class FastEngine(Engine):
         return {
             name: value
             if isinstance(value, Tensor) or value in (0.0, 1.0)
-            else torch.tensor(value, dtype=torch.float64)
+            else torch.tensor(value, dtype=torch.float64, device="cpu")
             for name, value in {**found, **self._update.scalars(read)}.items()
         }
 

@@ -50,6 +50,7 @@ class Memory:
         self._owners: list[_Owner] = []
         self._about: list[_About | None] = []
         self._coefficients: tuple[object, Coefficients] | None = None
+        self._keeping: list[int] = []  # the groups whose adapter itself averages gradients
         self.start_rule(initial)
 
     def start_rule(self, initial: Mapping[str, float]) -> None:
@@ -103,6 +104,10 @@ class Memory:
                 now = self._owners[i][0].state.get(about[0])
                 if (now is not about[1] or not now) and self._is_lost(i, *about):
                     lost.append(i)
+        for i in self._keeping:
+            base, adapter, group = self._owners[i]
+            if i not in lost and self.starts[i] is Start.RUNNING:
+                lost += [i] * adapter.has_lost_average(base, group)
         if lost:
             noted = [i for i, about in enumerate(self._about) if about is not None]
             self._restart(lost if len(lost) < len(noted) else range(len(groups)))
@@ -124,6 +129,7 @@ class Memory:
         self.starts = [Start.FRESH if old is None else self.starts[old] for old in kept]
         self._about = [None if old is None else self._about[old] for old in kept]
         self.averages, self._coefficients, self._owners = averages, None, owners
+        self._keeping = [i for i, owner in enumerate(owners) if owner[1].keeps_averages]
         new = [i for i, old in enumerate(kept) if old is None]
         loaded = [i for i in new if self._was_loaded(*owners[i])]
         for i in loaded:
@@ -243,8 +249,9 @@ class Memory:
         values: dict[str, Any] = {name: group.get(PREFIX + name) for name in _NAMES}
         if values["loss_weight_sum"] is None:  # as for all groups that were there from the start
             values["loss_weight_sum"] = values["weight_sum"]
+        # Read where they were loaded to, before they go to the device of the scalars.
+        loss_weight, weight = float(values["loss_weight_sum"]), float(values["weight_sum"])
         column = torch.stack([as_scalar(values[name], self.averages) for name in _NAMES])
-        loss_weight, weight = column[2:].tolist()
         if weight < 0:
             self.starts[index] = Start.HISTORY
             return

@@ -282,12 +282,20 @@ def test_auto_looks_for_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_auto_compiles(compiled_blocks: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    optimizer = wrapped(FEW[0], "auto")
-    train(optimizer, [0, 1])
-    assert not compiled_blocks
-    monkeypatch.setattr(fast_engine, "_WORTHWHILE_ELEMENTS", 1000)
-    train(optimizer, [2])
-    assert compiled_blocks
+    for worthwhile in (2**24, 1000):
+        monkeypatch.setattr(fast_engine, "_WORTHWHILE_ELEMENTS", worthwhile)
+        optimizer = wrapped(FEW[0], "auto")
+        train(optimizer, [0, 1])
+        assert bool(compiled_blocks) == (worthwhile == 1000)
+
+
+def test_the_choice_may_change_in_mid_run(compiled_blocks: list[int]) -> None:
+    optimizer = wrapped(FEW[0], False)
+    for compiled in (False, True, False):
+        optimizer.compiled = compiled
+        del compiled_blocks[:]
+        train(optimizer, [0, 1])
+        assert bool(compiled_blocks) == compiled
 
 
 @pytest.mark.parametrize("choice", [True, False, "auto"])

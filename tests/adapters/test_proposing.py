@@ -19,6 +19,7 @@ from momo_wrap.adapters.proposal import GRAD_AVG_KEY
 from tests.problems import (
     Problem,
     flat,
+    kept,
     last_step,
     relative_distance,
     take_step,
@@ -374,17 +375,36 @@ def fail_once() -> Callable[..., None]:
     return hook
 
 
-def test_model_starts_afresh_where_a_checkpoint_has_lost_the_average() -> None:
+def reloaded(optimizer: MoMoWrapper, problem: Problem) -> MoMoWrapper:
+    """Go over to another wrapper by a state dict that lacks the averages of gradients."""
+    state_dict = copy.deepcopy(optimizer.state_dict())
+    for entry in state_dict["state"].values():
+        del entry[GRAD_AVG_KEY]
+    other = proposed(lambda p: Adam(p, lr=0.1), MoMo(0.5))(problem.params)
+    other.load_state_dict(state_dict)
+    return other
+
+
+def stripped(optimizer: MoMoWrapper, _: Problem) -> MoMoWrapper:
+    """Take the averages out of the state that is there."""
+    for entry in optimizer.state.values():
+        del entry[GRAD_AVG_KEY]
+    return optimizer
+
+
+@pytest.mark.parametrize("lose", [reloaded, stripped])
+def test_model_starts_afresh_where_the_average_is_lost(
+    lose: Callable[[MoMoWrapper, Problem], MoMoWrapper],
+) -> None:
     problem = Problem()
     optimizer = proposed(lambda p: Adam(p, lr=0.1), MoMo(0.5))(problem.params)
     for _ in range(5):
         take_step(optimizer, problem.gradients())
-    for entry in optimizer.state.values():
-        del entry[GRAD_AVG_KEY]
+    optimizer = lose(optimizer, problem)
     loss = problem.gradients()
     optimizer.step(loss=loss)
     assert float(last_step(optimizer).value_after_decay) == pytest.approx(float(loss))
-    assert float(optimizer.param_groups[0]["momo_weight_sum"]) == pytest.approx(1.0)
+    assert float(kept(optimizer)[0]["momo_weight_sum"]) == pytest.approx(1.0)
 
 
 class WarmingUp(Optimizer):
