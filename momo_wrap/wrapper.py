@@ -212,7 +212,10 @@ class MoMoWrapper(CheckedAttributes, SharedStateOptimizer):
             self._bases.prepare(self.compiled)
             self._bases.observe(self._form).apply(as_scalar(0.0, self._bases.like))
             return None
-        if closure is not None or pending or type(loss) is not Tensor or loss.dim():
+        # Nearly always it is a 0-dim tensor, with which nothing can be wrong.
+        if closure is not None or pending or not isinstance(loss, Tensor) or loss.dim():
+            loss = self._pending.evaluate(closure, loss)
+        elif loss.is_complex():
             loss = self._pending.evaluate(closure, loss)
         self._bases.prepare(self.compiled)
         is_parallel = dist.is_available() and dist.is_initialized()
@@ -226,7 +229,7 @@ class MoMoWrapper(CheckedAttributes, SharedStateOptimizer):
         bases, memory, like = self._bases, self._memory, self._bases.like
         bound = signed_bound(self.rule, bases.sign)
         memory.prepare(bases.pairs, like)
-        step = bases.observe(self._form)
+        step = bases.observe(self.weight_decay_form or self.rule.weight_decay_form)
         # Nearly always there is nothing to convert.
         if type(loss) is not Tensor or (loss.dtype, loss.device) != (like.dtype, like.device):
             loss = as_scalar(loss, like)

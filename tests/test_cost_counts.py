@@ -137,9 +137,11 @@ def calls_in_a_step(optimizer: MoMoWrapper) -> list[tuple[str, str]]:
 def test_files_and_functions_of_an_sgd_step(momentum: float) -> None:
     optimizer = MoMoWrapper(SGD(parameters(TINY), lr=0.1, momentum=momentum))
     calls = calls_in_a_step(optimizer)
-    counts = (len({file for file, _ in calls}), len(set(calls)), len(calls))
+    # Comprehensions are no functions of their own from Python 3.12 on.
+    functions = {(file, name) for file, name in calls if not name.startswith("<")}
+    counts = (len({file for file, _ in calls}), len(functions), len(calls))
     assert 1 < counts[0] <= 12, sorted({file for file, _ in calls})
-    assert counts[1] <= 50, sorted(set(calls))
+    assert counts[1] <= 50, sorted(functions)
     assert counts[2] <= 120, counts
 
 

@@ -132,7 +132,16 @@ class PlannedStep(BaseStep):
                 read[name] = kind.ordered_tensor(only) if isinstance(only, Tensor) else only
             else:
                 read[name] = kind.per_parameter(name, _for_each(its, kind.sizes), device)
-        return self._engine.scalars(self._formula, read)
+        scalars = self._engine.scalars(self._formula, read)
+        is_given = "buffer_scale" in readings[0].scalars
+        is_given = is_given or scalars["buffer_scale"] is not read["buffer_scale"]
+        if averagings[0].bias_corrected and not is_given:
+            raise ValueError(
+                "The averaging is bias-corrected, but there are no scalars named 'buffer_scale'. "
+                "Return {'buffer_scale': 1 / (1 - beta1**steps), ...} from scalars(), or in "
+                "Reading(..., scalars=...)."
+            )
+        return scalars
 
     def _sums(self) -> Tensor:
         """Return what the groups contribute to the model of the step; see `BaseStep`."""

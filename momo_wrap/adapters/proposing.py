@@ -199,9 +199,9 @@ class ProposingAdapter(Adapter):
 
     def has_lost_average(self, base: Optimizer, group: ParamGroup) -> bool:
         """Return whether the average that the adapter keeps is missing; see `Adapter`."""
-        return self.keeps_average(self.averaging(group, base.state)) and not any(
-            GRAD_AVG_KEY in base.state.get(param, {}) for param in group["params"]
-        )
+        if any(GRAD_AVG_KEY in base.state.get(param, {}) for param in group["params"]):
+            return False
+        return self.keeps_average(self.averaging(group, base.state))
 
     def check_entry(self, where: str, param: Tensor, entry: Mapping[str, Any]) -> None:
         """Refuse an average of another shape than the parameter's; see `Adapter`."""

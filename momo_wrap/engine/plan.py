@@ -59,9 +59,11 @@ class Plan:
         self.like = scalar_template(groups, like)
         self.grads: list[Tensor | None] = []
         self.params = [param for group in groups for param in group["params"]]
-        of = [index for index, group in enumerate(groups) for _ in group["params"]]
+        self._places = [
+            (i, j) for i, group in enumerate(groups) for j in range(len(group["params"]))
+        ]
         cells: tuple[dict[object, Cell], dict[object, Cell]] = ({}, {})
-        for position, (index, param) in enumerate(zip(of, self.params, strict=True)):
+        for position, ((index, _), param) in enumerate(zip(self._places, self.params, strict=True)):
             if can_move(param) and not is_lazy(param):
                 count = 1 if type(param) in _PLAIN_TYPES else shards(param)
                 key = (index, param.device, param.dtype, count)
@@ -87,8 +89,9 @@ class Plan:
         """
         param = self.params[position]
         if grad.layout is not torch.strided:
+            index, place = self._places[position]
             raise TypeError(
-                f"Parameter {position} of the optimizer, of shape {list(grad.shape)}, has a "
+                f"Parameter {place} of group {index}, of shape {list(param.shape)}, has a "
                 f"{grad.layout} gradient; the momentum model needs dense ones. Use "
                 "sparse=False in the embedding that made it."
             )

@@ -99,6 +99,7 @@ class Memory:
         if len(groups) != len(known) or not all(map(is_, groups, known)):
             self._take_groups(pairs)
         lost = []
+        noted = len(self._about) - self._about.count(None)
         for i, about in enumerate(self._about):
             if about is not None:
                 now = self._owners[i][0].state.get(about[0])
@@ -109,8 +110,7 @@ class Memory:
             if i not in lost and self.starts[i] is Start.RUNNING:
                 lost += [i] * adapter.has_lost_average(base, group)
         if lost:
-            noted = [i for i, about in enumerate(self._about) if about is not None]
-            self._restart(lost if len(lost) < len(noted) else range(len(groups)))
+            self._restart(lost if len(lost) < noted else range(len(groups)))
 
     def _take_groups(self, pairs: Pairs) -> None:
         """Follow the groups: those that are known keep their averages, wherever they are now."""
