@@ -265,7 +265,7 @@ AT_CONSTRUCTION: dict[str, Row] = {
     "form of weight decay": (
         lambda: MoMoWrapper(SGD([parameter()], lr=0.1), weight_decay_form=0.1),  # type: ignore[arg-type]
         ValueError,
-        "weight_decay chooses the form of the decay and must be 'proximal', 'decoupled' or "
+        "weight_decay_form chooses the form of the decay and must be 'proximal', 'decoupled' or "
         "'scaled', got 0.1. Its strength is the base's own weight_decay",
     ),
     "form of weight decay of a rule": (
