@@ -43,7 +43,7 @@ def parameters(shapes: list[tuple[int, ...]]) -> list[Tensor]:
 
 def operations(step: Callable[[], Any]) -> int:
     """Return how many operations a step takes, once it has been taken some times."""
-    for _ in range(4):
+    for _ in range(2):
         step()
     counting = Counting()
     with counting:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import SGD, AdamW, NAdam, Optimizer, RAdam, RMSprop
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -53,9 +54,41 @@ class Obstacles(TorchDispatchMode):
         return result
 
 
+class WithoutDevice(TorchFunctionMode):
+    """Goes around the few functions that ask for the device itself, in builds without CUDA."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__getitem__:
+            return _indexed(*args)
+        if func is Tensor.__setitem__:
+            tensor, index, value = args
+            target = _indexed(tensor, index)
+            fill = torch.ops.aten.copy_.default if isinstance(value, Tensor) else Tensor.fill_
+            return fill(target, value)
+        if func is Tensor.copy_:
+            return torch.ops.aten.copy_.default(*args)
+        if func is Tensor.new_tensor:
+            tensor, data = args
+            return torch.tensor(data, dtype=tensor.dtype, device=tensor.device)
+        if func is Tensor.data_ptr:
+            return id(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def _indexed(tensor: Tensor, index: Any) -> Tensor:
+    dim = 0
+    for part in index if isinstance(index, tuple) else (index,):
+        if isinstance(part, slice):
+            tensor = torch.ops.aten.slice.Tensor(tensor, dim, part.start, part.stop, part.step or 1)
+            dim += 1
+        else:
+            tensor = tensor.select(dim, part)
+    return tensor
+
+
 @pytest.fixture
 def fake_cuda() -> Iterator[None]:
-    with FakeTensorMode():
+    with FakeTensorMode(), WithoutDevice():
         yield
 
 

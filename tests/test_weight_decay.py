@@ -153,7 +153,8 @@ def test_several_optimizers_are_one_with_as_many_groups() -> None:
     def one(params: Params) -> Optimizer:
         return MoMoWrapper(AdamW(groups(params), lr=10.0), TrustedMoMo(BOUND))
 
-    assert torch.equal(trajectory(joint, 40), trajectory(one, 40))
+    # The inner products of groups that share a block are summed up in another order.
+    assert relative_distance(trajectory(joint, 40), trajectory(one, 40)) < 1e-12
 
 
 class Scaling(MoMo):

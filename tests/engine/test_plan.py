@@ -346,7 +346,7 @@ def test_with_a_bound_steps_are_those_of_a_wrapper_that_is_made_anew(
     run_beside_rebuilt(base, RULES[rule], groups, elements, history)
 
 
-@every_base
+@pytest.mark.parametrize("base", [BASES["SGD"], BASES["proposed"]], ids=["SGD", "proposed"])
 @pytest.mark.parametrize("event", EVENTS, ids=[event.__name__ for event in EVENTS])
 def test_with_a_bound_each_event_alone(base: Base, event: Callable[[World, int], None]) -> None:
     run_beside_rebuilt(base, Soft, 3, 64, [[(event, 3)], [(event, 3)], []])

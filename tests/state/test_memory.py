@@ -232,6 +232,28 @@ def test_a_reset_with_a_group_that_never_had_gradients(make: Make) -> None:
     assert steps(problem, optimizer, 4) == steps(other, fresh, 4)
 
 
+@every_wrapped
+def test_a_group_without_gradients_is_no_reset(make: Make) -> None:
+    """The other goes on as if it were alone."""
+    problem, alone = Problem(), Problem()
+    optimizer, other = make(halves(problem)), make(alone.params[:2])
+    for _ in range(6):
+        losses = []
+        for its in (problem, alone):
+            losses.append(its.gradients())
+            for param in its.params[2:]:
+                param.grad = None
+        optimizer.step(loss=losses[0])
+        other.step(loss=losses[1])
+        theta, expected = (float(last_step(o).theta) for o in (optimizer, other))
+        assert theta == pytest.approx(expected, rel=1e-9)
+        sums = [
+            [float(group[f"momo_{name}"]) for name in ("loss_sum", "weight_sum", "displacement")]
+            for group in (o.state_dict()["param_groups"][0] for o in (optimizer, other))
+        ]
+        assert sums[0] == pytest.approx(sums[1], rel=1e-9)
+
+
 @pytest.mark.parametrize("rule", [MoMo(), TrustedMoMo()], ids=["MoMo", "TrustedMoMo"])
 def test_the_loss_does_not_explode_after_a_reset(rule: StepRule) -> None:
     problem = Problem()
