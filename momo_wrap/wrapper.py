@@ -213,7 +213,13 @@ class MoMoWrapper(CheckedAttributes, SharedStateOptimizer):
             self._bases.observe(self._form).apply(as_scalar(0.0, self._bases.like))
             return None
         # Nearly always it is a 0-dim tensor, with which nothing can be wrong.
-        if closure is not None or pending or not isinstance(loss, Tensor) or loss.dim() or loss.is_complex():
+        if (
+            closure is not None
+            or pending
+            or not isinstance(loss, Tensor)
+            or loss.dim()
+            or loss.is_complex()
+        ):
             loss = self._pending.evaluate(closure, loss)
         self._bases.prepare(self.compiled)
         is_parallel = dist.is_available() and dist.is_initialized()

@@ -152,26 +152,6 @@ def test_frozen_parameters_are_not_touched() -> None:
         assert params[i]._version == version
 
 
-def test_frozen_parameters_that_the_base_moves_all_the_same() -> None:
-    """What fills in zeros does not ask whether a parameter is frozen."""
-    optimizer = make()
-    params = params_of(optimizer)
-    for i in WITHOUT:
-        params[i].requires_grad_(False)
-    loss = gradients(params, WITHOUT)
-    starts = [param.detach().clone() for param in params]
-    bare = copy.deepcopy(optimizer.base)
-    bare.step()
-    optimizer.step(loss=loss)
-    theta = float(last_step(optimizer).theta)
-    for i, param in enumerate(params):
-        move = params_of(bare)[i].detach() - starts[i]
-        torch.testing.assert_close(param.detach() - starts[i], theta * move, rtol=1e-9, atol=1e-12)
-
-
-ERRORS: list[type[BaseException]] = [RuntimeError, KeyboardInterrupt]
-
-
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("after", range(1, len(SHAPES) + 1))
 def test_a_base_that_raises_has_moved_nothing(after: int, error: type[BaseException]) -> None:

@@ -123,26 +123,6 @@ def check_parameters(groups: Sequence[ParamGroup]) -> None:
         )
 
 
-def check_gradients(groups: Sequence[ParamGroup]) -> None:
-    """Refuse sparse gradients.
-
-    Args:
-        groups: The base's parameter groups.
-
-    Raises:
-        TypeError: A gradient is not dense.
-    """
-    for index, group in enumerate(groups):
-        for position, param in enumerate(group["params"]):
-            grad = param.grad
-            if grad is not None and grad.layout is not torch.strided:
-                raise TypeError(
-                    f"Parameter {position} of group {index}, of shape {list(param.shape)}, has a "
-                    f"{grad.layout} gradient; the momentum model needs dense ones. Use "
-                    "sparse=False in the embedding that made it."
-                )
-
-
 class _Extent(NamedTuple):
     """The addresses [start, stop) that a parameter lies within."""
 
