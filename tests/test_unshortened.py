@@ -152,6 +152,9 @@ def test_frozen_parameters_are_not_touched() -> None:
         assert params[i]._version == version
 
 
+ERRORS: list[type[BaseException]] = [RuntimeError, KeyboardInterrupt]
+
+
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("after", range(1, len(SHAPES) + 1))
 def test_a_base_that_raises_has_moved_nothing(after: int, error: type[BaseException]) -> None:
