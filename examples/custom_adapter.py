@@ -13,7 +13,7 @@ on one CPU core and downloads nothing. docs/write_an_adapter.md walks through th
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,6 +27,8 @@ from torch.optim import Optimizer
 from momo_wrap import Averaging, MoMoWrapper, ReadingAdapter, register_adapter
 from momo_wrap.adapters import Block, ParamGroup, Reading, State
 from momo_wrap.testing import check_adapter
+
+Scalars = Mapping[str, float | Tensor]
 
 LEARNING_RATES = [10.0**exponent for exponent in range(-4, 3)]
 EPOCHS = 10
@@ -62,17 +64,20 @@ class AdaBeliefAdapter(ReadingAdapter):
         return Averaging(decay=beta1, weight=1.0 - beta1, bias_corrected=True)
 
     def read(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> Reading:
-        correction = 1.0 - group["betas"][0] ** group["step"]
+        beta1, beta2 = group["betas"]
         return Reading(
             buffer=[state[p]["exp_avg"] for p in params],
             tensors={"variance": [state[p]["exp_avg_var"] for p in params]},
-            scalars={"buffer_scale": 1.0 / correction},
+            scalars={"beta1": beta1, "beta2": beta2, "step": group["step"], "eps": group["eps"]},
         )
 
-    def preconditioned(self, group: ParamGroup, block: Block) -> Tensor:
-        correction = 1.0 - group["betas"][1] ** group["step"]
-        root = (block.flat("variance") / correction).sqrt()
-        return torch.div(self.grad_avg(group, block), root + group["eps"])
+    def scalars(self, read: Scalars) -> Scalars:
+        first, second = (1.0 - read[beta] ** read["step"] for beta in ("beta1", "beta2"))
+        return {"buffer_scale": 1.0 / first, "correction": second, "eps": read["eps"]}
+
+    def preconditioned(self, block: Block) -> Tensor:
+        root = (block.flat("variance") / block.scalar("correction")).sqrt()
+        return torch.div(self.grad_avg(block), root + block.scalar("eps"))
 
 
 def check() -> None:
