@@ -27,10 +27,8 @@ class RAdamAdapter(AdamAdapter):
         longest = 2.0 / (1.0 - read["beta2"]) - 1.0  # ρ_∞
         length = longest - 2.0 * wide(read["step"]) * (1.0 - second) / second  # ρ_k
         squared = (length - 4.0) * (length - 2.0) * longest
-        squared = squared / ((longest - 4.0) * (longest - 2.0) * length)
-        if not isinstance(squared, Tensor):
-            squared = torch.tensor(squared, dtype=torch.float64)
-        root_scale = first / (squared.sqrt() * second**0.5)
+        squared = squared / (length * ((longest - 4.0) * (longest - 2.0)))
+        root_scale = first / (squared**0.5 * second**0.5)
         rectified = torch.as_tensor(length > 5.0)
         return {
             "buffer_scale": 1.0 / first,

@@ -16,7 +16,6 @@ from momo_wrap.engine.chunks import is_small, most_elements, packs, split
 from momo_wrap.engine.scalars import Scalar, accumulation_dtype, to_device, vector, wide_dtype
 
 _PLAIN_TYPES = frozenset(PLAIN)
-_TENSORS = {Tensor}
 _FLEETING = frozenset({"grad"})
 # Where a tensor lies in memory.
 _LAYOUT: tuple[Callable[[Tensor], Any], ...] = (
@@ -197,9 +196,6 @@ class Kind:
             A number, or a tensor of shape [parameters] in the kind's order, of float64 where they
             are numbers.
         """
-        if device.type == "cpu" and set(map(type, values)) == _TENSORS:
-            # Step counts that the base keeps on the host, to read them there.
-            values = [value.item() for value in values]
         if any(isinstance(value, Tensor) for value in values):
             values = self.ordered(values)
             if all(type(value) is Tensor and not value.dim() for value in values):

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from momo_wrap.adapters.base import Adapter
-from momo_wrap.engine.scalars import Scalar, as_scalar, comparable, vector
+from momo_wrap.engine.scalars import as_scalar, comparable, vector
 from momo_wrap.model import Averaging, Coefficients, Start, first_weight
 
 # What the names of entries in the groups start with.
@@ -167,11 +167,9 @@ class Memory:
         if indices and len(indices) == len(self._owners):
             self.start_rule(self._initial)
 
-    def _join(self, index: int, other: int, weight: Scalar | None = None) -> None:
-        """Give a group that joins the losses of another one, with another sum of weights if any."""
+    def _join(self, index: int, other: int) -> None:
+        """Give a group that joins the losses that are known, those of another group."""
         self.averages[::2, index] = self.averages[::2, other]
-        if weight is not None:
-            self.averages[::2, index] *= weight / self.averages[2, other]
 
     def _is_lost(self, index: int, param: Tensor, entry: dict[str, Any]) -> bool:
         """Return whether the state that the averages of a group are about is gone or another."""
@@ -242,11 +240,9 @@ class Memory:
         """Let groups that join have the losses as one that averages alike has them."""
         running = [i for i, start in enumerate(self.starts) if start is Start.RUNNING]
         for i, start in enumerate(self.starts):
-            if start is Start.JOINED and running:
-                alike = [j for j in running if _alike(averagings[j], averagings[i])]
-                # Else with the weights of as many losses as its own average is over.
-                long = None if alike else first_weight(averagings[i], Start.HISTORY)
-                self._join(i, (alike or running)[0], long)
+            alike = [j for j in running if _alike(averagings[j], averagings[i])]
+            if start is Start.JOINED and alike:
+                self._join(i, alike[0])
 
     def _import(self, index: int) -> None:
         _, _, group = self._owners[index]
