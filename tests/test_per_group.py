@@ -25,7 +25,7 @@ from tests.test_checkpoint import same
 from tests.test_joint import ADAM, DAMPENED, MOMENTUM, NESTEROV, PLAIN, Pair, numpy_vectors
 
 BOUND = 0.05
-STEPS = 100
+STEPS = 30  # until then the dynamics keep a rounding error far below the tolerances
 LRS = (40.0, 80.0, 20.0, 60.0)
 
 Params = list[Tensor]
@@ -122,7 +122,7 @@ class Separate:
 
 @makes
 def test_groups_are_stepped_as_if_each_were_alone(make: Make, adapter: Adapter | None) -> None:
-    """Bit for bit."""
+    """To rounding: groups that share blocks are summed up in another order."""
     problem, twin = Problem(), Problem()
     optimizer = MoMoWrapper(make(settings(problem.params)), PerGroup(BOUND), adapter=adapter)
     separate = [
@@ -133,8 +133,9 @@ def test_groups_are_stepped_as_if_each_were_alone(make: Make, adapter: Adapter |
         loss = twin.gradients()
         for alone in separate:
             alone.step(loss=loss)
-        assert torch.equal(flat(problem.params), flat(twin.params))
-        assert last_step(optimizer).theta.tolist() == [float(last_step(o).theta) for o in separate]
+        thetas = torch.stack([last_step(alone).theta for alone in separate])
+        torch.testing.assert_close(last_step(optimizer).theta, thetas, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(flat(problem.params), flat(twin.params), rtol=1e-9, atol=1e-12)
 
 
 @makes
@@ -171,11 +172,22 @@ def test_with_one_moving_group_it_is_momo(make: Make, adapter: Adapter | None) -
 
 
 def test_proposed_steps_are_those_that_are_read() -> None:
-    def wrapped(adapter: Adapter | None) -> Callable[[Params], Optimizer]:
-        return lambda p: MoMoWrapper(adam(settings(p, 0.0)), PerGroup(BOUND), adapter=adapter)
+    """At a tenth of the learning rates, where rounding grows least by the dynamics."""
 
-    proposed = trajectory(wrapped(ProposingAdapter("exp_avg", beta=0.8)), 20)
-    assert relative_distance(proposed, trajectory(wrapped(None), 20)) < 1e-7
+    def run(adapter: Adapter | None) -> tuple[Tensor, Tensor]:
+        problem, thetas, path = Problem(), [], []
+        base = adam(settings(problem.params, 0.0, scale=0.1))
+        optimizer = MoMoWrapper(base, PerGroup(BOUND), adapter=adapter)
+        for _ in range(STEPS // 2):
+            optimizer.step(loss=problem.gradients())
+            thetas.append(last_step(optimizer).theta)
+            path.append(flat(problem.params))
+        return torch.stack(path), torch.stack(thetas)
+
+    proposed, _ = run(ProposingAdapter("exp_avg", beta=0.8))
+    read, thetas = run(None)
+    assert ((thetas > 0) & (thetas < 1)).sum() > STEPS / 2
+    assert relative_distance(proposed, read) < 1e-9
 
 
 def test_two_of_a_kind_are_one_with_as_many_groups() -> None:

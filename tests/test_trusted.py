@@ -362,7 +362,7 @@ def test_learning_rates_of_0_are_waited_for() -> None:
     for lr in (0.0, 1.0, 2.0, 2.0, 0.0, 0.0, 2.0, 0.0, 1.0):
         optimizer.param_groups[0]["lr"] = lr
         optimizer.step(loss=problem.gradients())
-        sizes.append(float(optimizer.param_groups[0]["momo_rule_trusted"]))
+        sizes.append(float(optimizer.state_dict()["param_groups"][0]["momo_rule_trusted"]))
     assert sizes[0] == 0.0
     assert all(0 < size < 0.1 for size in sizes[1:])
     assert min(sizes[4:6]) > 0.5 * sizes[3]
@@ -374,11 +374,11 @@ def test_a_learning_rate_that_rounding_put_below_0(kind: str) -> None:
     problem = Problem()
     optimizer = MoMoWrapper(SGD(problem.params, lr=1.0), TrustedMoMo())
     optimizer.step(loss=problem.gradients())
-    before = float(optimizer.param_groups[0]["momo_rule_trusted"])
+    before = float(optimizer.state_dict()["param_groups"][0]["momo_rule_trusted"])
     lr = -1e-17
     optimizer.param_groups[0]["lr"] = lr if kind == "number" else torch.tensor(lr)
     optimizer.step(loss=problem.gradients())
-    assert float(optimizer.param_groups[0]["momo_rule_trusted"]) > before / 2
+    assert float(optimizer.state_dict()["param_groups"][0]["momo_rule_trusted"]) > before / 2
     assert last_step(optimizer).theta.isfinite()
 
 
@@ -465,7 +465,7 @@ def test_a_rule_without_a_bound_may_get_one() -> None:
     optimizer.param_groups[0]["lr"] = 0.01
     for _ in range(5):
         optimizer.step(loss=problem.gradients())
-        assert optimizer.param_groups[0]["momo_rule_trusted"] == 0.0
+        assert optimizer.state_dict()["param_groups"][0]["momo_rule_trusted"] == 0.0
     optimizer.rule = TrustedMoMo()
     optimizer.param_groups[0]["lr"] = 100.0
     optimizer.step(loss=problem.gradients())
