@@ -174,7 +174,7 @@ def test_everything_that_is_kept_stays_where_it_is(name: str, rule: StepRule) ->
             param.grad = torch.randn_like(param)
         optimizer.step(loss=torch.rand(()))
         memory = optimizer._memory
-        kept = [*params, memory.averages, *memory.rule.values()]
+        kept: list[Any] = [*params, memory.averages, *memory.rule.values()]
         kept += [value for entries in optimizer.state.values() for value in entries.values()]
         places.append([value.data_ptr() for value in kept if isinstance(value, Tensor)])
     assert len(places[0]) > len(params) + len(optimizer._memory.rule)

@@ -220,7 +220,8 @@ class ForgetsToCount(AdamUpdate):
 def test_a_wrong_update_of_the_fast_path_fails_its_law(
     update: AdamUpdate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(UPDATES, (Adam, AdamAdapter), update)
+    table: Any = UPDATES
+    monkeypatch.setitem(table, (Adam, AdamAdapter), update)
     with pytest.raises(AssertionError, match=r"fails 1 of its laws:\n  compiled: .* differ by"):
         check_adapter(adam, skip=only("compiled", "bare", "groups"))
 
