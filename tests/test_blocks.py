@@ -131,10 +131,17 @@ def peak_mib(optimizer: Optimizer) -> float:
     return peak / 2**20
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-@pytest.mark.parametrize("kind", [SGD, AdamW])
-def test_temporary_memory(kind: type[Optimizer], weight_decay: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("kind", "dtype", "weight_decay"),
+    [
+        (SGD, torch.float32, 0.1),
+        (SGD, torch.bfloat16, 0.0),
+        (AdamW, torch.float32, 0.0),
+        (AdamW, torch.bfloat16, 0.1),
+    ],
+    ids=str,
+)
+def test_temporary_memory(kind: type[Optimizer], dtype: torch.dtype, weight_decay: float) -> None:
     """A step over 40 M parameters allocates less than 1/20 of a copy of them."""
     shapes = [(6000, 4000), (4000, 2000), *[(1000, 1000)] * 7, *[(100,)] * 1000]
     params = [torch.zeros(shape, dtype=dtype, requires_grad=True) for shape in shapes]

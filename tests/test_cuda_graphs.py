@@ -33,7 +33,7 @@ CAPTURABLE: dict[str, Make] = {
     "NAdam": lambda p: NAdam(p, lr=0.05, capturable=True),
     "RAdam": lambda p: RAdam(p, lr=0.05, capturable=True),
 }
-RULES = {"bare": None, "MoMo": MoMo(0.1), "MoMoStar": MoMoStar()}
+RULES = {"bare": None, "MoMoStar": MoMoStar()}
 
 
 class Obstacles(TorchDispatchMode):

@@ -13,7 +13,7 @@ from momo_wrap import MoMo, MoMoStar, MoMoWrapper
 from tests.problems import Problem, flat, last_step
 from tests.reference import AdamBase, Array, ReferenceGroup, ReferenceMoMo, SGDBase
 
-STEPS = 40
+STEPS = 25
 BOUND, FLOOR = 1.0, 0.01  # the loss soon comes close to the first
 
 Base = tuple[Callable[..., Optimizer], Callable[[], SGDBase | AdamBase]]

@@ -33,7 +33,7 @@ from tests.problems import (
 
 BOUND = 0.05
 DECAY = 0.02
-STEPS = 60
+STEPS = 30
 
 Params = list[Tensor]
 AVERAGE = ProposingAdapter("exp_avg", beta=0.9)

@@ -94,9 +94,9 @@ BY_KEY: dict[str, tuple[Callable[[list[Tensor]], Optimizer], ProposingAdapter]] 
 def test_average_of_the_base_is_that_of_the_reading_adapter(
     make: Callable[[list[Tensor]], Optimizer], adapter: ProposingAdapter, rule: StepRule
 ) -> None:
-    reading = trajectory(lambda p: MoMoWrapper(make(p), rule), 100)
-    assert relative_distance(trajectory(proposed(make, rule, adapter), 100), reading) < 1e-9
-    fractions = thetas(proposed(make, rule, adapter), 100)
+    reading = trajectory(lambda p: MoMoWrapper(make(p), rule), 40)
+    assert relative_distance(trajectory(proposed(make, rule, adapter), 40), reading) < 1e-9
+    fractions = thetas(proposed(make, rule, adapter), 40)
     assert ((fractions > 0) & (fractions < 1)).any()
 
 

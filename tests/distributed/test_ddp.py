@@ -10,7 +10,7 @@ from tests.distributed import training
 from tests.distributed.training import MakeOptimizer, Run, distance, share_cut, train_alone
 from tests.distributed.world import run_world
 
-STEPS = 200
+STEPS = 40
 
 
 def train_each(makes: Sequence[MakeOptimizer]) -> list[Run]:

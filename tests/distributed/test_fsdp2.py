@@ -16,7 +16,7 @@ from tests.distributed import training
 from tests.distributed.training import MakeOptimizer, Run, distance, share_cut, train_alone
 from tests.distributed.world import run_world
 
-STEPS, FEW = 40, 20
+STEPS, FEW = 25, 15
 
 Train = Callable[[MakeOptimizer, int], Run]
 

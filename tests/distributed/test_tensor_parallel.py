@@ -19,7 +19,7 @@ from tests.distributed import training
 from tests.distributed.training import EVEN, MakeOptimizer, Run, distance, share_cut, train_alone
 from tests.distributed.world import run_world
 
-STEPS, FEW = 40, 15
+STEPS, FEW = 25, 10
 
 
 def train_each(dp: int, *, sharded: bool) -> list[Run]:
