@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from momo_wrap.adapters.adam import AdamAdapter, corrections, wide
 from momo_wrap.engine.scalars import Scalar
