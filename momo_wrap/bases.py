@@ -18,7 +18,7 @@ from momo_wrap.engine.params import can_move
 from momo_wrap.engine.passes import Engine
 from momo_wrap.engine.plan import Plan
 from momo_wrap.engine.scalars import largest
-from momo_wrap.model import Averaging, complete_sums
+from momo_wrap.model import Averaging
 from momo_wrap.rules import WeightDecayForm
 
 
@@ -156,7 +156,7 @@ class _JointStep(BaseStep):
         self._steps = steps
         self.averagings = [averaging for step in steps for averaging in step.averagings]
         rows = max(len(step.sums) for step in steps)
-        self.sums = torch.cat([complete_sums(step.sums, rows) for step in steps], dim=1)
+        self.sums = torch.cat([_complete(step.sums, rows) for step in steps], dim=1)
 
     def apply(self, thetas: Tensor) -> Tensor:
         """Move the parameters of all bases; see `BaseStep`."""
@@ -180,3 +180,8 @@ def _share_template(plans: Sequence[Plan]) -> None:
     common = torch.empty(0, device=device, dtype=torch.float64 if wide else torch.float32)
     for plan in plans:
         plan.like = common
+
+
+def _complete(sums: Tensor, rows: int) -> Tensor:
+    """Return all rows of sums, where others have them."""
+    return sums if len(sums) == rows else torch.cat([sums, sums[:1], torch.zeros_like(sums)])

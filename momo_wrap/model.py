@@ -296,16 +296,3 @@ def _shares(decreases: Tensor) -> Tensor:
     known = (total > 0) & torch.isfinite(total)
     uniform = torch.full_like(total, 1.0 / len(decreases))
     return torch.where(known, descending / total, uniform)
-
-
-def complete_sums(sums: Tensor, rows: int) -> Tensor:
-    """Return sums with all rows, where those of other bases have them.
-
-    Args:
-        sums: Rows of `SUMS`, of shape [2 or 5, groups].
-        rows: How many there are to be, 2 or 5.
-    """
-    if len(sums) == rows:
-        return sums
-    zeros = torch.zeros_like(sums)
-    return torch.cat([sums, sums[:1], zeros])

@@ -19,21 +19,14 @@ from momo_wrap.checks.arguments import (
     NonFinite,
     check_arguments,
     check_compiled,
-    check_decay_form,
     check_nonfinite,
     check_rule,
     check_unknown_arguments,
     decay_form,
 )
 from momo_wrap.checks.checked import CheckedAttributes
-from momo_wrap.checks.nonfinite import count_nonfinite, nonfinite_error
-from momo_wrap.distributed import (
-    ProcessGroup,
-    any_rank,
-    check_process_group,
-    reduced,
-    reduction_group,
-)
+from momo_wrap.checks.nonfinite import must_skip
+from momo_wrap.distributed import ProcessGroup, check_process_group, reduced, reduction_group
 from momo_wrap.engine.params import has_zero_lr
 from momo_wrap.engine.scalars import as_scalar, scalar_template
 from momo_wrap.joint import JointOptimizer, joined, members
@@ -93,7 +86,7 @@ class MoMoWrapper(CheckedAttributes, SharedStateOptimizer):
         base: The optimizer that was wrapped, a `JointOptimizer` for several.
         adapter: Its adapter, a list of them for several.
         rule, weight_decay_form, nonfinite, process_group, compiled: As they were given. They may be
-            set, and are checked then. Another rule starts with nothing remembered.
+            set, and are checked then. Another rule remembers nothing.
 
     Raises:
         TypeError: `optimizer` is not an optimizer, or one that can't be wrapped; `rule` or
@@ -201,10 +194,9 @@ class MoMoWrapper(CheckedAttributes, SharedStateOptimizer):
             return self._untraced_step(closure, loss)
         return self._step(closure, loss)
 
-    # One correct graph break where the caller compiles.
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _untraced_step(self, *args: Any) -> Loss | None:
-        return self._step(*args)
+        return self._step(*args)  # one correct graph break where the caller compiles
 
     def _step(self, closure: Callable[[], Loss] | None, loss: Loss | None) -> Loss | None:
         pending = self._pending.count
@@ -212,21 +204,18 @@ class MoMoWrapper(CheckedAttributes, SharedStateOptimizer):
             self._bases.prepare(self.compiled)
             self._bases.observe(self._form).apply(as_scalar(0.0, self._bases.like))
             return None
-        # Nearly always it is a 0-dim tensor, with which nothing can be wrong.
-        if (
-            closure is not None
-            or pending
-            or not isinstance(loss, Tensor)
-            or loss.dim()
-            or loss.is_complex()
-        ):
+        # Nearly always it is a real 0-dim tensor, with which nothing can be wrong.
+        other = closure is not None or pending
+        if other or not isinstance(loss, Tensor) or loss.dim() or loss.is_complex():
             loss = self._pending.evaluate(closure, loss)
         self._bases.prepare(self.compiled)
         is_parallel = dist.is_available() and dist.is_initialized()
         group = reduction_group(self.process_group) if is_parallel else None
-        if self.nonfinite != "propagate" and self._must_skip(loss, group):
-            return loss
-        self._take(loss, group)
+        cares = self.nonfinite != "propagate"
+        if cares and must_skip(self.nonfinite, loss, self.param_groups, group):
+            self._outcome.skipped += 1
+        else:
+            self._take(loss, group)
         return loss
 
     def _take(self, loss: Loss, group: dist.ProcessGroup | None) -> None:
@@ -247,16 +236,6 @@ class MoMoWrapper(CheckedAttributes, SharedStateOptimizer):
         self._outcome.effective_lrs = step.apply(theta)  # (4)
         memory.write(model.after(sums, theta), decision.memory)  # (5)
         self._outcome.of_step = (stats, decision, bases.sign)
-
-    def _must_skip(self, loss: Loss, group: dist.ProcessGroup | None) -> bool:
-        """Wait for loss and gradients, and tell whether a number in them is not finite."""
-        found = any_rank(count_nonfinite(loss, self.param_groups), group)
-        if not found.item():
-            return False
-        if self.nonfinite == "raise":
-            raise nonfinite_error(loss)
-        self._outcome.skipped += 1
-        return True
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset all gradients, and forget the losses that were recorded with them.
@@ -326,13 +305,8 @@ class MoMoWrapper(CheckedAttributes, SharedStateOptimizer):
         self._memory = Memory(self._initial_memory(), like)
         self._memory.prepare(self._bases.pairs, like)
 
-    def _check_rule(self, rule: StepRule) -> None:
-        check_rule(rule)
-        check_decay_form(rule.weight_decay_form, f"{type(rule).__name__}.")
-        signed_bound(rule, self._bases.sign)
-
     CHECKS: ClassVar[Mapping[str, Callable[[Any, Any], object]]] = {
-        "rule": _check_rule,
+        "rule": lambda self, rule: signed_bound(check_rule(rule), self._bases.sign),
         "nonfinite": lambda _, value: check_nonfinite(value),
         "compiled": lambda _, value: check_compiled(value),
         "weight_decay_form": lambda self, value: decay_form(value, self.rule),

@@ -79,20 +79,26 @@ def check_unknown_arguments(arguments: Mapping[str, object]) -> None:
         )
 
 
-def check_rule(rule: object) -> None:
+def check_rule(rule: object) -> StepRule:
     """Refuse what is no step rule.
 
     Args:
         rule: The value.
 
+    Returns:
+        The rule.
+
     Raises:
         TypeError: It is none.
+        ValueError: Its form of weight decay is none.
     """
     if not isinstance(rule, StepRule):
         raise TypeError(
             f"rule must be a StepRule, got {rule!r}. Write MoMoWrapper(optimizer, "
             "MoMo(lower_bound=0.0))."
         )
+    check_decay_form(rule.weight_decay_form, f"{type(rule).__name__}.")
+    return rule
 
 
 def check_nonfinite(nonfinite: object) -> None:

@@ -124,15 +124,7 @@ class StepDecision:
 
 
 def signed_bound(rule: StepRule, sign: float) -> float:
-    """Return a rule's lower bound in the sense of minimisation.
-
-    Args:
-        rule: The rule.
-        sign: -1 where its bound is that of an objective that is maximised.
-
-    Raises:
-        ValueError: No loss is above it.
-    """
+    """Return a rule's lower bound times `sign`, that of a minimisation; refuse an infinite one."""
     own = vars(rule).get("lower_bound")
     bound = sign * (rule.lower_bound if own is None else own)
     if bound == math.inf:

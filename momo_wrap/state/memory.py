@@ -116,7 +116,6 @@ class Memory:
         """Follow the groups: those that are known keep their averages, wherever they are now."""
         owners = [(base, adapter, g) for base, adapter in pairs for g in base.param_groups]
         places = {id(group): i for i, (_, _, group) in enumerate(self._owners)}
-        # Groups that were copied have the names of our entries, without a value.
         copied = {_params(group): i for i, (_, _, group) in enumerate(self._owners)}
         kept = [
             places.get(id(group), copied.get(_params(group)) if _is_marked(group) else None)
@@ -286,14 +285,10 @@ class Memory:
         self.rule = dict(zip(self._initial, self._values.unbind(), strict=True))
 
 
-def _settings(averaging: Averaging) -> tuple[object, ...]:
-    """Return what tells two averagings apart; tensors may change in place."""
-    return tuple([comparable(value) for value in vars(averaging).values()])
-
-
 def _alike(one: Averaging, other: Averaging) -> bool:
     """Return whether two groups give losses the same weights."""
-    return _settings(one)[:2] == _settings(other)[:2]
+    pairs = ((one.decay, other.decay), (one.weight, other.weight))
+    return all(comparable(left) == comparable(right) for left, right in pairs)
 
 
 def _params(group: Mapping[str, Any]) -> tuple[int, ...]:
@@ -302,5 +297,5 @@ def _params(group: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _is_marked(group: Mapping[str, Any]) -> bool:
-    """Return whether a group has the names of our entries, without values."""
+    """Return whether a group has our entries without values, as the copy of one that we know."""
     return _WEIGHT_SUM in group and group[_WEIGHT_SUM] is None
