@@ -73,3 +73,25 @@ class Outcome:
     of_step: tuple[ModelStats, StepDecision, float] | None = None
     effective_lrs: Tensor | None = None
     skipped: int = 0
+
+
+class Results:
+    """What an optimizer tells of its last step."""
+
+    _outcome: Outcome
+
+    @property
+    def last_step(self) -> StepRecord | None:
+        """The `StepRecord` of the last step; None before the first."""
+        of_step = self._outcome.of_step
+        return None if of_step is None else StepRecord.of(*of_step)
+
+    @property
+    def skipped_steps(self) -> int:
+        """The number of steps that were skipped since the wrapper was made."""
+        return self._outcome.skipped
+
+    def effective_lrs(self) -> list[Tensor]:
+        """Return the learning rates θα that the last step amounted to; empty before the first."""
+        lrs = self._outcome.effective_lrs
+        return [] if lrs is None else list(lrs.unbind())

@@ -32,14 +32,14 @@ from momo_wrap.engine.scalars import as_scalar, scalar_template
 from momo_wrap.joint import JointOptimizer, joined, members
 from momo_wrap.losses import PendingLosses
 from momo_wrap.model import Averaging, MomentumModel
-from momo_wrap.record import Outcome, StepRecord
+from momo_wrap.record import Outcome, Results
 from momo_wrap.rules import MoMo, StepRule, WeightDecayForm, checked_theta, signed_bound
 from momo_wrap.state.loading import check_loaded, with_entries
 from momo_wrap.state.memory import Memory
 from momo_wrap.state.shared_state import SharedStateOptimizer, lasting_tensors
 
 
-class MoMoWrapper(CheckedAttributes, SharedStateOptimizer):
+class MoMoWrapper(CheckedAttributes, Results, SharedStateOptimizer):
     r"""Cuts the steps of an optimizer where its momentum model of the loss would fall too low.
 
     At each step the base optimizer averages gradients and preconditions them, as always, to a
@@ -257,22 +257,6 @@ class MoMoWrapper(CheckedAttributes, SharedStateOptimizer):
         """The adapter of the base; with several optimizers a list, in their order."""
         adapters = [adapter for _, adapter in self._bases.pairs]
         return adapters if isinstance(self.base, JointOptimizer) else adapters[0]
-
-    @property
-    def last_step(self) -> StepRecord | None:
-        """The `StepRecord` of the last step; None before the first."""
-        of_step = self._outcome.of_step
-        return None if of_step is None else StepRecord.of(*of_step)
-
-    @property
-    def skipped_steps(self) -> int:
-        """The number of steps that were skipped since the wrapper was made."""
-        return self._outcome.skipped
-
-    def effective_lrs(self) -> list[Tensor]:
-        """Return the learning rates θα that the last step amounted to; empty before the first."""
-        lrs = self._outcome.effective_lrs
-        return [] if lrs is None else list(lrs.unbind())
 
     def __repr__(self) -> str:
         return (

@@ -50,7 +50,7 @@ class Memory:
         self._owners: list[_Owner] = []
         self._about: list[_About | None] = []
         self._coefficients: tuple[object, Coefficients] | None = None
-        self._keeping: list[int] = []  # the groups whose adapter itself averages gradients
+        self._keeping: list[int] = []  # groups whose adapter itself averages gradients
         self.start_rule(initial)
 
     def start_rule(self, initial: Mapping[str, float]) -> None:
@@ -167,7 +167,7 @@ class Memory:
             self.start_rule(self._initial)
 
     def _join(self, index: int, other: int) -> None:
-        """Give a group that joins the losses that are known, those of another group."""
+        """Give a group that joins the losses of another one."""
         self.averages[::2, index] = self.averages[::2, other]
 
     def _is_lost(self, index: int, param: Tensor, entry: dict[str, Any]) -> bool:
