@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from momo_wrap import ProposingAdapter, ReadingAdapter, adapter_for
 from tests import every
 from tests.cases import ALGORITHMS
-from tests.test_testing import PROPOSED
+from tests.testing.test_laws import PROPOSED
 
 ROOT = Path(__file__).parents[1]
 HEADER = "| optimizer | adapter | memory in a step | tested |\n|---|---|---|---|\n"

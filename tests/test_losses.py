@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
 from momo_wrap import MoMo, MoMoWrapper, ProposingAdapter
+from tests.checks.test_errors import parameter
 from tests.problems import Problem, flat, kept, last_step, relative_distance
-from tests.test_errors import parameter
 from tests.test_host_visits import HostVisits
 
 BASES: dict[str, Any] = {

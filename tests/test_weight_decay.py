@@ -1,7 +1,7 @@
 """Weight decay that is scaled with the step, and which form of decay a wrapper applies.
 
 Trajectories against a NumPy reference are in test_reference, compiled passes in
-adapters/test_compiled, and the bare AdamW in test_reduction.
+fast/test_engine, and the bare AdamW in test_reduction.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
 
 from momo_wrap import Averaging, MoMo, MoMoStar, MoMoWrapper, ProposingAdapter, StepRule
 from momo_wrap.adapters.proposal import GRAD_AVG_KEY
+from tests.engine.test_blocks import peak_mib
 from tests.problems import (
     Problem,
     flat,
@@ -26,7 +27,6 @@ from tests.problems import (
     thetas,
     trajectory,
 )
-from tests.test_blocks import peak_mib
 from tests.test_host_visits import HostVisits
 
 

@@ -12,8 +12,8 @@ from torch.optim import SGD
 
 from momo_wrap import Averaging, MoMo, MoMoWrapper
 from momo_wrap.adapters import Reading, ReadingAdapter
+from tests.checks.test_errors import parameter
 from tests.problems import last_step
-from tests.test_errors import parameter
 from tests.test_wrapper import one_parameter
 
 

@@ -35,7 +35,7 @@ from tests.problems import Problem, flat, last_step, thetas, trajectory
 from tests.property.test_theta import numbers, scalar, stats
 from tests.reference import AdamBase, Array, ReferenceGroup, SGDBase
 from tests.reference_rules import ReferenceRun
-from tests.test_checkpoint import (
+from tests.state.test_checkpoint import (
     HALF,
     Transfer,
     deep_copied,

@@ -18,8 +18,8 @@ from momo_wrap import MoMo, MoMoWrapper, ProposingAdapter
 from momo_wrap.adapters import SGDAdapter
 from momo_wrap.state.loading import with_entries
 from momo_wrap.state.shared_state import lasting_tensors
+from tests.checks.test_nonfinite import BASES, every_base, everything
 from tests.problems import Problem, flat, last_step, relative_distance, take_step
-from tests.test_faults import BASES, every_base, everything
 
 StateDict = dict[str, Any]
 Damage = Callable[[StateDict], Any]

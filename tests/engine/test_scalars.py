@@ -14,8 +14,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from momo_wrap import MoMo, MoMoWrapper, ProposingAdapter
 from momo_wrap.engine.scalars import largest, scalar_template
 from momo_wrap.rules import ModelStats, StepDecision
+from tests.checks.test_errors import wrapped
 from tests.problems import Problem, flat, kept, last_step, take_step
-from tests.test_errors import wrapped
 from tests.test_wrapper import one_parameter
 
 

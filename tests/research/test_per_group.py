@@ -21,7 +21,7 @@ from tests.problems import Problem, flat, last_step, relative_distance, take_ste
 from tests.property.test_theta import stats as stats_of_one
 from tests.reference import AdamBase, ReferenceGroup, SGDBase
 from tests.reference_rules import ReferenceRun
-from tests.test_checkpoint import same
+from tests.state.test_checkpoint import same
 from tests.test_joint import ADAM, DAMPENED, MOMENTUM, NESTEROV, PLAIN, Pair, numpy_vectors
 
 BOUND = 0.05

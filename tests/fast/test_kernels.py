@@ -15,8 +15,8 @@ from momo_wrap import MoMoWrapper
 from momo_wrap.fast import kernels
 from momo_wrap.testing.blocks import block_elements
 from tests.cases import Case
+from tests.engine.test_blocks import peak_mib
 from tests.mixture import COMPILED, FEW, set_gradients, train, wrapped
-from tests.test_blocks import peak_mib
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 

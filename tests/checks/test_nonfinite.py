@@ -221,7 +221,7 @@ def test_out_of_memory_in_the_base_moves_nothing(make: Any) -> None:
 LOOP = """
 import os, sys, torch
 from tests.problems import Problem
-from tests.test_faults import BASES
+from tests.checks.test_nonfinite import BASES
 
 name, path, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
 problem = Problem()
