@@ -1,6 +1,6 @@
 """With truncation inactive (f* = -inf), the wrapped base is the bare base.
 
-Groups, missing gradients, bfloat16 and the bound at the loss are among the laws of test_testing.
+Groups, missing gradients, bfloat16 and the bound at the loss are among the laws in testing.
 """
 
 from __future__ import annotations

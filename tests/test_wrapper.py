@@ -1,6 +1,6 @@
 """The wrapper as a PyTorch optimizer: losses, groups, hooks, schedulers, missing gradients.
 
-Gradients that come and go, and groups that join, are among the laws of test_testing.
+Gradients that come and go, and groups that join, are among the laws in testing.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def assert_equals_uncompiled(
     assert distance(*runs) < tolerance
 
 
-# The law of compiled passes, in test_testing, has the arithmetic of all the others.
+# The law of compiled passes, in testing, has the arithmetic of all the others.
 @pytest.mark.parametrize("case", [slow_unless(c in FEW, c) for c in COMPILED.values()])
 def test_equals_the_uncompiled_passes(case: Case, compiled_blocks: list[int]) -> None:
     assert_equals_uncompiled(lambda compiled: wrapped(case, compiled), 1e-12)
