@@ -92,32 +92,37 @@ class Bases:
             ValueError: Settings are out of range, or do not go together.
         """
         if not self._engines:
-            self._engines = self._chosen_engines(compiled)
-            self._plans, self._settings = [], []
+            self._choose_engines(compiled)
         pairs = zip(self._engines, self.pairs, strict=True)
         plans = [engine.prepare(base.param_groups) for engine, (base, _) in pairs]
         settings = [engine.settings for engine in self._engines]
         if settings != self._settings or plans != self._plans:
-            self._note(plans)
+            check_settings(self.pairs)
+            groups = [group for base, _ in self.pairs for group in base.param_groups]
+            if _movable(groups) != self._movable:
+                check_parameters(groups)
+                self._movable = _movable(groups)
+                self._choose_engines(compiled)
+                return self.prepare(compiled)
+            self._note(plans, groups)
             self._settings = settings
+        return None
 
-    def _chosen_engines(self, compiled: Compiled) -> list[Engine]:
-        engines, first = [], 0
-        for base, _ in self.pairs:
+    def _choose_engines(self, compiled: Compiled) -> None:
+        """Give each base an engine, which has nothing planned yet."""
+        self._engines, self._plans, self._settings = [], [], []
+        for index, (base, _) in enumerate(self.pairs):
             params = [p for group in base.param_groups for p in group["params"]]
             params = [param for param in params if can_move(param) and not is_lazy(param)]
             engine = engine_class(compiled, params)
-            engines.append(engine(partial(self._weight_sums, first)))
-            first += len(base.param_groups)
-        return engines
+            self._engines.append(engine(partial(self._weight_sums_of, index)))
 
-    def _note(self, plans: list[Plan]) -> None:
-        """Check what has changed, and note what follows from it."""
-        check_settings(self.pairs)
-        groups = [group for base, _ in self.pairs for group in base.param_groups]
-        if plans != self._plans and _movable(groups) != self._movable:
-            check_parameters(groups)
-            self._movable = _movable(groups)
+    def _weight_sums_of(self, index: int, averagings: Sequence[Averaging]) -> Tensor:
+        first = sum(len(base.param_groups) for base, _ in self.pairs[:index])
+        return self._weight_sums(first, averagings)
+
+    def _note(self, plans: list[Plan], groups: Sequence[Mapping[str, Any]]) -> None:
+        """Note what follows from other plans or settings."""
         self._plans = plans
         if len(plans) > 1:
             _share_template(plans)

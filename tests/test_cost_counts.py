@@ -104,7 +104,8 @@ def test_groups_of_different_settings_cost_nothing_of_their_own() -> None:
 
     _, together = beyond_the_bases_own(lambda: AdamW(parameters(shapes), weight_decay=0.01), MoMo())
     assert apart(100) - together <= 30
-    assert apart(100) == apart(40)
+    # The base steps without its own decay, which is an operation for each parameter.
+    assert apart(100) + 100 == apart(40) + 40
 
 
 def test_operations_do_not_grow_with_small_parameters() -> None:
