@@ -76,6 +76,17 @@ def test_table_of_passes_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) ->
     assert fusion.table(measured["families"]) in (ROOT / "docs" / "performance.md").read_text()
 
 
+def test_table_of_small_models_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark = load_script("benchmarks/small_models", monkeypatch)
+    result = json.loads((ROOT / "docs/results/small_models.json").read_text())
+    page = (ROOT / "docs/performance.md").read_text()
+    assert benchmark.table(result) in page
+    operations = result["operations"]
+    more = [operations[name] - operations["bare"] for name in ("MoMo", "TrustedMoMo")]
+    assert f"takes {more[0]} operations more than the {operations['bare']} of the bare" in page
+    assert f"(TrustedMoMo\n{more[1]})" in page
+
+
 def test_quickstart_table_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn", reason="the examples extra is not installed")
     seeds = load_script("quickstart_seeds", monkeypatch)

@@ -151,6 +151,18 @@ def measure(rounds: int) -> dict[str, Any]:
     }
 
 
+def table(result: dict[str, Any]) -> str:
+    """The times as a table of the documentation."""
+    lines = ["| case | bare ms | MoMo / bare | TrustedMoMo / bare | MomoAdam / bare |"]
+    lines.append("|---|--:|--:|--:|--:|")
+    for case, milliseconds in result["milliseconds"].items():
+        names = ("MoMo", "TrustedMoMo", "MomoAdam (momo-opt)")
+        own = milliseconds["bare"]
+        ratios = [f"{milliseconds[n] / own:.2f}" if n in milliseconds else "" for n in names]
+        lines.append(f"| {case} | {own:.2f} | " + " | ".join(ratios) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write the raw result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
