@@ -254,7 +254,7 @@ def train_in_a_process(name: str, path: Path, steps: int) -> subprocess.Popen[st
         [sys.executable, "-c", LOOP, name, str(path), str(steps)],
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )
 
 
