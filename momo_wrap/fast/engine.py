@@ -139,6 +139,7 @@ class FastEngine(Engine):
                 super().move(formula, small, keep, pull)
         else:
             _scatter(block, part, ["param"])
+        block.forget()
 
 
 def _update_and_sum(

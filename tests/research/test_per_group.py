@@ -11,13 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adam, Optimizer
 
 from momo_wrap import Adapter, ModelStats, MoMo, MoMoWrapper, ProposingAdapter, StepRule
 from momo_wrap.research import PerGroup
 from momo_wrap.rules import GroupStats
 from tests import mixture, reference_rules
-from tests.problems import Problem, flat, last_step, relative_distance, take_step, trajectory
+from tests.problems import Problem, flat, last_step, relative_distance, trajectory
 from tests.property.test_theta import stats as stats_of_one
 from tests.reference import AdamBase, ReferenceGroup, SGDBase
 from tests.reference_rules import ReferenceRun
@@ -310,23 +310,3 @@ def test_compiled_passes(case: Any, form: Any) -> None:
         runs.append({**mixture.snapshot(optimizer), "thetas": thetas})
     assert (runs[1]["thetas"][:, 0] != runs[1]["thetas"][:, 1]).any()
     assert mixture.distance(*runs) < 1e-12
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("backend", ["eager", "inductor"])
-@pytest.mark.slow
-def test_step_is_traced_without_breaks(backend: str) -> None:
-    torch._dynamo.reset()
-    problem, twin = Problem(), Problem()
-    optimizer, other = (
-        MoMoWrapper(AdamW(settings(p.params)), PerGroup(BOUND)) for p in (problem, twin)
-    )
-    for compiled in (False, True, True, True):
-        step: Any = lambda loss: optimizer.step(loss=loss)  # noqa: E731
-        if compiled:  # the base makes its state in the first step
-            step = torch.compile(step, fullgraph=True, backend=backend)
-        step(problem.gradients())
-        take_step(other, twin.gradients())
-        torch.testing.assert_close(last_step(optimizer).theta, last_step(other).theta)
-    torch.testing.assert_close(flat(problem.params), flat(twin.params), rtol=1e-9, atol=1e-12)

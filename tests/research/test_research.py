@@ -365,23 +365,6 @@ def test_runs_where_no_visit_is_possible(rule: StepRule) -> None:
     assert last_step(optimizer).theta.device.type == "meta"
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@rules
-@pytest.mark.slow
-def test_step_is_traced_without_breaks(rule: StepRule) -> None:
-    torch._dynamo.reset()
-    problem, twin = Problem(), Problem()
-    optimizer, other = (
-        MoMoWrapper(SGD(p.params, lr=0.5, momentum=0.9), rule) for p in (problem, twin)
-    )
-    step = torch.compile(lambda loss: optimizer.step(loss=loss), fullgraph=True, backend="eager")
-    for _ in range(4):
-        step(problem.gradients())
-        other.step(loss=twin.gradients())
-    torch.testing.assert_close(flat(problem.params), flat(twin.params), rtol=1e-12, atol=0)
-
-
 @rules
 def test_proposed_steps_are_the_same(rule: StepRule) -> None:
     """A rule knows nothing of how the base is read."""
