@@ -74,8 +74,10 @@ class Packing:
         buffer, views = self._wide[rows]
         buffer.copy_(values)
         parts = [view if view.dim() == 2 else view.reshape(rows, -1) for view in views]
+        if len(parts) > 1:
+            return torch.cat(parts, dim=1)
         # Never a view of the buffer, which is written to again.
-        return parts[0].clone() if len(parts) == 1 else torch.cat(parts, dim=1)
+        return parts[0].clone() if parts[0] is views[0] else parts[0]
 
     def _views(self, buffer: Tensor) -> list[Tensor]:
         views, start = [], 0
