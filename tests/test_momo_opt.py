@@ -13,8 +13,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from momo_wrap import MoMo, MoMoStar, MoMoWrapper, StepRule
 from tests.problems import relative_distance, thetas, trajectory
 
-# At the highest learning rates preconditioner and θ feed each other's rounding, by a factor of some
-# 1.3 in a step: a nudge of one unit in the last place stays far below the tolerance for so long.
+# At the highest learning rates preconditioner and θ feed each other's rounding: further on, a nudge
+# of one unit in the last place grows to the tolerance.
 STEPS = 40
 RULES = {False: MoMo, True: MoMoStar}
 DECAYS = [0.0, 0.1]

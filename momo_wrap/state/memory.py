@@ -50,7 +50,7 @@ class Memory:
         self._owners: list[_Owner] = []
         self._about: list[_About | None] = []
         self._coefficients: tuple[object, Coefficients] | None = None
-        self._keeping: list[int] = []  # groups whose adapter itself averages gradients
+        self._keeping: list[int] = []  # groups whose adapter itself averages
         self.start_rule(initial)
 
     def start_rule(self, initial: Mapping[str, float]) -> None:
