@@ -22,16 +22,16 @@ from momo_wrap.model import Averaging
 from momo_wrap.rules import WeightDecayForm
 
 
-def _uncompiled(compiled: object, params: object) -> type[Engine]:
+def _plain_engine(compiled: object, base: object, adapter: object, params: object) -> type[Engine]:
     """Return the engine that there is without `momo_wrap.fast`, whatever was chosen."""
-    del compiled, params
+    del compiled, base, adapter, params
     return Engine
 
 
 try:
-    from momo_wrap.fast import engine_class
+    from momo_wrap.fast import choose_engine
 except ImportError:  # an optional wing
-    engine_class = _uncompiled
+    choose_engine = _plain_engine
 
 # From the first group of a base, and how its groups average, to R_k of each.
 WeightSums = Callable[[int, Sequence[Averaging]], Tensor]
@@ -111,10 +111,10 @@ class Bases:
     def _choose_engines(self, compiled: Compiled) -> None:
         """Give each base an engine, which has nothing planned yet."""
         self._engines, self._plans, self._settings = [], [], []
-        for index, (base, _) in enumerate(self.pairs):
+        for index, (base, adapter) in enumerate(self.pairs):
             params = [p for group in base.param_groups for p in group["params"]]
             params = [param for param in params if can_move(param) and not is_lazy(param)]
-            engine = engine_class(compiled, params)
+            engine = choose_engine(compiled, base, adapter, params)
             self._engines.append(engine(partial(self._weight_sums_of, index)))
 
     def _weight_sums_of(self, index: int, averagings: Sequence[Averaging]) -> Tensor:

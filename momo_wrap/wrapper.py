@@ -75,10 +75,10 @@ class MoMoWrapper(CheckedAttributes, Results, SharedStateOptimizer):
         nonfinite: What to do where the loss or a gradient is not finite: "propagate", the step
             writes NaN, as the base's would; "skip", the step changes nothing and is counted;
             "raise", it changes nothing and raises. The last two wait for the device at every step.
-        compiled: Whether the passes over SGD and the Adam family are compiled: "auto", on the CPU
-            for 2^24 parameters or more where there is a C++ compiler; True; False. It takes some
-            seconds at first. They update the optimizer state instead of calling `base.step()`,
-            unless the base has step hooks.
+        compiled: How the state of SGD and the Adam family is updated. False: by `base.step()`, as
+            that of all others. True: by compiled passes of the wrapper, in its stead, unless the
+            base has step hooks; compiling takes some seconds. "auto": on the CPU so, compiled for
+            2^24 parameters or more where there is a C++ compiler; elsewhere by `base.step()`.
         process_group: The ranks whose losses are averaged, and over which parameters are sharded:
             "auto", all of `torch.distributed` if it is initialised; a group; None, this one alone.
 

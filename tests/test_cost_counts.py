@@ -51,23 +51,39 @@ def operations(step: Callable[[], Any]) -> int:
     return counting.count
 
 
+def wrapped_operations(make: Callable[[], Optimizer], rule: StepRule, **more: Any) -> int:
+    """Return the operations of a wrapped step."""
+    wrapped, loss = MoMoWrapper(make(), rule, **more), torch.tensor(2.0)
+    return operations(lambda: wrapped.step(loss=loss))
+
+
 def beyond_the_bases_own(
     make: Callable[[], Optimizer], rule: StepRule, **more: Any
 ) -> tuple[int, int]:
     """Return the operations of a bare step, and how many more a wrapped one takes."""
-    bare, wrapped, loss = make(), MoMoWrapper(make(), rule, **more), torch.tensor(2.0)
-    own = operations(bare.step)
-    return own, operations(lambda: wrapped.step(loss=loss)) - own
+    own = operations(make().step)
+    return own, wrapped_operations(make, rule, **more) - own
 
 
 @pytest.mark.parametrize(
     ("rule", "most"), [(MoMo(), 80), (TrustedMoMo(), 120)], ids=["MoMo", "TrustedMoMo"]
 )
 @pytest.mark.parametrize("decay", [0.0, 0.01])
-def test_operations_of_a_small_network(rule: StepRule, most: int, decay: float) -> None:
-    own, more = beyond_the_bases_own(lambda: AdamW(parameters(TINY), weight_decay=decay), rule)
+@pytest.mark.parametrize("compiled", ["auto", False])
+def test_operations_of_a_small_network(
+    rule: StepRule, most: int, decay: float, compiled: Any
+) -> None:
+    own, more = beyond_the_bases_own(
+        lambda: AdamW(parameters(TINY), weight_decay=decay), rule, compiled=compiled
+    )
     assert own > 50
-    assert 0 < more <= most
+    # A state that is updated in the base's stead saves most of the base's own operations.
+    assert 0 < more <= (most if compiled is False else most - 40)
+
+
+def test_many_small_parameters_take_fewer_operations_than_the_bare_base() -> None:
+    own, more = beyond_the_bases_own(lambda: AdamW(parameters([(16, 4), (16,)] * 151)), MoMo())
+    assert own + more < 0.5 * own
 
 
 MAKES: dict[str, Callable[[Any], Optimizer]] = {
@@ -89,7 +105,8 @@ def test_groups_cost_nothing_of_their_own(make: Callable[[Any], Optimizer], rule
     assert apart - together <= 30
 
 
-def test_groups_of_different_settings_cost_nothing_of_their_own() -> None:
+@pytest.mark.parametrize("compiled", ["auto", False])
+def test_groups_of_different_settings_cost_nothing_of_their_own(compiled: Any) -> None:
     shapes: list[tuple[int, ...]] = [(8, 4), (8,)] * 50
 
     def apart(count: int) -> int:
@@ -100,20 +117,21 @@ def test_groups_of_different_settings_cost_nothing_of_their_own() -> None:
             ]
             return AdamW(groups)
 
-        return beyond_the_bases_own(make, MoMo())[1]
+        return wrapped_operations(make, MoMo(), compiled=compiled)
 
-    _, together = beyond_the_bases_own(lambda: AdamW(parameters(shapes), weight_decay=0.01), MoMo())
+    together = wrapped_operations(
+        lambda: AdamW(parameters(shapes), weight_decay=0.01), MoMo(), compiled=compiled
+    )
     assert apart(100) - together <= 30
-    # The base steps without its own decay, which is an operation for each parameter.
-    assert apart(100) + 100 == apart(40) + 40
 
 
 def test_operations_do_not_grow_with_small_parameters() -> None:
+    """Only reading the step count and the views of a gradient are operations of a parameter."""
     few, many = (
-        beyond_the_bases_own(lambda n=n: AdamW(parameters([(8,)] * n)), MoMo())[1]  # type: ignore[misc]
+        wrapped_operations(lambda n=n: AdamW(parameters([(8,)] * n)), MoMo())  # type: ignore[misc]
         for n in (10, 200)
     )
-    assert many <= few
+    assert many - few <= 190
 
 
 def calls_in_a_step(optimizer: MoMoWrapper) -> list[tuple[str, str]]:

@@ -212,6 +212,13 @@ class Block:
             parts = tuple(part.view_as(piece) for part, piece in zip(parts, pieces, strict=True))
         torch._foreach_copy_(pieces, parts)
 
+    def overwrite(self, column: str, values: Tensor) -> None:
+        """Overwrite the column's stretch with values that `flat` then returns; see `write`."""
+        self.write(column, values)
+        self._copies.pop(column, None)
+        if self.packing is not None and self.pieces[column][0].dtype is self.dtype:
+            self._copies[column] = values
+
     def replaced(self, columns: Mapping[str, Tensor]) -> Block:
         """Return the block with other values in some columns; the columns themselves stay.
 

@@ -194,9 +194,11 @@ class Kind:
 
         Returns:
             A number, or a tensor of shape [parameters] in the kind's order, of float64 where they
-            are numbers.
+            are numbers, or tensors on the CPU.
         """
-        if any(isinstance(value, Tensor) for value in values):
+        if isinstance(values[0], Tensor) and all(map(_is_on_host, values)):
+            values = list(map(Tensor.item, values))  # nothing waits for a device
+        elif any(isinstance(value, Tensor) for value in values):
             values = self.ordered(values)
             if all(type(value) is Tensor and not value.dim() for value in values):
                 return torch.stack(values)
@@ -218,3 +220,8 @@ class Kind:
         if not values.dim() or self.order is None:
             return values
         return torch.stack([values[i] for i in self.order])
+
+
+def _is_on_host(value: object) -> bool:
+    """Return whether a value is a tensor on the CPU, as most optimizers keep their step counts."""
+    return isinstance(value, Tensor) and value.is_cpu and type(value) is Tensor

@@ -1,5 +1,5 @@
-"""Compiled passes: an optional wing. Without this folder everything works, only slower."""
+"""Faster engines for SGD and the Adam family. Without this folder everything works, slower."""
 
-from momo_wrap.fast.engine import FastEngine, engine_class
+from momo_wrap.fast.engine import CompiledEngine, UpdatingEngine, choose_engine
 
-__all__ = ["FastEngine", "engine_class"]
+__all__ = ["CompiledEngine", "UpdatingEngine", "choose_engine"]

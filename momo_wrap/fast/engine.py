@@ -26,29 +26,29 @@ from momo_wrap.fast.updates import UPDATES, Update
 _WORTHWHILE_ELEMENTS = 2**24
 
 
-def engine_class(compiled: bool | Literal["auto"], params: Sequence[Tensor]) -> type[Engine]:
-    """Return the engine with compiled passes, or the other.
+def choose_engine(
+    compiled: bool | Literal["auto"], base: Optimizer, adapter: object, params: Sequence[Tensor]
+) -> type[Engine]:
+    """Return the engine for a base optimizer.
 
     Args:
         compiled: Whether to compile; left to choose, where it is sure to work and to pay.
+        base: The optimizer.
+        adapter: What reads it.
         params: The parameters that can move.
     """
-    return FastEngine if is_chosen(compiled, params) else Engine
-
-
-def is_chosen(compiled: bool | Literal["auto"], params: Sequence[Tensor]) -> bool:
-    """Return whether to compile.
-
-    Args:
-        compiled: The choice.
-        params: The parameters that can move.
-    """
+    update = UPDATES.get((type(base), type(adapter)))
+    if update is None or not compiled:
+        return Engine
     if compiled != "auto":
-        return compiled
+        return CompiledEngine
+    # A base steps tensor by tensor on the CPU.
+    if any(param.device.type != "cpu" for param in params):
+        return Engine
     # Counted first, because a model of many small parameters should not pay for more.
-    if sum(param.numel() for param in params) < _WORTHWHILE_ELEMENTS:
-        return False
-    return _has_compiler() and all(param.device.type == "cpu" for param in params)
+    if sum(param.numel() for param in params) >= _WORTHWHILE_ELEMENTS and _has_compiler():
+        return CompiledEngine
+    return UpdatingEngine if update.pays_uncompiled else Engine
 
 
 @functools.cache
@@ -57,10 +57,10 @@ def _has_compiler() -> bool:
     return any(shutil.which(name) for name in names)
 
 
-class FastEngine(Engine):
-    """Computes the steps of one base optimizer with kernels, where it has an `Update`.
+class UpdatingEngine(Engine):
+    """Updates the state of a base in its stead, many small tensors at once.
 
-    In steps where it has none, or where a kernel can't be compiled, it does what `Engine` does.
+    In steps in which somebody would miss `base.step()`, it does what `Engine` does.
     """
 
     def __init__(self, weight_sums: Callable[[Sequence[Any]], Tensor]) -> None:
@@ -70,22 +70,52 @@ class FastEngine(Engine):
     def replaces_step(self, base: Optimizer, formula: Formula, plan: Plan) -> bool:
         """Return whether there is an update, and nobody would miss `base.step()`; see `Engine`."""
         update = UPDATES.get((type(base), type(formula)))
-        groups, state = base.param_groups, base.state
-        cells = plan.cells
+        state = base.state
+        cells = [(base.param_groups[cell.group], cell.params) for cell in plan.cells]
         self._update = None
         if (
             update is not None
             and is_plain(base)
             and has_own_step(type(base))
-            and kernels.can_compile([cell.params[0] for cell in cells])
-            and all(update.is_ready(groups[cell.group], cell.params, state) for cell in cells)
+            and self._is_possible([params[0] for _, params in cells])
+            and all(update.is_ready(*cell, state) for cell in cells)
         ):
             mark_stepped(base)
-            for cell in cells:
-                update.count(groups[cell.group], cell.params, state)
+            update.count(cells, state)
             self._update = update
-        self.whole = self._update is not None
+        return self._update is not None
+
+    def _is_possible(self, params: Sequence[Tensor]) -> bool:
+        return True
+
+    def scalars(self, formula: Formula, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
+        """Return all values per parameter, those of the update among them; see `Engine`."""
+        found = super().scalars(formula, read)
+        return found if self._update is None else {**found, **self._update.scalars(read)}
+
+    def sum_up(
+        self, formula: Formula, block: Block, *, keep: bool, gradient: bool, params: bool
+    ) -> Tensor:
+        """Update the state and return inner products; see `Engine`."""
+        if self._update is not None:
+            for column, values in self._update.updated(block).items():
+                block.overwrite(column, values)
+        return super().sum_up(formula, block, keep=keep, gradient=gradient, params=params)
+
+
+class CompiledEngine(UpdatingEngine):
+    """Does so with kernels.
+
+    Where a kernel can't be compiled, it does what `Engine` does.
+    """
+
+    def replaces_step(self, base: Optimizer, formula: Formula, plan: Plan) -> bool:
+        """Return whether kernels update the state; see `Engine`."""
+        self.whole = super().replaces_step(base, formula, plan)
         return self.whole
+
+    def _is_possible(self, params: Sequence[Tensor]) -> bool:
+        return kernels.can_compile(params)
 
     def scalars(self, formula: Formula, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
         """Return all values per parameter, numbers as tensors; see `Engine`."""
@@ -97,7 +127,7 @@ class FastEngine(Engine):
             name: value
             if isinstance(value, Tensor) or value in (0.0, 1.0)
             else torch.tensor(value, dtype=torch.float64, device="cpu")
-            for name, value in {**found, **self._update.scalars(read)}.items()
+            for name, value in found.items()
         }
 
     def sum_up(

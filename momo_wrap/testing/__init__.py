@@ -46,7 +46,7 @@ def check_adapter(
     - bfloat16: the bare law to the precision of bfloat16, and parameters keep their dtype;
     - maximize: maximising -f is minimising f (where the optimizer has the setting, in its groups or
       as an attribute);
-    - compiled: where there are compiled passes, they take the steps of the others;
+    - compiled: where the wrapper can update the state in the base's stead, the steps are the same;
     - settings: the settings of the groups are the very objects that they were, also after a step in
       which the base raised, and parameters have not moved then;
     - results: the effective learning rates are θα, and the sums agree without weight decay.

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from momo_wrap.adapters import Adapter, ProposingAdapter, ReadingAdapter, adapter_for
 from momo_wrap.adapters.proposing import AveragingOfGroup
+from momo_wrap.checks.arguments import Compiled
 from momo_wrap.rules import ModelStats, StepDecision, StepRule
 from momo_wrap.testing.regression import STEPS, MakeOptimizer, Run
 from momo_wrap.wrapper import MoMoWrapper
@@ -80,9 +81,14 @@ class Setting:
         return cls(bare, adapter, ProposingAdapter(averaging=averaging))
 
     def wrapped(
-        self, rule: StepRule | None = None, adapter: Adapter | None = None
+        self,
+        rule: StepRule | None = None,
+        adapter: Adapter | None = None,
+        compiled: Compiled = False,
     ) -> Callable[[Any], MoMoWrapper]:
         """Return what makes a wrapped optimizer, with the adapter that is checked or another."""
         rule = Soft() if rule is None else rule
         chosen = self.adapter if adapter is None else adapter
-        return lambda params: MoMoWrapper(self.bare(params), rule, adapter=chosen)
+        return lambda params: MoMoWrapper(
+            self.bare(params), rule, adapter=chosen, compiled=compiled
+        )

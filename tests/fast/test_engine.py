@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap import MoMo, MoMoWrapper
+from momo_wrap import MoMo, MoMoWrapper, adapter_for
+from momo_wrap.checks.arguments import Compiled
+from momo_wrap.fast import UpdatingEngine
+from momo_wrap.fast.updates import UPDATES, Update
 from momo_wrap.rules import WeightDecayForm
 from tests.cases import FLAG_COMBINATIONS, Case
 from tests.mixture import (
@@ -39,11 +42,14 @@ def slow_unless(quick: bool, case: Case) -> Any:
 
 
 def assert_equals_uncompiled(
-    make: Callable[[bool], MoMoWrapper], tolerance: float, sign: float = 1.0
+    make: Callable[[Compiled], MoMoWrapper],
+    tolerance: float,
+    sign: float = 1.0,
+    other: Compiled = True,
 ) -> None:
     """Compare all that there is after 20 steps of all lengths, and the lengths."""
     runs = []
-    for compiled in (True, False):
+    for compiled in (other, False):
         optimizer = make(compiled)
         thetas = train(optimizer, STEPS, sign=sign)
         runs.append({**snapshot(optimizer), "thetas": thetas})
@@ -63,11 +69,36 @@ def test_equals_the_uncompiled_passes(case: Case, compiled_blocks: list[int]) ->
 
 @pytest.mark.parametrize("case", [slow_unless(c in FEW, c) for c in COMPILED.values()])
 def test_packed_tensors_of_a_group(case: Case, compiled_blocks: list[int]) -> None:
-    def make(compiled: bool) -> MoMoWrapper:
+    def make(compiled: Compiled) -> MoMoWrapper:
         return wrapped(case, compiled, params=parameters()[:1])
 
     assert_equals_uncompiled(make, 1e-12)
     assert set(compiled_blocks) == {600, 288, 18}
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("case", COMPILED.values(), ids=str)
+def test_small_models_equal_the_bases_own_step(
+    case: Case, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a compiler too the state is updated in the base's stead, where that pays."""
+    updated: list[type[Update]] = []
+    update = UpdatingEngine.sum_up
+
+    def spy(self: UpdatingEngine, *args: Any, **more: Any) -> Tensor:
+        if self._update is not None:
+            updated.append(type(self._update))
+        return update(self, *args, **more)
+
+    monkeypatch.setattr(UpdatingEngine, "sum_up", spy)
+
+    def make(compiled: Compiled) -> MoMoWrapper:
+        return wrapped(case, compiled, params=parameters()[:groups])
+
+    assert_equals_uncompiled(make, 1e-12, other="auto")
+    base = case.make([torch.ones(1, requires_grad=True)])
+    pays = UPDATES[type(base), type(adapter_for(base))].pays_uncompiled
+    assert bool(updated) == pays
 
 
 @pytest.mark.parametrize("form", ["decoupled", "scaled"])

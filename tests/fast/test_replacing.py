@@ -18,12 +18,13 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from momo_wrap import MoMoWrapper
+from momo_wrap import MoMoWrapper, adapter_for
 from momo_wrap.adapters import AdamAdapter
-from momo_wrap.checks.arguments import check_compiled
+from momo_wrap.checks.arguments import Compiled, check_compiled
+from momo_wrap.engine.passes import Engine
 from momo_wrap.fast import engine as fast_engine
 from momo_wrap.fast import kernels
-from momo_wrap.fast.engine import is_chosen
+from momo_wrap.fast.engine import CompiledEngine, UpdatingEngine, choose_engine
 from tests.cases import ALGORITHMS, Case
 from tests.mixture import COMPILED, FEW, distance, set_gradients, snapshot, train, wrapped
 
@@ -258,19 +259,26 @@ def test_other_errors_are_not_taken_for_the_compiler_s(
     assert not kernels.failures
 
 
-def test_auto_is_for_large_models_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def params(elements: int, device: str = "cpu") -> list[Tensor]:
-        return [torch.empty(elements, device=device), torch.empty(1)]
+def test_auto_is_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(
+        compiled: Compiled, elements: int, device: str = "cpu", base: Any = AdamW
+    ) -> type[Engine]:
+        params = [torch.empty(elements, device=device), torch.empty(1)]
+        optimizer = base([torch.empty(1)])
+        return choose_engine(compiled, optimizer, adapter_for(optimizer), params)
 
     monkeypatch.setattr(fast_engine, "_has_compiler", lambda: True)
-    assert is_chosen("auto", params(2**24))
-    assert not is_chosen("auto", params(2**24 - 2))
-    assert not is_chosen("auto", params(2**24, "meta"))
-    assert is_chosen(True, params(1))
-    assert not is_chosen(False, params(2**24))
+    assert chosen("auto", 2**24) is CompiledEngine
+    assert chosen("auto", 2**24 - 2) is UpdatingEngine
+    assert chosen("auto", 2**24, base=SGD) is CompiledEngine
+    assert chosen("auto", 2**24 - 2, base=SGD) is Engine  # its own step is as fast
+    assert chosen("auto", 2**24, "meta") is Engine
+    assert chosen(True, 1) is CompiledEngine
+    assert chosen(True, 1, base=torch.optim.Adagrad) is Engine
+    assert chosen(False, 2**24) is Engine
     monkeypatch.setattr(fast_engine, "_has_compiler", lambda: False)
-    assert not is_chosen("auto", params(2**24))
-    assert is_chosen(True, params(1))
+    assert chosen("auto", 2**24) is UpdatingEngine
+    assert chosen(True, 1) is CompiledEngine
 
 
 def test_auto_looks_for_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

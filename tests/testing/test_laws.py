@@ -216,7 +216,7 @@ class WrongUpdate(AdamUpdate):
 class ForgetsToCount(AdamUpdate):
     """Leaves the number of steps to the base, which is not asked."""
 
-    def count(self, group: Any, params: Any, state: Any) -> None: ...
+    def count(self, cells: Any, state: Any) -> None: ...
 
 
 @pytest.mark.parametrize("update", [WrongUpdate(), ForgetsToCount()], ids=["state", "count"])
