@@ -1,4 +1,4 @@
-"""The engine with compiled passes, the first of which updates the base's state in its stead."""
+"""Engines that update the state of a base in its stead, and the choice among all."""
 
 from __future__ import annotations
 
@@ -42,13 +42,14 @@ def choose_engine(
         return Engine
     if compiled != "auto":
         return CompiledEngine
-    # A base steps tensor by tensor on the CPU.
     if any(param.device.type != "cpu" for param in params):
         return Engine
     # Counted first, because a model of many small parameters should not pay for more.
     if sum(param.numel() for param in params) >= _WORTHWHILE_ELEMENTS and _has_compiler():
         return CompiledEngine
-    return UpdatingEngine if update.pays_uncompiled else Engine
+    # On the CPU a base goes from tensor to tensor, with a fused kernel or with many operations.
+    is_fused = any(group.get("fused") for group in base.param_groups)
+    return UpdatingEngine if update.pays_uncompiled and not is_fused else Engine
 
 
 @functools.cache

@@ -261,10 +261,14 @@ def test_other_errors_are_not_taken_for_the_compiler_s(
 
 def test_auto_is_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(
-        compiled: Compiled, elements: int, device: str = "cpu", base: Any = AdamW
+        compiled: Compiled,
+        elements: int,
+        device: str = "cpu",
+        base: Any = AdamW,
+        fused: bool = False,
     ) -> type[Engine]:
         params = [torch.empty(elements, device=device), torch.empty(1)]
-        optimizer = base([torch.empty(1)])
+        optimizer = base([torch.empty(1)], fused=fused)
         return choose_engine(compiled, optimizer, adapter_for(optimizer), params)
 
     monkeypatch.setattr(fast_engine, "_has_compiler", lambda: True)
@@ -272,6 +276,8 @@ def test_auto_is_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen("auto", 2**24 - 2) is UpdatingEngine
     assert chosen("auto", 2**24, base=SGD) is CompiledEngine
     assert chosen("auto", 2**24 - 2, base=SGD) is Engine  # its own step is as fast
+    assert chosen("auto", 2**24, fused=True) is CompiledEngine
+    assert chosen("auto", 2**24 - 2, fused=True) is Engine
     assert chosen("auto", 2**24, "meta") is Engine
     assert chosen(True, 1) is CompiledEngine
     assert chosen(True, 1, base=torch.optim.Adagrad) is Engine
