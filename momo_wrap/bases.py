@@ -65,11 +65,7 @@ class Bases:
         self.check()
 
     def check(self) -> None:
-        """Refuse parameters and settings; looks at tensors, and into them.
-
-        Raises:
-            ValueError: See `check_parameters` and `check_settings`.
-        """
+        """Refuse parameters and settings; looks at tensors, and into them."""
         groups = [group for base, _ in self.pairs for group in base.param_groups]
         check_parameters(groups)
         self._movable = _movable(groups)
@@ -135,11 +131,7 @@ class Bases:
         self.sign = -1.0 if maximizes(base, base.param_groups[0]) else 1.0
 
     def observe(self, weight_decay_form: WeightDecayForm) -> BaseStep:
-        """Let the bases take in the gradients, and sum up what their steps would do.
-
-        Args:
-            weight_decay_form: The form in which weight decay is applied.
-        """
+        """Let the bases take in the gradients, and sum up what their steps would do."""
         try:
             steps = [
                 adapter.observe(base, weight_decay_form, engine)

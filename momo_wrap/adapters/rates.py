@@ -39,13 +39,7 @@ class Rates(NamedTuple):
     def of(
         cls, groups: Sequence[Mapping[str, Any]], form: WeightDecayForm | None, like: Tensor
     ) -> Rates:
-        """Return the coefficients of parameter groups.
-
-        Args:
-            groups: The groups. Without a learning rate, it counts as 1.
-            form: The form of weight decay; None: it is a part of the base's step already.
-            like: A tensor of the wanted device and dtype.
-        """
+        """Return the coefficients of parameter groups."""
         lrs = [1.0 if group.get("lr") is None else group["lr"] for group in groups]
         decays: list[Scalar] = [group.get("weight_decay", 0.0) for group in groups]
         # A schedule's rounding may leave a rate a little below 0.

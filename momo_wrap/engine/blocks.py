@@ -59,14 +59,7 @@ class Packing:
         self._wide: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
     def spread(self, values: Tensor) -> Tensor:
-        """Return values per tensor as values per element.
-
-        Args:
-            values: Shape [rows, tensors].
-
-        Returns:
-            Shape [rows, elements].
-        """
+        """Return values of shape [rows, tensors] as values of shape [rows, elements]."""
         rows = len(values)
         if rows not in self._wide:
             buffer = self._like.new_empty(rows, len(self.sizes))
@@ -145,11 +138,7 @@ class Block:
         return values
 
     def forget(self, *, keep_param: bool = False) -> None:
-        """Drop the copies that were made, which take memory.
-
-        Args:
-            keep_param: Whether to keep that of the column "param".
-        """
+        """Drop the copies that were made, which take memory, perhaps but those of parameters."""
         kept = self._copies.get("param") if keep_param else None
         self._copies, self._spread = {} if kept is None else {"param": kept}, {}
 
@@ -171,11 +160,7 @@ class Block:
         return self._spread[name]
 
     def number(self, name: str) -> float | None:
-        """Return a value that is a Python number, and None where it is a tensor.
-
-        Args:
-            name: The name of the value.
-        """
+        """Return a value that is a Python number, and None where it is a tensor."""
         value = self.scalars.get(name)
         return None if isinstance(value, Tensor) else value
 
@@ -185,23 +170,13 @@ class Block:
         return all(pieces[0].dtype is self.dtype for pieces in self.pieces.values())
 
     def write_back(self, column: str, values: Tensor) -> None:
-        """Bring what `flat` returned, changed in place since, back to the column.
-
-        Args:
-            column: The column's name, none of the negated ones.
-            values: Shape [elements of the block]; rounded to the column's own dtype.
-        """
+        """Bring what `flat` returned, changed in place since, back to a column; see `write`."""
         pieces = self.pieces[column]
         if len(pieces) > 1 or not pieces[0].is_contiguous() or pieces[0].dtype is not self.dtype:
             self.write(column, values)
 
     def write(self, column: str, values: Tensor) -> None:
-        """Overwrite the column's stretch.
-
-        Args:
-            column: The column's name, none of the negated ones.
-            values: Shape [elements of the block]; rounded to the column's own dtype.
-        """
+        """Overwrite the stretch of a column that is not negated, rounded to its own dtype."""
         pieces = self.pieces[column]
         if len(pieces) == 1:
             pieces[0].copy_(values.view(pieces[0].shape))
@@ -220,33 +195,21 @@ class Block:
             self._copies[column] = values
 
     def replaced(self, columns: Mapping[str, Tensor]) -> Block:
-        """Return the block with other values in some columns; the columns themselves stay.
-
-        Args:
-            columns: Name to the values, of the block's flat shape.
-        """
+        """Return the block with other values in some columns; the columns themselves stay."""
         if not columns:
             return self
         return replace(self, pieces={**self.pieces, **{n: [v] for n, v in columns.items()}})
 
 
 def real(tensor: Tensor) -> Tensor:
-    """Return the part of a tensor that is on this rank, complex ones as pairs of reals.
-
-    Args:
-        tensor: Any dense tensor. The result shares its memory.
-    """
+    """Return the part of a tensor that is on this rank, complex ones as pairs of reals."""
     if type(tensor) not in PLAIN:
         tensor = local(tensor)
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def joined(pieces: Sequence[Tensor]) -> Tensor:
-    """Return pieces as one flat tensor of their dtype, a view of a single one where possible.
-
-    Args:
-        pieces: Tensors of any shapes.
-    """
+    """Return pieces as one flat tensor of their dtype, a view of a single one where possible."""
     if len(pieces) == 1:
         return pieces[0] if pieces[0].dim() == 1 else pieces[0].reshape(-1)
     if set(map(Tensor.dim, pieces)) == _FLAT:

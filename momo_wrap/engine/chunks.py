@@ -18,34 +18,17 @@ _WHOLE_ELEMENTS = 2**30
 
 
 def most_elements(device: torch.device) -> int:
-    """Return how many elements a block has at most.
-
-    Args:
-        device: Where the parameters are.
-    """
+    """Return how many elements a block has at most."""
     return CPU_ELEMENTS if device.type == "cpu" else ACCELERATOR_ELEMENTS
 
 
 def is_small(size: int, limit: int) -> bool:
-    """Return whether a tensor is put into a block with others.
-
-    Args:
-        size: Its number of elements.
-        limit: The most elements of a block.
-    """
+    """Return whether a tensor is put into a block with others."""
     return size <= limit // _SMALL_PART
 
 
 def packs(sizes: Sequence[int], limit: int) -> list[slice]:
-    """Put small tensors together, in their order.
-
-    Args:
-        sizes: The numbers of elements of all tensors.
-        limit: The most elements of a block.
-
-    Returns:
-        The positions of the tensors of each block.
-    """
+    """Put small tensors together; return the positions of those of each block."""
     found, start, filled = [], 0, 0
     for position, size in enumerate(sizes):
         if filled and filled + size > limit:
@@ -56,15 +39,9 @@ def packs(sizes: Sequence[int], limit: int) -> list[slice]:
 
 
 def split(tensors: list[Tensor], limit: int, *, whole: bool) -> Iterator[list[Tensor]]:
-    """Split the tensors of one parameter, all at the same places.
+    """Yield views of the tensors of one parameter, all split at the same places.
 
-    Args:
-        tensors: Real tensors of equal shapes.
-        limit: The most elements of a chunk.
-        whole: Whether tensors that lie in memory alike, without gaps, are left in one piece.
-
-    Yields:
-        Views of each tensor.
+    Where `whole` is set, tensors that lie in memory alike and without gaps are left in one piece.
     """
     if not all(tensor.is_contiguous() for tensor in tensors):
         tensors = _in_memory_order(tensors)

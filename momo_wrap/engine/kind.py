@@ -185,16 +185,10 @@ class Kind:
         return self._views[name]
 
     def per_parameter(self, name: str, values: list[Any], device: torch.device) -> Scalar:
-        """Return values as a number, where all have the same, or as a vector.
+        """Return one value for each parameter as a number, where all are equal, or as a vector.
 
-        Args:
-            name: What the values are called; a vector of numbers is kept under it.
-            values: One number or 0-dim tensor for each parameter, in the order of the cells.
-            device: Where the tensors are, and where a vector of numbers goes.
-
-        Returns:
-            A number, or a tensor of shape [parameters] in the kind's order, of float64 where they
-            are numbers, or tensors on the CPU.
+        A vector is in the kind's order, of float64 where values are numbers or on the CPU; one of
+        numbers goes to `device`, and is kept under its name.
         """
         if isinstance(values[0], Tensor) and all(map(_is_on_host, values)):
             values = list(map(Tensor.item, values))  # nothing waits for a device
@@ -212,11 +206,7 @@ class Kind:
         return known[2]
 
     def ordered_tensor(self, values: Tensor) -> Tensor:
-        """Return a tensor of values per parameter in the order of the kind.
-
-        Args:
-            values: Shape [] or [parameters], the latter in the order of the cells.
-        """
+        """Return values of shape [] or [parameters], in the cells' order, in that of the kind."""
         if not values.dim() or self.order is None:
             return values
         return torch.stack([values[i] for i in self.order])

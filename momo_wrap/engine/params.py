@@ -7,18 +7,10 @@ from torch.optim import Optimizer
 
 
 def can_move(param: Tensor) -> bool:
-    """Return whether an optimizer may change a parameter; frozen ones are left alone.
-
-    Args:
-        param: The parameter, of any kind: lazy, sparse, quantised or without storage.
-    """
+    """Return whether an optimizer may change a parameter; frozen ones are left alone."""
     return param.requires_grad or param.grad is not None
 
 
 def has_zero_lr(base: Optimizer) -> bool:
-    """Return whether all learning rates are 0, so that a step moves nothing.
-
-    Args:
-        base: The optimizer that is wrapped. Learning rates that are tensors are read on the host.
-    """
+    """Return whether all learning rates are 0; those that are tensors are read on the host."""
     return all("lr" in group and float(group["lr"]) == 0.0 for group in base.param_groups)

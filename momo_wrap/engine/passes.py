@@ -62,14 +62,7 @@ class Engine:
         self._has_tensors = False
 
     def prepare(self, groups: Sequence[Mapping[str, Any]]) -> Plan:
-        """Plan a step for parameter groups as they are now, with their gradients.
-
-        Args:
-            groups: The base's parameter groups.
-
-        Raises:
-            TypeError: A gradient is not dense.
-        """
+        """Plan a step for parameter groups as they are now, with gradients that must be dense."""
         params = [param for group in groups for param in group["params"]]
         grads = list(map(_grad, params))
         key = [list(map(ask, params)) for ask in _ASKED]
@@ -95,22 +88,11 @@ class Engine:
         return self.plan
 
     def replaces_step(self, base: Optimizer, formula: Formula, plan: Plan) -> bool:
-        """Return whether the first pass updates the optimizer state in place of `base.step()`.
-
-        Args:
-            base: The base optimizer.
-            formula: What reads it.
-            plan: Its parameters.
-        """
+        """Return whether the first pass updates the optimizer state in place of `base.step()`."""
         return False
 
     def scalars(self, formula: Formula, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
-        """Return all values per parameter that a step needs.
-
-        Args:
-            formula: The formula.
-            read: What was found in the base.
-        """
+        """Return all values per parameter that a step needs."""
         scales = {"buffer_scale": read["buffer_scale"], "grad_scale": read["grad_scale"]}
         return {**scales, **formula.scalars(read)}
 
@@ -139,15 +121,7 @@ class Engine:
         return products
 
     def move(self, formula: Formula, block: Block, keep: Scalar, pull: Tensor) -> None:
-        """Move the parameters of a block, x <- keep x - pull u.
-
-        Args:
-            formula: What makes a direction u of the block.
-            block: As for `sum_up`.
-            keep: What weight decay leaves of the parameters, a number or a tensor of shape [] or
-                [elements of the block].
-            pull: θ times the learning rate, of the same shape.
-        """
+        """Move the parameters of a block, x <- keep x - pull u."""
         direction = block.direction
         if direction is None:
             direction = formula.preconditioned(block)
@@ -165,14 +139,7 @@ def _sizes(params: Sequence[Tensor]) -> list[object]:
 
 
 def inner_products(block: Block, direction: Tensor, *, gradient: bool, params: bool) -> Tensor:
-    """Return inner products over a block; see `Engine.sum_up`.
-
-    Args:
-        block: The block.
-        direction: u, of the block's flat shape.
-        gradient: Whether ⟨q g, ·⟩ is wanted.
-        params: Whether products with the parameters are wanted.
-    """
+    """Return inner products over a block; see `Engine.sum_up`."""
     vectors = [direction, block.flat("param")] if params else [direction]
     products = []
     for vector in vectors:

@@ -105,13 +105,7 @@ class Plan:
     def arrange(
         cells: Sequence[Cell], names: Sequence[object], *, whole: bool
     ) -> list[tuple[Kind, list[int]]]:
-        """Return the kinds that cells are of, each with the positions of its cells.
-
-        Args:
-            cells: Some cells.
-            names: What tells each from others, besides device, dtype and sharding.
-            whole: Whether large tensors are left in one piece.
-        """
+        """Return the kinds that cells are of, each with the positions of its cells."""
         together: dict[object, list[int]] = {}
         for i, (cell, its_names) in enumerate(zip(cells, names, strict=True)):
             first = cell.params[0]
@@ -123,11 +117,7 @@ class Plan:
         ]
 
     def index(self, groups: list[int]) -> Tensor:
-        """Return indices of groups as a tensor, which is kept.
-
-        Args:
-            groups: The indices.
-        """
+        """Return indices of groups as a tensor, which is kept."""
         key = tuple(groups)
         if key not in self.kept:
             self.kept[key] = torch.tensor(groups, device=self.like.device)

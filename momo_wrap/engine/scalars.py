@@ -15,14 +15,7 @@ Scalar: TypeAlias = float | Tensor
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the real dtype in which values of `dtype` are computed with and summed.
-
-    Args:
-        dtype: A floating-point or complex dtype.
-
-    Returns:
-        float64 for float64 and complex128, otherwise float32.
-    """
+    """Return float64 for float64 and complex128, for other dtypes float32."""
     return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
 
 
@@ -36,16 +29,7 @@ def wide_dtype(device: torch.device) -> torch.dtype:
 
 
 def to_device(values: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return `values` on a device, without waiting for it where they come from the host.
-
-    Args:
-        values: Any tensor.
-        device: Where it goes.
-        dtype: What it is converted to.
-
-    Returns:
-        The tensor itself if there is nothing to do.
-    """
+    """Return `values` on a device, without waiting for it where they come from the host."""
     if values.dtype is dtype and values.device == device:
         return values
     # The other way round the host would read before the device has written.
@@ -53,21 +37,12 @@ def to_device(values: Tensor, device: torch.device, dtype: torch.dtype) -> Tenso
 
 
 def as_number(value: Scalar) -> Scalar:
-    """Return a setting such as lr, which may be a one-element tensor, as a number or 0-dim tensor.
-
-    Args:
-        value: A Python number or a tensor of one element.
-    """
+    """Return a setting such as lr, a number or one-element tensor, as a number or 0-dim tensor."""
     return value.detach().reshape(()) if isinstance(value, Tensor) else value
 
 
 def as_scalar(value: Scalar, like: Tensor) -> Tensor:
-    """Return a number or one-element tensor as a 0-dim tensor.
-
-    Args:
-        value: The value.
-        like: A tensor of the wanted device and dtype.
-    """
+    """Return a number or one-element tensor as a 0-dim tensor."""
     if not isinstance(value, Tensor):
         return torch.full((), value, device=like.device, dtype=like.dtype)
     value = value.detach()
@@ -77,15 +52,7 @@ def as_scalar(value: Scalar, like: Tensor) -> Tensor:
 
 
 def vector(values: Sequence[Scalar], like: Tensor) -> Tensor:
-    """Return numbers and one-element tensors as one tensor.
-
-    Args:
-        values: The values, at least one.
-        like: A tensor of the wanted device and dtype.
-
-    Returns:
-        Shape [len(values)].
-    """
+    """Return numbers and one-element tensors as a tensor of shape [len(values)]."""
     numbers = [value for value in values if not isinstance(value, Tensor)]
     if len(numbers) < len(values):
         return torch.stack([as_scalar(value, like) for value in values])
@@ -96,21 +63,15 @@ def vector(values: Sequence[Scalar], like: Tensor) -> Tensor:
 
 
 def largest(values: Sequence[Scalar], like: Tensor) -> Tensor:
-    """Return the largest of numbers and one-element tensors, but at least 0, as a 0-dim tensor.
+    """Return the largest of numbers and one-element tensors as a 0-dim tensor.
 
-    Args:
-        values: Learning rates. A schedule's rounding may leave them a little below 0.
-        like: A tensor of the wanted device and dtype.
+    A schedule's rounding may leave learning rates a little below 0, which counts as 0.
     """
     return vector(values, like).amax().clamp(min=0.0)
 
 
 def comparable(value: object) -> object:
-    """Return what a setting is compared by, from step to step.
-
-    Args:
-        value: A number or a tensor, which may change in place and is never the same.
-    """
+    """Return what a setting is compared by; tensors may change in place, and are never the same."""
     return object() if isinstance(value, Tensor) else value
 
 
