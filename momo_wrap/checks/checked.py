@@ -7,14 +7,9 @@ from typing import Any, ClassVar
 
 
 class CheckedAttributes:
-    """An object some of whose attributes are refused a value that they can't have.
+    """An object that refuses wrong values of attributes, and other values of those set once."""
 
-    Attributes:
-        CHECKS: From the name of an attribute to what raises where a value is wrong, from the object
-            and the value.
-        FIXED: The names of attributes that are set once.
-    """
-
+    # From the name of an attribute to what raises, called with the object and the value.
     CHECKS: ClassVar[Mapping[str, Callable[[Any, Any], object]]] = {}
     FIXED: ClassVar[frozenset[str]] = frozenset()
 
