@@ -24,7 +24,6 @@ from momo_wrap.model import Averaging, Coefficients, Start, first_weight
 PREFIX = "momo_"
 # F, E, W, R of equations (1) and (2), in the order of the averages.
 _NAMES = ("loss_sum", "displacement", "loss_weight_sum", "weight_sum")
-_WEIGHT_SUM = f"{PREFIX}weight_sum"
 _RULE_PREFIX = f"{PREFIX}rule_"
 # Names of a rule's memory in files of version 0.1.0.
 _FORMER = {"prediction": "foretold"}
@@ -106,7 +105,7 @@ class Memory:
         copied = {tuple(map(id, g["params"])): i for i, (_, _, g) in enumerate(self._owners)}
         kept = [places.get(id(group)) for _, _, group in owners]
         for i, (_, _, group) in enumerate(owners):
-            if kept[i] is None and group.get(_WEIGHT_SUM, ...) is None:
+            if kept[i] is None and group.get(f"{PREFIX}weight_sum", ...) is None:
                 kept[i] = copied.get(tuple(map(id, group["params"])))
         averages = self.averages.new_zeros(4, len(owners))
         for i, old in enumerate(kept):

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from momo_wrap.rules import MoMo
 from momo_wrap.testing.blocks import block_elements
@@ -163,11 +162,6 @@ def _bfloat16(setting: Setting) -> None:
         raise AssertionError(f"parameters became {[param.dtype for param in run.params]}.")
 
 
-def _can_maximize(optimizer: Optimizer) -> bool:
-    groups = optimizer.param_groups
-    return all("maximize" in group for group in groups) or hasattr(optimizer, "maximize")
-
-
 def _maximize(setting: Setting) -> None:
     def maximising(params: Any) -> MoMoWrapper:
         optimizer = setting.bare(params)
@@ -216,10 +210,13 @@ def _settings(setting: Setting) -> None:
             if name not in _changes(at_first, bare):
                 raise AssertionError(f"{name} was {old} and is {new} after {when}.")
 
+    def fail(*_: Any) -> None:
+        raise MemoryError("simulated")
+
     run.step(0)
     require_same("a step")
     params = run.flat()
-    handle = run.optimizer.base.register_step_post_hook(_fail)
+    handle = run.optimizer.base.register_step_post_hook(fail)
     try:
         run.step(1)
     except MemoryError:
@@ -227,10 +224,6 @@ def _settings(setting: Setting) -> None:
     handle.remove()
     if not torch.equal(run.flat(), params):
         raise AssertionError("parameters moved in a step in which the base raised.")
-
-
-def _fail(*_: Any) -> None:
-    raise MemoryError("simulated")
 
 
 def _results(setting: Setting) -> None:
@@ -263,7 +256,8 @@ LAWS: dict[str, Callable[[Setting], None]] = {
 def applicable(setting: Setting) -> dict[str, Callable[[Setting], None]]:
     """Return the laws that speak of something that the optimizer has."""
     laws, optimizer = dict(LAWS), Run(setting.bare).optimizer
-    if not _can_maximize(optimizer):
+    in_groups = all("maximize" in group for group in optimizer.param_groups)
+    if not (in_groups or hasattr(optimizer, "maximize")):
         del laws["maximize"]
     if (type(optimizer), type(setting.adapter)) not in UPDATES:
         del laws["compiled"]
