@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -21,17 +22,7 @@ PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def check_process_group(process_group: object, groups: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse ranks that can't share a model of the loss.
-
-    Args:
-        process_group: What the user chose.
-        groups: The base's parameter groups.
-
-    Raises:
-        TypeError: It is no group.
-        ValueError: It lacks this process, or ranks that hold parts of a parameter; or nobody knows
-            which ranks do.
-    """
+    """Refuse ranks that lack this process, or ranks that hold parts of a parameter."""
     ranks = None if process_group == "auto" else _ranks(process_group)
     for index, group in enumerate(groups):
         for position, param in enumerate(group["params"]):
@@ -73,14 +64,9 @@ def _ranks(process_group: object) -> set[int]:
 
 
 def reduction_group(process_group: ProcessGroup) -> dist.ProcessGroup | None:
-    """Return the ranks that share the model of the loss.
+    """Return the ranks that share the model of the loss, or None where there is just one.
 
-    Args:
-        process_group: What the user chose; "auto": all ranks, where `torch.distributed` is
-            initialised.
-
-    Returns:
-        A group of at least two ranks, or None where there is nothing to communicate.
+    "auto" are all ranks, where `torch.distributed` is initialised.
     """
     if process_group is None or not dist.is_available() or not dist.is_initialized():
         return None
@@ -91,13 +77,7 @@ def reduction_group(process_group: ProcessGroup) -> dist.ProcessGroup | None:
 def reduced(loss: Tensor, sums: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
     """Average the loss over the ranks, and add up the sums, in one all-reduce.
 
-    Args:
-        loss: The loss of this rank, 0-dim.
-        sums: The sums of this rank, of any shape, each times `shards` of its parameters.
-        group: The ranks; None: there is only one.
-
-    Returns:
-        Loss and sums, the same on all ranks.
+    The sums are those of this rank, of any shape, each times `shards` of its parameters.
     """
     if group is None:
         return loss, sums
@@ -107,12 +87,7 @@ def reduced(loss: Tensor, sums: Tensor, group: dist.ProcessGroup | None) -> tupl
 
 
 def any_rank(flag: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Return whether a flag is set on any rank.
-
-    Args:
-        flag: A 0-dim tensor, not 0 where it is set.
-        group: The ranks; None: there is only one.
-    """
+    """Return whether a 0-dim flag is not 0 on any rank."""
     if group is None:
         return flag != 0
     total = flag.float().reshape(1)
@@ -121,11 +96,7 @@ def any_rank(flag: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return the part of a tensor that is on this rank.
-
-    Args:
-        tensor: Any tensor; a `DTensor` gives its local shard, which shares its memory.
-    """
+    """Return the part of a tensor that is on this rank; it shares the memory."""
     sharded = _as_dtensor(tensor)
     return tensor if sharded is None else sharded.to_local()
 
@@ -135,38 +106,23 @@ def shards(param: Tensor) -> int:
 
     A sum over the local elements times this number, averaged over all ranks, is the sum over all
     elements, however many copies of a part there are.
-
-    Args:
-        param: The parameter.
     """
     sharded = _as_dtensor(param)
     if sharded is None:
         return 1
-    count = 1
-    for dim, placement in enumerate(sharded.placements):
-        # Not is_shard(): FSDP2 over tensor parallel cuts with a placement that denies to be one.
-        if not placement.is_replicate():
-            count *= sharded.device_mesh.size(dim)
-    return count
+    # Not is_shard(): FSDP2 over tensor parallel cuts with a placement that denies to be one.
+    cut = [dim for dim, its in enumerate(sharded.placements) if not its.is_replicate()]
+    return math.prod(sharded.device_mesh.size(dim) for dim in cut)
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor that is not spread over ranks.
-
-    Args:
-        tensor: Any tensor; the parts of a `DTensor` are gathered, or added up.
-    """
+    """Return a tensor gathered, or added up, from all ranks that it is spread over."""
     sharded = _as_dtensor(tensor)
     return tensor if sharded is None else sharded.full_tensor()
 
 
 def aligned(grad: Tensor, param: Tensor) -> Tensor:
-    """Return a gradient laid out over the ranks as its parameter is.
-
-    Args:
-        grad: The gradient.
-        param: The parameter.
-    """
+    """Return a gradient laid out over the ranks as its parameter is."""
     sharded, its = _as_dtensor(param), _as_dtensor(grad)
     if sharded is None or its is None or its.placements == sharded.placements:
         return grad

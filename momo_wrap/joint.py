@@ -25,6 +25,8 @@ class JointOptimizer(Optimizer):
         ValueError: There is none, or two have a parameter in common.
     """
 
+    optimizers: Sequence[Optimizer] = ()  # while Optimizer.__init__ runs
+
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         _check_optimizers(optimizers)
         optimizers = [member for optimizer in optimizers for member in members(optimizer)]
@@ -34,34 +36,34 @@ class JointOptimizer(Optimizer):
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The groups of all optimizers, in their order; a new list of the very groups."""
-        return [group for optimizer in self._members for group in optimizer.param_groups]
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     @param_groups.setter
     def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        if self._members and len(groups) != len(self.param_groups):
+        if self.optimizers and len(groups) != len(self.param_groups):
             raise ValueError(
                 f"Expected {len(self.param_groups)} groups, as many as the optimizers have "
                 f"together, got {len(groups)}. Set those of one: optimizers[0].param_groups = ..."
             )
-        for optimizer, own in zip(self._members, self._split(groups), strict=True):
+        for optimizer, own in zip(self.optimizers, self._split(groups), strict=True):
             optimizer.param_groups = own
 
     @property  # type: ignore[override]
     def state(self) -> MutableMapping[Tensor, Any]:
         """The state of all optimizers by parameter; what is written goes to the owner."""
-        return _JointState(self._members)
+        return _JointState(self.optimizers)
 
     @state.setter
     def state(self, state: MutableMapping[Tensor, Any]) -> None:
         entries = dict(state)  # which may be the very view that is cleared next
-        for optimizer in self._members:
+        for optimizer in self.optimizers:
             optimizer.state.clear()
         self.state.update(entries)
 
     @property
     def defaults(self) -> dict[str, Any]:
         """The settings that all optimizers know, with the values of the first."""
-        first, *others = [optimizer.defaults for optimizer in self._members] or [{}]
+        first, *others = [optimizer.defaults for optimizer in self.optimizers] or [{}]
         return {name: first[name] for name in first if all(name in other for other in others)}
 
     @defaults.setter
@@ -81,7 +83,7 @@ class JointOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for optimizer in self._members:
+        for optimizer in self.optimizers:
             optimizer.step()
         return loss
 
@@ -91,7 +93,7 @@ class JointOptimizer(Optimizer):
         Args:
             set_to_none: To None rather than to zeros.
         """
-        for optimizer in self._members:
+        for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -103,7 +105,7 @@ class JointOptimizer(Optimizer):
         Raises:
             TypeError: Always.
         """
-        if "optimizers" in self.__dict__:
+        if self.optimizers:
             raise TypeError(
                 "add_param_group on several optimizers can't know which of them is meant. Add the "
                 "group to one, e.g. optimizer.base.optimizers[0].add_param_group(group)."
@@ -114,17 +116,16 @@ class JointOptimizer(Optimizer):
         state: dict[Any, Any] = {}
         groups: list[dict[str, Any]] = []
         more: list[dict[str, Any]] = []
-        offset = 0
-        for index, optimizer in enumerate(self._members):
+        numbers, offset = count(), 0
+        for index, optimizer in enumerate(self.optimizers):
             own = dict(optimizer.state_dict())
             for key, value in own.pop("state", {}).items():
                 state[key + offset if isinstance(key, int) else (index, key)] = value
-            its_groups = own.pop("param_groups", None)
-            if its_groups is None:  # its state dict has a form of its own, kept in "members"
-                its_groups = _numbered(optimizer.param_groups)
-            groups += [_renumbered(group, offset) for group in its_groups]
+            # A state dict without groups has a form of its own, which is kept in "members".
+            its_groups = own.pop("param_groups", optimizer.param_groups)
+            groups += [{**g, "params": [next(numbers) for _ in g["params"]]} for g in its_groups]
             more.append(own)
-            offset += sum(len(group["params"]) for group in optimizer.param_groups)
+            offset += sum(len(group["params"]) for group in its_groups)
         state_dict = {"state": state, "param_groups": groups}
         return {**state_dict, "members": more} if any(more) else state_dict
 
@@ -146,7 +147,7 @@ class JointOptimizer(Optimizer):
             )
         parts = self._split(state_dict["param_groups"])
         more = state_dict.get("members", [{}] * len(parts))
-        for index, (optimizer, groups) in enumerate(zip(self._members, parts, strict=True)):
+        for index, (optimizer, groups) in enumerate(zip(self.optimizers, parts, strict=True)):
             # Parameters keep the names that the state dict gives them; torch goes by position.
             names = {name for group in groups for name in group["params"]}
             state = {
@@ -164,23 +165,19 @@ class JointOptimizer(Optimizer):
         return {"optimizers": self.optimizers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        shared = {name: state[name] for name in ("param_groups", "state") if name in state}
-        super().__setstate__({k: value for k, value in state.items() if k not in shared})
+        own = dict(state)
+        shared = {name: own.pop(name) for name in ("param_groups", "state") if name in own}
+        super().__setstate__(own)
         for name, value in shared.items():
             setattr(self, name, value)
 
     def __repr__(self) -> str:
-        return f"JointOptimizer({self._members!r})"
-
-    @property
-    def _members(self) -> list[Optimizer]:
-        members: list[Optimizer] = self.__dict__.get("optimizers", [])
-        return members
+        return f"JointOptimizer({self.optimizers!r})"
 
     def _split(self, groups: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
         """Return the part of each optimizer."""
         remaining = iter(groups)
-        return [[next(remaining) for _ in o.param_groups] for o in self._members]
+        return [[next(remaining) for _ in o.param_groups] for o in self.optimizers]
 
 
 class _JointState(MutableMapping[Tensor, Any]):
@@ -210,7 +207,7 @@ class _JointState(MutableMapping[Tensor, Any]):
         return iter(dict.fromkeys(keys))  # keys that are no parameters may be in several
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return sum(1 for _ in self)
 
     def get(self, param: Any, default: Any = None) -> Any:
         # The inherited one would ask a defaultdict for the entry, and so make it.
@@ -221,23 +218,13 @@ class _JointState(MutableMapping[Tensor, Any]):
 
 
 def joined(optimizer: Optimizer | Sequence[Optimizer]) -> Optimizer:
-    """Return one optimizer.
-
-    Args:
-        optimizer: The optimizer, or a list or tuple of several.
-    """
-    if isinstance(optimizer, (list, tuple)):
-        return JointOptimizer(optimizer)
-    single: Any = optimizer
-    return single  # type: ignore[no-any-return]
+    """Return one optimizer: the one that is given, or several in a list or tuple as one."""
+    one: Any = JointOptimizer(optimizer) if isinstance(optimizer, (list, tuple)) else optimizer
+    return one  # type: ignore[no-any-return]
 
 
-def members(optimizer: Optimizer) -> list[Optimizer]:
-    """Return the optimizers that an optimizer is made of.
-
-    Args:
-        optimizer: A `JointOptimizer`, or any other, which is its own only member.
-    """
+def members(optimizer: Optimizer) -> Sequence[Optimizer]:
+    """Return the optimizers that an optimizer is made of; most are their own only member."""
     return optimizer.optimizers if isinstance(optimizer, JointOptimizer) else [optimizer]
 
 
@@ -260,13 +247,3 @@ def _check_optimizers(optimizers: Sequence[Optimizer]) -> None:
                     f"{list(param.shape)}, which would be moved twice. Give it to one of them."
                 )
             seen[id(param)] = index
-
-
-def _numbered(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return groups with numbers for parameters."""
-    numbers = count()
-    return [{**group, "params": [next(numbers) for _ in group["params"]]} for group in groups]
-
-
-def _renumbered(group: dict[str, Any], offset: int) -> dict[str, Any]:
-    return {**group, "params": [index + offset for index in group["params"]]}

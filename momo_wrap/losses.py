@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from numbers import Real
 
 import torch
 from torch import Tensor
 
-from momo_wrap.checks.arguments import Loss, check_loss, check_step_arguments
+from momo_wrap.checks.arguments import Loss
 from momo_wrap.distributed import whole
 
 
@@ -20,8 +20,8 @@ class PendingLosses:
     def clear(self) -> None:
         """Forget what was recorded."""
         self._due = False
-        self._total: Tensor | float = 0.0
-        self._weights: Tensor | float = 0.0
+        self._total: Loss = 0.0
+        self._weights: Loss = 0.0
         self.count = 0
 
     def mark_due(self) -> None:
@@ -32,18 +32,9 @@ class PendingLosses:
         self._due = True
 
     def add(self, loss: object, weight: object) -> None:
-        """Record a loss.
-
-        Args:
-            loss: A one-element tensor or a number.
-            weight: Its weight in the mean, the same.
-
-        Raises:
-            TypeError: One is of the wrong type.
-            ValueError: A tensor has several elements, or a weight that is a number is not positive.
-        """
-        value = _detached(check_loss(loss, "record_loss() got as loss"))
-        its_weight = _detached(check_loss(weight, "record_loss() got as weight"))
+        """Record a loss with its weight in the mean; see `MoMoWrapper.record_loss`."""
+        value = _detached(_checked(loss, "record_loss() got as loss"))
+        its_weight = _detached(_checked(weight, "record_loss() got as weight"))
         if not isinstance(its_weight, Tensor) and not its_weight > 0:
             raise ValueError(
                 f"record_loss() got weight={its_weight}, expected a positive number, for example "
@@ -55,43 +46,67 @@ class PendingLosses:
         self._weights = self._weights + its_weight
         self.count += 1
 
-    def evaluate(self, closure: Callable[[], Loss] | None, loss: Loss | None) -> Loss:
+    def evaluate(self, closure: object, loss: object) -> Loss:
         """Return the loss of a step, and forget what was recorded.
 
-        Args:
-            closure: Computes loss and gradients, and may record.
-            loss: The loss, where nothing was recorded.
-
-        Returns:
-            The mean of what was recorded, else the loss that was given or computed.
-
-        Raises:
-            TypeError: There is none, or two.
-            ValueError: The loss has several elements.
+        It is the mean of what was recorded, by the closure too, else what was given or computed.
         """
         if self.count and loss is not None:
             raise TypeError(
                 f"step() got a loss, but {self.count} were recorded before. Write either "
                 "optimizer.record_loss(loss) and optimizer.step(), or optimizer.step(loss=loss)."
             )
-        if self.count and closure is None:
-            return self.take()
-        check_step_arguments(closure, loss)
-        if closure is None:
-            return check_loss(loss, "step() got as loss")
-        with torch.enable_grad():
-            returned = closure()
-        # A trainer's closure may return nothing, or only the last of several losses.
-        return self.take() if self.count else check_loss(returned, "the closure returned")
-
-    def take(self) -> Loss:
-        """Return the mean, and forget what was recorded."""
+        if closure is not None and loss is not None:
+            raise TypeError(
+                "step() got a closure and a loss, expected one of them. After loss.backward(), "
+                "write optimizer.step(loss=loss); with a closure, write optimizer.step(closure)."
+            )
+        if loss is not None:
+            return _checked(loss, "step() got as loss")
+        if closure is None and not self.count:
+            raise TypeError(
+                "step() needs the loss that the gradients belong to. After loss.backward(), write "
+                "optimizer.step(loss=loss), or pass a closure that returns the loss. Where a "
+                "trainer calls step(), write optimizer.record_loss(loss) before, after the last "
+                "zero_grad()."
+            )
+        if closure is not None:
+            if not callable(closure):
+                raise TypeError(
+                    f"step() takes a closure as its positional argument, got "
+                    f"{type(closure).__name__}. To pass a loss, write optimizer.step(loss=loss)."
+                )
+            with torch.enable_grad():
+                returned = closure()
+            # A trainer's closure may return nothing, or only the last of several losses.
+            if not self.count:
+                return _checked(returned, "the closure returned")
         mean = self._total / self._weights
         self.clear()
         return mean
 
-    def __bool__(self) -> bool:
-        return self.count > 0
+
+def _checked(loss: object, source: str) -> Loss:
+    """Return a one-element tensor as it is or a number as a float; refuse what is no loss."""
+    if isinstance(loss, Tensor):
+        if loss.numel() != 1:
+            raise ValueError(
+                f"{source} a tensor of shape {list(loss.shape)}, expected one element. Reduce it "
+                "as for backward(), e.g. optimizer.step(loss=loss.mean())."
+            )
+        if loss.is_complex():
+            raise TypeError(
+                f"{source} a complex tensor, expected a real number. Write "
+                "optimizer.step(loss=loss.real)."
+            )
+        return loss
+    if isinstance(loss, Real):
+        return float(loss)
+    raise TypeError(
+        f"{source} {'None' if loss is None else type(loss).__name__}, expected a one-element "
+        "tensor or a number. Write optimizer.step(loss=loss) with such a loss, for example "
+        "float(loss), or return it from the closure."
+    )
 
 
 def _detached(value: Loss) -> Loss:

@@ -34,44 +34,13 @@ class StepRecord:
     lower_bound: Tensor
     loss: Tensor
 
-    @classmethod
-    def of(cls, stats: ModelStats, decision: StepDecision, sign: float) -> StepRecord:
-        """Record a step.
-
-        Args:
-            stats: The momentum model, of the function that was minimised.
-            decision: What the step rule answered.
-            sign: -1 where the base maximises.
-
-        Returns:
-            The record, in the sign of the objective.
-        """
-        bound = as_scalar(decision.lower_bound, stats.loss)
-        values = (stats.value_after_decay, bound, stats.loss)
-        value, bound, loss = values if sign > 0 else [-value for value in values]
-        return cls(
-            theta=decision.theta,
-            theta_uncapped=decision.theta_uncapped,
-            value_after_decay=value,
-            predicted_decrease=stats.predicted_decrease,
-            lower_bound=bound,
-            loss=loss,
-        )
-
 
 @dataclass
 class Outcome:
-    """What a wrapper tells of its last step.
+    """What a wrapper tells of its last step; None before the first."""
 
-    Attributes:
-        of_step: What the record of the step is made of, once it is asked for; None before the
-            first step.
-        effective_lrs: θα of each parameter group, of shape [groups]; None before the first step.
-        skipped: The number of steps that were skipped.
-    """
-
-    of_step: tuple[ModelStats, StepDecision, float] | None = None
-    effective_lrs: Tensor | None = None
+    of_step: tuple[ModelStats, StepDecision, float] | None = None  # and the sign of the objective
+    effective_lrs: Tensor | None = None  # θα of each parameter group, [groups]
     skipped: int = 0
 
 
@@ -83,8 +52,15 @@ class Results:
     @property
     def last_step(self) -> StepRecord | None:
         """The `StepRecord` of the last step; None before the first."""
-        of_step = self._outcome.of_step
-        return None if of_step is None else StepRecord.of(*of_step)
+        if self._outcome.of_step is None:
+            return None
+        stats, decision, sign = self._outcome.of_step
+        bound = as_scalar(decision.lower_bound, stats.loss)
+        values = (stats.value_after_decay, bound, stats.loss)
+        value, bound, loss = values if sign > 0 else [-value for value in values]
+        return StepRecord(
+            decision.theta, decision.theta_uncapped, value, stats.predicted_decrease, bound, loss
+        )
 
     @property
     def skipped_steps(self) -> int:

@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -44,13 +43,10 @@ class Recorder:
     Args:
         optimizer: The wrapper, or what a trainer made of it.
         every: The number of steps between two transfers.
-        path: The CSV file, which is overwritten; None: rows are kept in memory for `curve`.
+        path: The CSV file, which is overwritten; None: rows are kept in memory for `curve`. Both
+            are kept as attributes.
         tensorboard: A directory for TensorBoard, or a writer that there is already, which is left
             open; None: nothing is written there.
-
-    Attributes:
-        every: The number of steps between two transfers.
-        path: The CSV file, if there is one.
 
     Raises:
         TypeError: There is no `MoMoWrapper`.
@@ -86,7 +82,7 @@ class Recorder:
         self._skipped = self._optimizer.skipped_steps
         self._closed = False
         self._owns_writer = isinstance(tensorboard, (str, PathLike))
-        self._writer = _writer(tensorboard)
+        self._writer: Any = _summary(tensorboard) if self._owns_writer else tensorboard
         if self.path is not None:
             self.path.write_text("")  # a path that can't be written is found before the training
 
@@ -107,9 +103,12 @@ class Recorder:
         effective_lrs = self._optimizer.effective_lrs()
         caps = [group["lr"] for group in self._optimizer.param_groups[: len(effective_lrs)]]
         self._check_columns(last, len(effective_lrs))
-        numbers = [number for name in _FIELDS for number in _unbound(getattr(last, name))]
-        on_device, on_host = _split([*numbers, *effective_lrs, *caps], like=last.theta)
-        self._waiting.append((step, on_device, on_host))
+        fields = [value for name in _FIELDS for value in getattr(last, name).reshape(-1).unbind()]
+        values = [*fields, *effective_lrs, *caps]
+        on_host = [None if isinstance(value, Tensor) else float(value) for value in values]
+        tensors = [as_scalar(value, last.theta) for value in values if isinstance(value, Tensor)]
+        # Stacked they are copies: a CUDA graph or a scheduler may write into the same tensors.
+        self._waiting.append((step, torch.stack(tensors), on_host))
         if len(self._waiting) >= self.every:
             self.flush()
 
@@ -125,7 +124,9 @@ class Recorder:
             for step, numbers in zip(steps, on_host, strict=True)
         ]
         if self.path is not None:
-            self._append(self.path, rows)
+            with self.path.open("a", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerows([self._columns, *rows] if file.tell() == 0 else rows)
         elif self._writer is None:
             self._rows += rows
         if self._writer is not None:
@@ -159,12 +160,7 @@ class Recorder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _check_columns(self, last: StepRecord, groups: int) -> None:
@@ -189,31 +185,8 @@ class Recorder:
                 "Close it, and make a new Recorder with another path after setting optimizer.rule."
             )
 
-    def _append(self, path: Path, rows: list[list[float]]) -> None:
-        with path.open("a", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if file.tell() == 0:
-                writer.writerow(self._columns)
-            writer.writerows(rows)
 
-
-def _unbound(value: Tensor) -> Sequence[Tensor]:
-    return value.unbind() if value.dim() else [value]
-
-
-def _split(values: Sequence[Tensor | float], like: Tensor) -> tuple[Tensor, list[float | None]]:
-    """Return the tensors as one on the device, and the numbers with None where a tensor was.
-
-    It is a copy: a CUDA graph or a scheduler may write the next values into the same tensors.
-    """
-    tensors = [as_scalar(value, like) for value in values if isinstance(value, Tensor)]
-    on_host = [None if isinstance(value, Tensor) else float(value) for value in values]
-    return torch.stack(tensors), on_host
-
-
-def _writer(tensorboard: str | PathLike[str] | ScalarWriter | None) -> Any:
-    if not isinstance(tensorboard, (str, PathLike)):
-        return tensorboard
+def _summary(directory: object) -> object:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -221,7 +194,7 @@ def _writer(tensorboard: str | PathLike[str] | ScalarWriter | None) -> Any:
             "Recorder(tensorboard=...) got a directory, and TensorBoard is not installed: "
             "pip install tensorboard, or leave the argument out and give a path."
         ) from error
-    return SummaryWriter(str(tensorboard))
+    return SummaryWriter(str(directory))
 
 
 def wrapper_of(optimizer: object) -> MoMoWrapper:
@@ -252,14 +225,7 @@ def wrapper_of(optimizer: object) -> MoMoWrapper:
 
 
 def group_suffixes(groups: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what tells the parameter groups apart in the names of what is logged.
-
-    Args:
-        groups: The parameter groups.
-
-    Returns:
-        `/pg1` and so on, or `/` and the group's `"name"`; an empty string for a single group.
-    """
+    """Return what tells groups apart in logged names, `/pg1` or `/` and the group's `"name"`."""
     if len(groups) == 1:
         return [""]
     return [f"/{group.get('name', f'pg{number}')}" for number, group in enumerate(groups, start=1)]

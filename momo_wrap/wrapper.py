@@ -14,6 +14,7 @@ from momo_wrap.adapters.base import Adapter
 from momo_wrap.adapters.registry import adapters_for
 from momo_wrap.bases import Bases
 from momo_wrap.checks.arguments import (
+    CheckedAttributes,
     Compiled,
     Loss,
     NonFinite,
@@ -24,7 +25,6 @@ from momo_wrap.checks.arguments import (
     check_unknown_arguments,
     decay_form,
 )
-from momo_wrap.checks.checked import CheckedAttributes
 from momo_wrap.checks.nonfinite import must_skip
 from momo_wrap.distributed import ProcessGroup, check_process_group, reduced, reduction_group
 from momo_wrap.engine.params import has_zero_lr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from numbers import Real
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,14 +24,7 @@ def check_settings(
 ) -> None:
     """Refuse settings that the model can't be built with. Cheap enough for each step.
 
-    Args:
-        pairs: The optimizers that are wrapped, each with the adapter that reads it.
-        read_tensors: Also look into settings that are tensors, a host synchronisation.
-
-    Raises:
-        ValueError: A learning rate or weight decay is not a finite number of at least 0, groups
-            differ where they must not, one asks for `differentiable=True`, or an adapter can't
-            read its optimizer with these settings.
+    Settings that are tensors are looked into only where asked, which is a host synchronisation.
     """
     maximize: list[bool] = []
     for optimizer, adapter in pairs:
@@ -86,14 +78,7 @@ def _check_number(index: int, name: str, value: object, *, read_tensors: bool) -
 def check_parameters(groups: Sequence[ParamGroup]) -> None:
     """Refuse parameters that can move and can't be moved each by itself.
 
-    Looks at all of them: for construction, loading and groups that join. Frozen parameters may be
-    anything; so may lazy ones, until they are made.
-
-    Args:
-        groups: The base's parameter groups.
-
-    Raises:
-        ValueError: There are none, two share memory, or one can't be written through.
+    Frozen parameters may be anything; so may lazy ones, until they are made.
     """
     if not any(group["params"] for group in groups):
         raise ValueError(
@@ -112,9 +97,7 @@ def check_parameters(groups: Sequence[ParamGroup]) -> None:
                 )
             params.append(param)
             names.append(f"{position} of group {index}")
-    found = _overlapping(params)
-    if found is not None:
-        first, second = found
+    for first, second in _overlapping(params):
         raise ValueError(
             f"Parameters {names[first]} and {names[second]}, of shape "
             f"{list(params[second].shape)}, share their memory but are two parameters, so that "
@@ -123,40 +106,27 @@ def check_parameters(groups: Sequence[ParamGroup]) -> None:
         )
 
 
-class _Extent(NamedTuple):
-    """The addresses [start, stop) that a parameter lies within."""
-
-    device: str
-    start: int
-    stop: int
-    position: int
-
-
-def _overlapping(params: Sequence[Tensor]) -> tuple[int, int] | None:
-    """Return the positions of two parameters that have an element in common, or None."""
-    earlier: list[_Extent] = []
-    for extent in sorted(_extents(params)):
-        earlier = [e for e in earlier if e.device == extent.device and e.stop > extent.start]
-        for other in earlier:
-            if _share_an_element(local(params[other.position]), local(params[extent.position])):
-                first, second = sorted([other.position, extent.position])
-                return first, second
-        earlier.append(extent)
-    return None
-
-
-def _extents(params: Sequence[Tensor]) -> Iterator[_Extent]:
+def _overlapping(params: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Yield the positions of each two parameters that have an element in common."""
+    extents = []  # the device, the addresses [start, stop) that it lies within, and the position
     for position, param in enumerate(params):
-        if param.layout is not torch.strided:
-            continue
         tensor = local(param)
         try:
-            is_real = tensor.untyped_storage().device.type != "meta"
-            start = tensor.data_ptr() if is_real else 0
+            # An address of 0: there is no memory.
+            if param.layout is torch.strided and tensor.untyped_storage().device.type != "meta":
+                start = tensor.data_ptr()
+                if start and tensor.numel():
+                    extents.append((str(tensor.device), start, start + _span(tensor), position))
         except (RuntimeError, NotImplementedError):  # subclasses that wrap other tensors
             continue
-        if start != 0 and tensor.numel() > 0:
-            yield _Extent(str(tensor.device), start, start + _span(tensor), position)
+    earlier: list[tuple[str, int, int]] = []
+    for device, start, stop, position in sorted(extents):
+        earlier = [before for before in earlier if before[0] == device and before[1] > start]
+        for _, _, other in earlier:
+            pair = sorted([other, position])
+            if _share_an_element(local(params[pair[0]]), local(params[pair[1]])):
+                yield pair
+        earlier.append((device, stop, position))
 
 
 def _span(tensor: Tensor) -> int:

@@ -1,8 +1,4 @@
-"""Hugging Face accelerate: `accelerator.backward` that also hands the loss to the optimizer.
-
-backward(accelerator, loss, optimizer)  # instead of accelerator.backward(loss)
-optimizer.step()
-"""
+"""Hugging Face accelerate: `accelerator.backward` that also hands the loss to the optimizer."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from momo_wrap.integrations.common import wrapper_of
+from momo_wrap.integrations import wrapper_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -21,8 +17,9 @@ def backward(
 ) -> None:
     """Compute gradients with `accelerator.backward`, and record the loss for `optimizer.step()`.
 
-    The prepared optimizer's `step()` takes no loss. The loss of a step is the mean of those that
-    were recorded since `zero_grad()`: of all batches, where gradients are accumulated.
+    Call it instead of `accelerator.backward(loss)`. The prepared optimizer's `step()` takes no
+    loss. The loss of a step is the mean of those that were recorded since `zero_grad()`: of all
+    batches, where gradients are accumulated.
 
     Args:
         accelerator: The accelerator. It divides by `gradient_accumulation_steps`, and scales where

@@ -1,7 +1,4 @@
-"""Lightning: a callback that hands the loss to the optimizer and logs what came of it.
-
-`Trainer(callbacks=[MoMoCallback()])`, and `configure_optimizers` returns a `MoMoWrapper`.
-"""
+"""Lightning: a callback that hands the loss to the optimizer and logs what came of it."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from momo_wrap.integrations.common import step_metrics, wrapper_of
+from momo_wrap.integrations import step_metrics, wrapper_of
 from momo_wrap.wrapper import MoMoWrapper
 
 if TYPE_CHECKING:
@@ -51,50 +48,27 @@ class MoMoCallback(pl.Callback):
         self.log_metrics = log
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look whether there is a wrapper.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module that is trained.
-
-        Raises:
-            TypeError: There is none.
-        """
-        _wrapper(trainer)
+        """Refuse an optimizer that is no wrapper."""
+        wrapper_of(trainer.optimizers[0])
 
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
     ) -> None:
-        """Record the loss of a batch, as `training_step` returned it.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module that is trained.
-            loss: The loss, divided and scaled for the backward pass that comes next.
-        """
+        """Record the loss of a batch, as `training_step` returned it."""
         if pl_module.automatic_optimization:
+            # Divided and scaled for the backward pass that comes next.
             loss = loss.detach() * trainer.accumulate_grad_batches
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             if scaler is not None:
                 loss = loss / scaler.scale(torch.ones_like(loss))
-            _wrapper(trainer).record_loss(loss)
+            # Automatic optimisation has one optimizer.
+            wrapper_of(trainer.optimizers[0]).record_loss(loss)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any
     ) -> None:
-        """Log θ and the effective learning rates.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module that is trained.
-            batch: The batch, and what became of it.
-        """
+        """Log θ and the effective learning rates."""
         if self.log_metrics:
             for optimizer in trainer.optimizers:
                 if isinstance(optimizer, MoMoWrapper):
                     pl_module.log_dict(step_metrics(optimizer))
-
-
-def _wrapper(trainer: pl.Trainer) -> MoMoWrapper:
-    """Return the trainer's optimizer; automatic optimisation has one."""
-    return wrapper_of(trainer.optimizers[0])

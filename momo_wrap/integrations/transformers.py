@@ -1,7 +1,4 @@
-"""transformers: a Trainer that hands the loss to the optimizer and logs what came of it.
-
-trainer = MoMoTrainer(model, args, optimizers=(MoMoWrapper(optimizer), None))
-"""
+"""transformers: a Trainer that hands the loss to the optimizer and logs what came of it."""
 
 from __future__ import annotations
 
@@ -10,8 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import Trainer
 
-from momo_wrap.integrations.common import step_metrics, wrapper_of
-from momo_wrap.wrapper import MoMoWrapper
+from momo_wrap.integrations import step_metrics, wrapper_of
 
 
 class MoMoTrainer(Trainer):
@@ -40,21 +36,10 @@ class MoMoTrainer(Trainer):
         inputs: dict[str, Tensor | Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Add the gradients of a batch, and record its loss.
-
-        Args:
-            model: The model.
-            inputs: The batch.
-            num_items_in_batch: The number of items, such as tokens, in all batches of the step.
-
-        Returns:
-            The loss of the batch, divided as its gradients are.
-
-        Raises:
-            TypeError: The optimizer is not a `MoMoWrapper`.
-        """
+        """Add the gradients of a batch, and record its loss."""
         wrapper = wrapper_of(self.optimizer)
-        if not _has_gradients(wrapper):
+        params = [param for group in wrapper.param_groups for param in group["params"]]
+        if all(param.grad is None for param in params):
             # Trainer resets the model's gradients by itself, also those of a step that was skipped.
             wrapper.zero_grad()
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -63,17 +48,7 @@ class MoMoTrainer(Trainer):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, and add θ and the effective learning rates to the logs of the training loss.
-
-        Args:
-            logs: The values to log.
-            start_time: When training started.
-        """
+        """Log, and add θ and the effective learning rates to the logs of the training loss."""
         if "learning_rate" in logs:
             logs.update({name: float(v) for name, v in step_metrics(self.optimizer).items()})
         super().log(logs, start_time)
-
-
-def _has_gradients(wrapper: MoMoWrapper) -> bool:
-    groups = wrapper.param_groups
-    return any(param.grad is not None for group in groups for param in group["params"])

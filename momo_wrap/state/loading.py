@@ -6,7 +6,7 @@ import copy
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,31 +19,19 @@ from momo_wrap.state.memory import PREFIX
 
 
 def check_state_dict(state_dict: object, base: Optimizer) -> None:
-    """Refuse what is no state dict of an optimizer.
-
-    Args:
-        state_dict: What is to be loaded.
-        base: The optimizer; some give theirs another form.
-
-    Raises:
-        TypeError: It has not the form of one.
-    """
+    """Refuse what has not the form of a state dict, torch's or that of the base itself."""
     found = type(state_dict).__name__
     if isinstance(state_dict, Mapping):
-        if _is_dict(state_dict.get("state")) and _is_groups(state_dict.get("param_groups")):
+        state, groups = state_dict.get("state"), state_dict.get("param_groups")
+        if isinstance(state, Mapping) and _is_groups(groups):
             return
-        own = base.state_dict().keys()
-        if state_dict.keys() == own != {"state", "param_groups"}:
+        if state_dict.keys() == base.state_dict().keys() != {"state", "param_groups"}:
             return
         found = f"one with the keys {sorted(map(str, state_dict))}"
     raise TypeError(
         "load_state_dict expects a dict with 'state', a dict, and 'param_groups', a list of dicts "
         f"with 'params', got {found}. Load what optimizer.state_dict() returned."
     )
-
-
-def _is_dict(value: object) -> bool:
-    return isinstance(value, Mapping)
 
 
 def _is_groups(value: object) -> bool:
@@ -60,25 +48,21 @@ def restored_on_failure(optimizer: Optimizer) -> Iterator[None]:
     Covers attributes and containers of the optimizer, and those of the optimizers, schedulers and
     the like within it. Tensors are not copied: what is done must replace them, as all
     `load_state_dict` of torch do.
-
-    Args:
-        optimizer: The optimizer.
     """
     contents = _contents(optimizer)
     try:
         yield
     except BaseException:
         for container, content in contents:
-            _refill(container, content)
+            container.clear()
+            is_keyed = isinstance(container, (dict, set))
+            (container.update if is_keyed else container.extend)(content)
         raise
 
 
-_Container: TypeAlias = "dict[Any, Any] | list[Any] | set[Any] | deque[Any]"
-
-
-def _contents(root: object) -> list[tuple[_Container, Collection[Any]]]:
+def _contents(root: object) -> list[tuple[Any, Collection[Any]]]:
     """Return all containers that an optimizer's state is made of, with shallow copies."""
-    found: dict[int, tuple[_Container, Collection[Any]]] = {}
+    found: dict[int, tuple[Any, Collection[Any]]] = {}
     remaining = [root]
     while remaining:
         value = remaining.pop()
@@ -87,10 +71,9 @@ def _contents(root: object) -> list[tuple[_Container, Collection[Any]]]:
             continue
         if _can_load(value):
             value = vars(value)
-        if not isinstance(value, (dict, list, set, deque)) or id(value) in found:
-            continue
-        found[id(value)] = value, copy.copy(value)
-        remaining += value.values() if isinstance(value, dict) else value
+        if isinstance(value, (dict, list, set, deque)) and id(value) not in found:
+            found[id(value)] = value, copy.copy(value)
+            remaining += value.values() if isinstance(value, dict) else value
     return list(found.values())
 
 
@@ -101,65 +84,37 @@ def _can_load(value: object) -> bool:
     return hasattr(type(value), "load_state_dict") and hasattr(value, "__dict__")
 
 
-def _refill(container: _Container, content: Collection[Any]) -> None:
-    container.clear()
-    if isinstance(container, (dict, set)):
-        container.update(content)
-    else:
-        container.extend(content)
-
-
 def load(base: Optimizer, state_dict: dict[str, Any]) -> None:
-    """Load a state dict into the base, and say what is wrong where the base only stumbles.
-
-    Args:
-        base: The optimizer.
-        state_dict: The state dict. Tensors that were made in `torch.inference_mode` are copied,
-            because a step could not update them.
-
-    Raises:
-        ValueError: The base can't find in it what it looks for, or groups have lost settings.
-    """
+    """Load a state dict into the base, and say what is wrong where the base only stumbles."""
     # Not all defaults: those of wrapping optimizers need not be in the groups.
     needed = [
-        group.keys() & optimizer.defaults.keys()
+        (type(optimizer).__name__, group.keys() & optimizer.defaults.keys())
         for optimizer in members(base)
         for group in optimizer.param_groups
     ]
+    # A step could not update tensors that were made in `torch.inference_mode`.
+    state_dict = tree_map_only(Tensor, lambda x: x.clone() if x.is_inference() else x, state_dict)
     try:
-        base.load_state_dict(normal_tensors(state_dict))
+        base.load_state_dict(state_dict)
     except LookupError as error:
         raise ValueError(
             f"The state dict is not one of {type(base).__name__}, which looked for {error} in it. "
             "Load it into an optimizer of the class that saved it."
         ) from error
-    owners = [optimizer for optimizer in members(base) for _ in optimizer.param_groups]
-    for index, (names, group) in enumerate(zip(needed, base.param_groups, strict=True)):
+    pairs = zip(needed, base.param_groups, strict=True)
+    for index, ((owner, names), group) in enumerate(pairs):
         missing = sorted(names - group.keys())
         if missing:
             raise ValueError(
-                f"Group {index} has no {missing}, so the state dict is not one of "
-                f"{type(owners[index]).__name__}. Load it into an optimizer of the class that "
-                "saved it."
+                f"Group {index} has no {missing}, so the state dict is not one of {owner}. Load it "
+                "into an optimizer of the class that saved it."
             )
 
 
-def normal_tensors(value: Any) -> Any:
-    """Return nested containers with copies of the tensors that were made in inference mode.
-
-    Args:
-        value: A state dict, say.
-    """
-    return tree_map_only(Tensor, lambda x: x.clone() if x.is_inference() else x, value)
-
-
 def with_entries(state_dict: dict[str, Any], entries: Sequence[Mapping[str, Any]]) -> Any:
-    """Return a copy of a state dict with further entries in its parameter groups.
+    """Return a copy of a state dict with further entries, one mapping for each parameter group.
 
-    Args:
-        state_dict: The state dict, which is not changed. Its groups may be further within, as in
-            those of optimizers that wrap another.
-        entries: What each group gets.
+    The groups may be further within, as in state dicts of optimizers that wrap another.
     """
     copied = dict(state_dict)
     for name, value in state_dict.items():
@@ -172,35 +127,21 @@ def with_entries(state_dict: dict[str, Any], entries: Sequence[Mapping[str, Any]
 
 
 def check_loaded(pairs: Sequence[tuple[Optimizer, Adapter]]) -> None:
-    """Refuse a state that the base can't go on from.
-
-    Args:
-        pairs: The optimizers, with the state that they have now, each with its adapter.
-
-    Raises:
-        ValueError: The wrapper's scalars are no numbers, or tensors do not belong to their
-            parameters.
-    """
-    index = 0
-    for optimizer, adapter in pairs:
-        for group in optimizer.param_groups:
-            _check_scalars(index, group)
-            for position, param in enumerate(group["params"]):
-                entry = optimizer.state.get(param)
-                if isinstance(entry, dict):
-                    adapter.check_entry(f"parameter {position} of group {index}", param, entry)
-            index += 1
-
-
-def _check_scalars(index: int, group: dict[str, Any]) -> None:
-    for name, value in group.items():
-        if name.startswith(PREFIX) and not _is_scalar(value):
-            found = list(value.shape) if isinstance(value, Tensor) else repr(value)
-            raise ValueError(
-                f"Group {index} has {name}={found}, expected a number. The state dict is damaged; "
-                f"take an older one, or remove the keys that start with {PREFIX!r} to start the "
-                "model of the loss afresh."
-            )
+    """Refuse scalars of the wrapper that are no numbers, and tensors of other parameters."""
+    owners = [(base, adapter, group) for base, adapter in pairs for group in base.param_groups]
+    for index, (base, adapter, group) in enumerate(owners):
+        for name, value in group.items():
+            if name.startswith(PREFIX) and not _is_scalar(value):
+                found = list(value.shape) if isinstance(value, Tensor) else repr(value)
+                raise ValueError(
+                    f"Group {index} has {name}={found}, expected a number. The state dict is "
+                    "damaged; take an older one, or remove the keys that start with "
+                    f"{PREFIX!r} to start the model of the loss afresh."
+                )
+        for position, param in enumerate(group["params"]):
+            entry = base.state.get(param)
+            if isinstance(entry, dict):
+                adapter.check_entry(f"parameter {position} of group {index}", param, entry)
 
 
 def _is_scalar(value: object) -> bool:

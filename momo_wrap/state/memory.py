@@ -24,7 +24,6 @@ from momo_wrap.model import Averaging, Coefficients, Start, first_weight
 PREFIX = "momo_"
 # F, E, W, R of equations (1) and (2), in the order of the averages.
 _NAMES = ("loss_sum", "displacement", "loss_weight_sum", "weight_sum")
-_WEIGHT_SUM = f"{PREFIX}weight_sum"
 _RULE_PREFIX = f"{PREFIX}rule_"
 # Names of a rule's memory in files of version 0.1.0.
 _FORMER = {"prediction": "foretold"}
@@ -36,17 +35,11 @@ _About: TypeAlias = tuple[Tensor, dict[str, Any]]
 
 
 class Memory:
-    """The averages of all parameter groups, and the memory of the step rule.
-
-    Attributes:
-        averages: F, E, W and R of each group, shape [4, groups].
-        starts: What each group's averages are made of.
-        rule: What the rule remembers, by name, 0-dim views of one tensor.
-    """
+    """The averages of all parameter groups, and the memory of the step rule."""
 
     def __init__(self, initial: Mapping[str, float], like: Tensor) -> None:
-        self.averages = torch.zeros(4, 0, device=like.device, dtype=like.dtype)
-        self.starts: list[Start] = []
+        self.averages = torch.zeros(4, 0, device=like.device, dtype=like.dtype)  # F, E, W, R
+        self.starts: list[Start] = []  # what each group's averages are made of
         self._owners: list[_Owner] = []
         self._about: list[_About | None] = []
         self._coefficients: tuple[object, Coefficients] | None = None
@@ -54,24 +47,19 @@ class Memory:
         self.start_rule(initial)
 
     def start_rule(self, initial: Mapping[str, float]) -> None:
-        """Forget what the rule remembered.
-
-        Args:
-            initial: Name to value, as it is before the first step.
-        """
+        """Forget what the rule remembered; names and values are then those before a first step."""
         self._initial = dict(initial)
-        self._values = self.averages.new_tensor(list(self._initial.values()))
-        self.rule = dict(zip(self._initial, self._values.unbind(), strict=True))
+        self._hold_rule(self.averages.new_tensor(list(self._initial.values())))
         if self._owners:
             self._mark()
 
-    def write(self, averages: Tensor, rule: Mapping[str, Tensor]) -> None:
-        """Write what a step has left.
+    def _hold_rule(self, values: Tensor) -> None:
+        """Let the values of the rule be views of one tensor."""
+        self._values = values
+        self.rule = dict(zip(self._initial, values.unbind(), strict=True))
 
-        Args:
-            averages: The new averages.
-            rule: The rule's memory, with the names that it has.
-        """
+    def write(self, averages: Tensor, rule: Mapping[str, Tensor]) -> None:
+        """Write what a step has left: new averages, and the rule's memory, which may be empty."""
         self.averages.copy_(averages)
         if rule:
             self._values.copy_(torch.stack([rule[name] for name in self._initial]))
@@ -86,14 +74,11 @@ class Memory:
     def prepare(self, pairs: Pairs, like: Tensor) -> None:
         """Make room for the groups that there are, and start anew what has lost its buffers.
 
-        Args:
-            pairs: The optimizers that are wrapped, each with its adapter.
-            like: A tensor of the device and dtype of the scalars.
+        `like` has the device and dtype of the scalars.
         """
         if (self.averages.device, self.averages.dtype) != (like.device, like.dtype):
-            self.averages, self._values = self.averages.to(like), self._values.to(like)
-            self.rule = dict(zip(self._initial, self._values.unbind(), strict=True))
-            self._coefficients = None
+            self.averages, self._coefficients = self.averages.to(like), None
+            self._hold_rule(self._values.to(like))
         groups = [group for base, _ in pairs for group in base.param_groups]
         known = [group for _, _, group in self._owners]
         if len(groups) != len(known) or not all(map(is_, groups, known)):
@@ -116,11 +101,12 @@ class Memory:
         """Follow the groups: those that are known keep their averages, wherever they are now."""
         owners = [(base, adapter, g) for base, adapter in pairs for g in base.param_groups]
         places = {id(group): i for i, (_, _, group) in enumerate(self._owners)}
-        copied = {_params(group): i for i, (_, _, group) in enumerate(self._owners)}
-        kept = [
-            places.get(id(group), copied.get(_params(group)) if _is_marked(group) else None)
-            for _, _, group in owners
-        ]
+        # The copy of a group that is known has our entries without values, and its parameters.
+        copied = {tuple(map(id, g["params"])): i for i, (_, _, g) in enumerate(self._owners)}
+        kept = [places.get(id(group)) for _, _, group in owners]
+        for i, (_, _, group) in enumerate(owners):
+            if kept[i] is None and group.get(f"{PREFIX}weight_sum", ...) is None:
+                kept[i] = copied.get(tuple(map(id, group["params"])))
         averages = self.averages.new_zeros(4, len(owners))
         for i, old in enumerate(kept):
             if old is not None:
@@ -130,41 +116,34 @@ class Memory:
         self.averages, self._coefficients, self._owners = averages, None, owners
         self._keeping = [i for i, owner in enumerate(owners) if owner[1].keeps_averages]
         new = [i for i, old in enumerate(kept) if old is None]
-        loaded = [i for i in new if self._was_loaded(*owners[i])]
-        for i in loaded:
-            self._import(i)
-            self._note(i, owners[i][2]["params"])
-        self._restart([i for i in new if i not in loaded])
-        self._import_rule()
+        self._restart([i for i in new if not self._import(i)])
+        for name, own in self.rule.items():
+            former = owners[0][2].get(_RULE_PREFIX + _FORMER.get(name, name))
+            value = owners[0][2].get(_RULE_PREFIX + name, former)
+            if value is not None:
+                own.copy_(as_scalar(value, own))
         self._mark()
-
-    @staticmethod
-    def _was_loaded(base: Optimizer, adapter: Adapter, group: dict[str, Any]) -> bool:
-        """Return whether a state dict brought averages, and those of the gradients with them."""
-        needed = ("loss_sum", "displacement", "weight_sum")
-        is_there = all(group.get(PREFIX + name) is not None for name in needed)
-        return is_there and not adapter.has_lost_average(base, group)
 
     def _restart(self, indices: Sequence[int]) -> None:
         """Start the averages of some groups anew."""
-        runs = [i for i, start in enumerate(self.starts) if start is Start.RUNNING]
-        runs = [i for i in runs if i not in indices]
+        running = [i for i in self._running() if i not in indices]
         for i in indices:
             base, adapter, group = self._owners[i]
             self.averages[:, i] = 0.0
             self._about[i] = None
+            self.starts[i] = Start.JOINED if running else Start.FRESH
             if adapter.has_history(base, group):
                 self.starts[i] = Start.HISTORY
                 self._note(i, group["params"])
-            elif runs:
-                self.starts[i] = Start.JOINED
-                self._join(i, runs[0])
-            else:
-                self.starts[i] = Start.FRESH
+            elif running:
+                self._join(i, running[0])
         if indices:
             self._coefficients = None
         if indices and len(indices) == len(self._owners):
             self.start_rule(self._initial)
+
+    def _running(self) -> list[int]:
+        return [i for i, start in enumerate(self.starts) if start is Start.RUNNING]
 
     def _join(self, index: int, other: int) -> None:
         """Give a group that joins the losses of another one."""
@@ -195,36 +174,31 @@ class Memory:
         for i, start in enumerate(self.starts):
             if start is Start.HISTORY:
                 averages[3, i] = _HAS_HISTORY
-        columns = averages.unbind(1)
+        names = [PREFIX + name for name in _NAMES]
         entries = [
-            {PREFIX + name: v.clone() for name, v in zip(_NAMES, column.unbind(), strict=True)}
-            for column in columns
+            dict(zip(names, map(Tensor.clone, column.unbind()), strict=True))
+            for column in averages.unbind(1)
         ]
         entries[0].update({_RULE_PREFIX + name: v.clone() for name, v in self.rule.items()})
         return entries
 
     def weight_sums(self, first: int, averagings: Sequence[Averaging]) -> Tensor:
-        """Return R_k of some groups.
-
-        Args:
-            first: The index of the first of them.
-            averagings: How they average at this step.
-        """
-        count = len(averagings)
-        starts = self.starts[first : first + count]
+        """Return R_k of some groups, from the index of the first on, shape [groups]."""
+        starts = self.starts[first : first + len(averagings)]
         weights = [first_weight(*pair) for pair in zip(averagings, starts, strict=True)]
         decay = vector([averaging.decay for averaging in averagings], self.averages)
-        last = self.averages[3].narrow(0, first, count)
+        last = self.averages[3].narrow(0, first, len(averagings))
         return torch.addcmul(vector(weights, self.averages), last, decay)
 
     def coefficients(self, averagings: Sequence[Averaging]) -> Coefficients:
-        """Return what the model multiplies with, that of the last step where nothing has changed.
-
-        Args:
-            averagings: How each group averages at this step.
-        """
+        """Return what the model multiplies with, the last ones where nothing has changed."""
         if Start.JOINED in self.starts:
-            self._join_alike(averagings)
+            running = self._running()
+            for i, start in enumerate(self.starts):
+                # A group that joins has the losses as one that averages alike has them.
+                alike = [j for j in running if _alike(averagings[j], averagings[i])]
+                if start is Start.JOINED and alike:
+                    self._join(i, alike[0])
         key = [vars(averaging) for averaging in averagings]
         if self._coefficients is not None and self._coefficients[0] == key:
             return self._coefficients[1]
@@ -235,38 +209,26 @@ class Memory:
         self._coefficients = (key, made) if runs and is_constant else None
         return made
 
-    def _join_alike(self, averagings: Sequence[Averaging]) -> None:
-        """Let groups that join have the losses as one that averages alike has them."""
-        running = [i for i, start in enumerate(self.starts) if start is Start.RUNNING]
-        for i, start in enumerate(self.starts):
-            alike = [j for j in running if _alike(averagings[j], averagings[i])]
-            if start is Start.JOINED and alike:
-                self._join(i, alike[0])
-
-    def _import(self, index: int) -> None:
-        _, _, group = self._owners[index]
+    def _import(self, index: int) -> bool:
+        """Take over what a state dict brought; return whether averages came, of gradients too."""
+        base, adapter, group = self._owners[index]
         values: dict[str, Any] = {name: group.get(PREFIX + name) for name in _NAMES}
         if values["loss_weight_sum"] is None:  # as for all groups that were there from the start
             values["loss_weight_sum"] = values["weight_sum"]
+        is_there = all(value is not None for value in values.values())
+        if not is_there or adapter.has_lost_average(base, group):
+            return False
         # Read where they were loaded to, before they go to the device of the scalars.
         loss_weight, weight = float(values["loss_weight_sum"]), float(values["weight_sum"])
-        column = torch.stack([as_scalar(values[name], self.averages) for name in _NAMES])
         if weight < 0:
             self.starts[index] = Start.HISTORY
-            return
-        self.averages[:, index] = column
-        if weight == 0:
-            self.starts[index] = Start.JOINED if loss_weight > 0 else Start.FRESH
         else:
+            self.averages[:, index] = vector(list(values.values()), self.averages)
             self.starts[index] = Start.RUNNING
-
-    def _import_rule(self) -> None:
-        _, _, first = self._owners[0]
-        for name, own in self.rule.items():
-            former = first.get(_RULE_PREFIX + _FORMER.get(name, name))
-            value = first.get(_RULE_PREFIX + name, former)
-            if value is not None:
-                own.copy_(as_scalar(value, own))
+            if weight == 0:
+                self.starts[index] = Start.JOINED if loss_weight > 0 else Start.FRESH
+        self._note(index, group["params"])
+        return True
 
     def _mark(self) -> None:
         """Leave the names in the groups, without values."""
@@ -282,20 +244,10 @@ class Memory:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.rule = dict(zip(self._initial, self._values.unbind(), strict=True))
+        self._hold_rule(self._values)
 
 
 def _alike(one: Averaging, other: Averaging) -> bool:
     """Return whether two groups give losses the same weights."""
     pairs = ((one.decay, other.decay), (one.weight, other.weight))
     return all(comparable(left) == comparable(right) for left, right in pairs)
-
-
-def _params(group: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return what tells groups apart that have no parameter in common."""
-    return tuple(map(id, group["params"]))
-
-
-def _is_marked(group: Mapping[str, Any]) -> bool:
-    """Return whether a group has our entries without values, as the copy of one that we know."""
-    return _WEIGHT_SUM in group and group[_WEIGHT_SUM] is None

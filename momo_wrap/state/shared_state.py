@@ -42,11 +42,7 @@ class _Shared:
 
 
 class SharedStateOptimizer(Optimizer):
-    """A proxy with the groups, state, defaults and state dicts of its base, and a step of its own.
-
-    Args:
-        base: The optimizer, kept as `base`.
-    """
+    """A proxy with the groups, state, defaults and state dicts of `base`, and a step of its own."""
 
     param_groups: list[dict[str, Any]] = _Shared()  # type: ignore[assignment]
     state: Any = _Shared()
@@ -65,11 +61,7 @@ class SharedStateOptimizer(Optimizer):
         return state_dict
 
     def _import(self) -> None:
-        """Take over what a loaded state dict has put into the base's groups.
-
-        If it raises, the attributes of the wrapper are put back; tensors must not be changed in
-        place before that.
-        """
+        """Take over what was loaded into the base's groups; raises before it changes tensors."""
 
     @lasting_tensors()
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -89,24 +81,18 @@ class SharedStateOptimizer(Optimizer):
             self._check()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset all gradients; see `torch.optim.Optimizer.zero_grad`.
-
-        Args:
-            set_to_none: To None rather than to zeros.
-        """
+        """Reset all gradients; see `torch.optim.Optimizer.zero_grad`."""
         self.base.zero_grad(set_to_none)
 
     def train(self) -> None:
         """Forward `train()` to schedule-free bases, to be called before training goes on."""
-        self._switch("train")
+        for member in members(self.base):
+            getattr(member, "train", lambda: None)()
 
     def eval(self) -> None:
         """Forward `eval()` to schedule-free bases, to be called before evaluating or saving."""
-        self._switch("eval")
-
-    def _switch(self, mode: str) -> None:
         for member in members(self.base):
-            getattr(member, mode, lambda: None)()
+            getattr(member, "eval", lambda: None)()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the base's state dict, with the wrapper's own state in its parameter groups.

@@ -12,8 +12,7 @@ from collections.abc import Collection
 from momo_wrap.adapters import Adapter
 from momo_wrap.adapters.proposing import AveragingOfGroup
 from momo_wrap.testing import laws
-from momo_wrap.testing.regression import MakeOptimizer
-from momo_wrap.testing.setting import Setting
+from momo_wrap.testing.setting import MakeOptimizer, Setting
 
 __all__ = ["LAWS", "check_adapter"]
 

@@ -1,4 +1,4 @@
-"""The laws that any adapter satisfies."""
+"""The laws that any adapter satisfies, each by the name of its function; see `check_adapter`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from momo_wrap.rules import MoMo
 from momo_wrap.testing.blocks import block_elements
-from momo_wrap.testing.regression import FEWER_STEPS, STEPS, Prepare, Run
-from momo_wrap.testing.setting import Setting, Soft
+from momo_wrap.testing.setting import FEWER_STEPS, STEPS, Prepare, Run, Setting, Soft
 from momo_wrap.wrapper import MoMoWrapper
 
 try:
@@ -31,50 +29,28 @@ _FLOAT32_TOLERANCE = 1e-2  # of the distance moved, which is short at first
 _COARSE_STEPS = 25  # trajectories that are rounded coarsely part in the end
 
 
-def _distance(left: Tensor, right: Tensor) -> float:
-    distances = (left - right).norm(dim=-1) / right.norm(dim=-1)
-    return float(torch.where(distances.isnan(), math.inf, distances).max())
-
-
 def _require_close(left: Tensor, right: Tensor, what: str, tolerance: float = _TOLERANCE) -> None:
-    distance = _distance(left, right)
-    if distance > tolerance:
-        close = (left - right).norm(dim=-1) <= tolerance * right.norm(dim=-1)
-        first = int((~close).nonzero()[0])
+    distances = (left - right).norm(dim=-1) / right.norm(dim=-1)
+    distances = torch.where(distances.isnan(), math.inf, distances)
+    far = (distances > tolerance).nonzero()
+    if len(far):
         raise AssertionError(
-            f"{what} differ by {distance:.2g} relative to the parameters (allowed: "
-            f"{tolerance:.2g}), from step {first} on."
+            f"{what} differ by {float(distances.max()):.2g} relative to the parameters (allowed: "
+            f"{tolerance:.2g}), from step {int(far[0])} on."
         )
 
 
 def _follows_bare(
-    setting: Setting, prepare: Prepare | None = None, *, steps: int = FEWER_STEPS, **kind: Any
+    setting: Setting,
+    prepare: Prepare | None = None,
+    *,
+    steps: int = FEWER_STEPS,
+    tolerance: float = _TOLERANCE,
+    **kind: Any,
 ) -> None:
-    coarse = kind.get("dtype") is torch.bfloat16
-    tolerance = _BFLOAT16_TOLERANCE if coarse else _TOLERANCE
     bare = Run(setting.bare, **kind).train(prepare, steps)
     wrapped = Run(setting.wrapped(MoMo(-math.inf)), **kind).train(prepare, steps)
     _require_close(wrapped, bare, "without a bound, wrapped and bare optimizer", tolerance)
-
-
-def _bare(setting: Setting) -> None:
-    _follows_bare(setting, steps=STEPS)
-    bare, wrapped = (
-        Run(make, dtype=torch.float32) for make in (setting.bare, setting.wrapped(MoMo(-math.inf)))
-    )
-    start = bare.flat()
-    ours, theirs = (run.train(steps=_COARSE_STEPS) - start for run in (wrapped, bare))
-    what = "the moves of wrapped and bare optimizer in float32"
-    _require_close(ours, theirs, what, _FLOAT32_TOLERANCE)
-
-
-def _blocks(setting: Setting) -> None:
-    with block_elements(7):
-        _follows_bare(setting)
-
-
-def _proposing(setting: Setting) -> None:
-    _follows_proposing(setting, steps=STEPS)
 
 
 def _follows_proposing(
@@ -85,16 +61,29 @@ def _follows_proposing(
     _require_close(ours, theirs, "adapter and ProposingAdapter")
 
 
+def _bare(setting: Setting) -> None:
+    _follows_bare(setting, steps=STEPS)
+    runs = [
+        Run(make, dtype=torch.float32) for make in (setting.wrapped(MoMo(-math.inf)), setting.bare)
+    ]
+    start = runs[0].flat()
+    ours, theirs = (run.train(steps=_COARSE_STEPS) - start for run in runs)
+    what = "the moves of wrapped and bare optimizer in float32"
+    _require_close(ours, theirs, what, _FLOAT32_TOLERANCE)
+
+
+def _proposing(setting: Setting) -> None:
+    _follows_proposing(setting, steps=STEPS)
+
+
 def _stop(setting: Setting) -> None:
-    start = Run(setting.bare)
-    run = Run(setting.wrapped(MoMo(float(start.loss(0).detach()))))
+    run = Run(setting.wrapped(MoMo(float(Run(setting.bare).loss(0).detach()))))
     before = run.flat()
     run.step(0)
-    moved = float((run.flat() - before).norm())
-    if run.thetas[0] > _ROUNDING or moved > _ROUNDING:
+    theta, moved = run.thetas[0], float((run.flat() - before).norm())
+    if not (theta <= _ROUNDING and moved <= _ROUNDING):
         raise AssertionError(
-            f"with the bound at the loss, θ is {run.thetas[0]:.3g} and parameters move by "
-            f"{moved:.3g}."
+            f"with the bound at the loss, θ is {theta:.3g} and parameters move by {moved:.3g}."
         )
 
 
@@ -105,18 +94,16 @@ def _resume(setting: Setting) -> None:
     fresh = copy.deepcopy(setting.adapter)
     resumed, file = Run(setting.wrapped(adapter=fresh), dtype=torch.float32), io.BytesIO()
     run.train(steps=_STEPS_BEFORE_FILE)
-    torch.save((run.optimizer.state_dict(), [p.detach() for p in run.params], run.late), file)
+    torch.save((run.optimizer.state_dict(), [p.detach() for p in [*run.params, run.late]]), file)
     file.seek(0)
-    state, params, late = torch.load(file, weights_only=False)
-    for own, saved in zip([*resumed.params, resumed.late], [*params, late], strict=True):
+    state, params = torch.load(file, weights_only=False)
+    for own, saved in zip([*resumed.params, resumed.late], params, strict=True):
         own.detach().copy_(saved)
     resumed.optimizer.load_state_dict(state)
     random = torch.get_rng_state()
     uninterrupted = run.train()
     torch.set_rng_state(random)
-    distance = _distance(resumed.train(), uninterrupted)
-    if distance != 0.0:
-        raise AssertionError(f"the resumed run differs by {distance:.2g} from the uninterrupted.")
+    _require_close(resumed.train(), uninterrupted, "resumed and uninterrupted run", 0.0)
 
 
 def _missing_gradients(setting: Setting) -> None:
@@ -124,15 +111,12 @@ def _missing_gradients(setting: Setting) -> None:
         missing = [run.params[1]] if step < 5 else [run.params[step % 4]] if step % 3 == 0 else []
         for param in missing:
             param.grad = None
-        if not run.thetas:
-            still.extend(copy.deepcopy([p.detach() for p in missing]))
 
-    still: list[Tensor] = []
     _follows_bare(setting, prepare)
     run = Run(setting.wrapped())
-    still.clear()
+    still = run.params[1].detach().clone()
     run.step(0, prepare)
-    if not torch.equal(still[0], run.params[1].detach()):
+    if not torch.equal(still, run.params[1].detach()):
         raise AssertionError("a parameter without a gradient moved.")
     run.train(prepare)
     if not all(0.0 <= theta <= 1.0 for theta in run.thetas):
@@ -161,20 +145,21 @@ def _permuted(setting: Setting) -> None:
     _require_close(permuted, Run(make).train(), "permuted and unpermuted parameters")
 
 
+def _blocks(setting: Setting) -> None:
+    with block_elements(7):
+        _follows_bare(setting)
+
+
 def _bfloat16(setting: Setting) -> None:
-    _follows_bare(setting, steps=_COARSE_STEPS, dtype=torch.bfloat16)
-    run = Run(setting.wrapped(), dtype=torch.bfloat16)
+    kind: dict[str, Any] = {"dtype": torch.bfloat16}
+    _follows_bare(setting, steps=_COARSE_STEPS, tolerance=_BFLOAT16_TOLERANCE, **kind)
+    run = Run(setting.wrapped(), **kind)
     start = run.whole_loss()
     run.train(steps=_COARSE_STEPS)
     if not run.whole_loss() < start:
         raise AssertionError(f"the loss went from {start:.4g} to {run.whole_loss():.4g}.")
     if not all(param.dtype is torch.bfloat16 for param in run.params):
         raise AssertionError(f"parameters became {[param.dtype for param in run.params]}.")
-
-
-def _can_maximize(optimizer: Optimizer) -> bool:
-    groups = optimizer.param_groups
-    return all("maximize" in group for group in groups) or hasattr(optimizer, "maximize")
 
 
 def _maximize(setting: Setting) -> None:
@@ -192,31 +177,44 @@ def _maximize(setting: Setting) -> None:
     _require_close(maximised, minimised, "maximising -f and minimising f")
 
 
-def _settings(setting: Setting) -> None:
-    bare, run = Run(setting.bare), Run(setting.wrapped())
-    counts = [dict(group) for group in bare.optimizer.param_groups]
-    bare.step(0)
-    changed = {
-        name
-        for before, group in zip(counts, bare.optimizer.param_groups, strict=True)
-        for name in group
-        if name not in before or before[name] is not group[name]
+def _compiled(setting: Setting) -> None:
+    theirs = Run(setting.wrapped(), groups=2).train()
+    # What would be compiled is run as it is: the law is about what it computes.
+    with torch.compiler.set_stance("force_eager"):
+        for compiled in ("auto", True):
+            ours = Run(setting.wrapped(compiled=compiled), groups=2).train()
+            _require_close(ours, theirs, f"compiled={compiled!r} and compiled=False")
+
+
+def _changes(before: list[dict[str, Any]], run: Run) -> dict[str, tuple[object, object]]:
+    """Return the settings of a run that are not the objects that they were, but for our own."""
+    return {
+        name: (old.get(name), group.get(name))
+        for old, group in zip(before, run.optimizer.param_groups, strict=True)
+        for name in old.keys() | group.keys()
+        if not name.startswith("momo_") and old.get(name) is not group.get(name)
     }
 
-    def require_same(when: str) -> None:
-        for old, group in zip(before, run.optimizer.param_groups, strict=True):
-            for name in (old.keys() | group.keys()) - changed:
-                if not name.startswith("momo_") and old.get(name) is not group.get(name):
-                    raise AssertionError(
-                        f"{name} was {old.get(name)} and is {group.get(name)} after {when}."
-                    )
 
+def _settings(setting: Setting) -> None:
+    bare, run = Run(setting.bare), Run(setting.wrapped())
+    assert isinstance(run.optimizer, MoMoWrapper)
+    at_first = [dict(group) for group in bare.optimizer.param_groups]
+    bare.step(0)
     before = [dict(group) for group in run.optimizer.param_groups]
+
+    def require_same(when: str) -> None:
+        for name, (old, new) in _changes(before, run).items():
+            if name not in _changes(at_first, bare):
+                raise AssertionError(f"{name} was {old} and is {new} after {when}.")
+
+    def fail(*_: Any) -> None:
+        raise MemoryError("simulated")
+
     run.step(0)
     require_same("a step")
-    assert isinstance(run.optimizer, MoMoWrapper)
     params = run.flat()
-    handle = run.optimizer.base.register_step_post_hook(_fail)
+    handle = run.optimizer.base.register_step_post_hook(fail)
     try:
         run.step(1)
     except MemoryError:
@@ -224,10 +222,6 @@ def _settings(setting: Setting) -> None:
     handle.remove()
     if not torch.equal(run.flat(), params):
         raise AssertionError("parameters moved in a step in which the base raised.")
-
-
-def _fail(*_: Any) -> None:
-    raise MemoryError("simulated")
 
 
 def _results(setting: Setting) -> None:
@@ -248,38 +242,21 @@ def _results(setting: Setting) -> None:
         )
 
 
-def _compiled(setting: Setting) -> None:
-    theirs = Run(setting.wrapped(), groups=2).train()
-    # What would be compiled is run as it is: the law is about what it computes.
-    with torch.compiler.set_stance("force_eager"):
-        for compiled in ("auto", True):
-            ours = Run(setting.wrapped(compiled=compiled), groups=2).train()
-            _require_close(ours, theirs, f"compiled={compiled!r} and compiled=False")
+LAWS: dict[str, Callable[[Setting], None]] = {
+    law.__name__[1:].replace("_", " "): law
+    for law in (
+        *(_bare, _proposing, _stop, _resume, _missing_gradients, _groups, _late_group),
+        *(_permuted, _blocks, _bfloat16, _maximize, _compiled, _settings, _results),
+    )
+}
 
 
 def applicable(setting: Setting) -> dict[str, Callable[[Setting], None]]:
     """Return the laws that speak of something that the optimizer has."""
     laws, optimizer = dict(LAWS), Run(setting.bare).optimizer
-    if not _can_maximize(optimizer):
+    in_groups = all("maximize" in group for group in optimizer.param_groups)
+    if not (in_groups or hasattr(optimizer, "maximize")):
         del laws["maximize"]
     if (type(optimizer), type(setting.adapter)) not in UPDATES:
         del laws["compiled"]
     return laws
-
-
-LAWS: dict[str, Callable[[Setting], None]] = {
-    "bare": _bare,
-    "proposing": _proposing,
-    "stop": _stop,
-    "resume": _resume,
-    "missing gradients": _missing_gradients,
-    "groups": _groups,
-    "late group": _late_group,
-    "permuted": _permuted,
-    "blocks": _blocks,
-    "bfloat16": _bfloat16,
-    "maximize": _maximize,
-    "compiled": _compiled,
-    "settings": _settings,
-    "results": _results,
-}

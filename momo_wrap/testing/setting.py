@@ -1,10 +1,10 @@
-"""What is checked, and what it is compared with."""
+"""What is checked, the training run that it is checked on, and what it is compared with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,8 +14,87 @@ from momo_wrap.adapters import Adapter, ProposingAdapter, ReadingAdapter, adapte
 from momo_wrap.adapters.proposing import AveragingOfGroup
 from momo_wrap.checks.arguments import Compiled
 from momo_wrap.rules import ModelStats, StepDecision, StepRule
-from momo_wrap.testing.regression import STEPS, MakeOptimizer, Run
 from momo_wrap.wrapper import MoMoWrapper
+
+MakeOptimizer: TypeAlias = Callable[[Any], Optimizer]
+Prepare: TypeAlias = Callable[[int, "Run"], None]
+
+STEPS = 100
+FEWER_STEPS = 40
+
+
+@dataclass
+class Run:
+    """A two-layer network on a generated regression, with an optimizer that trains it."""
+
+    make: MakeOptimizer
+    dtype: torch.dtype = torch.float64
+    sign: float = 1.0  # -1 to maximise the negative of the loss
+    permuted: bool = False  # whether parameters come in reverse order and in transposed memory
+    # 2 for a first group of one parameter, whose state is not packed with that of others, and a
+    # second one with 0.8 of the learning rate.
+    groups: int = 1
+    thetas: list[float] = field(default_factory=list)  # of each step of a wrapped optimizer
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64).to(self.dtype)
+
+        self.inputs, self.targets = random(64, 5), random(64, 3)
+        params = [0.5 * random(*shape) for shape in [(5, 8), (1, 8), (8, 3), (1, 3)]]
+        self.late = torch.zeros(1, 3, dtype=self.dtype, requires_grad=True)
+        if self.permuted:
+            params = [param.t().contiguous().t() for param in params]
+        self.params = [param.requires_grad_() for param in params]
+        torch.manual_seed(0)  # some optimizers draw random numbers
+        given = self.params[::-1] if self.permuted else self.params
+        if self.groups == 2:
+            given = [{"params": given[:1]}, {"params": given[1:]}]  # type: ignore[list-item]
+        self.optimizer = self.make(given)
+        if self.groups == 2:
+            group = self.optimizer.param_groups[1]
+            group["lr"] = group["lr"] * 0.8  # not in place: a tensor may be shared
+
+    def whole_loss(self) -> float:
+        """Return the loss on all data."""
+        return float(self.loss(None).detach()) * self.sign
+
+    def loss(self, step: int | None) -> Tensor:
+        """Return the objective on the minibatch of a step, or on all data."""
+        rows = slice(None) if step is None else slice(16 * (step % 4), 16 * (step % 4 + 1))
+        weight1, bias1, weight2, bias2 = self.params
+        hidden = torch.tanh(self.inputs[rows] @ weight1 + bias1)
+        residual = hidden @ weight2 + bias2 + self.late - self.targets[rows]
+        return self.sign * residual.square().mean()
+
+    def step(self, step: int, prepare: Prepare | None = None) -> None:
+        """Take one step; `prepare` may change gradients and groups before."""
+        params = [*self.params, self.late]
+        loss = self.loss(step)
+        for param, grad in zip(params, torch.autograd.grad(loss, params), strict=True):
+            param.grad = grad.clone()
+        if prepare is not None:
+            prepare(step, self)
+        if isinstance(self.optimizer, MoMoWrapper):
+            self.optimizer.step(loss=loss)
+            assert self.optimizer.last_step is not None
+            self.thetas.append(float(self.optimizer.last_step.theta))
+        else:
+            self.optimizer.step()
+
+    def train(self, prepare: Prepare | None = None, steps: int = FEWER_STEPS) -> Tensor:
+        """Return the parameters after each step, shape [steps, parameters]."""
+        trajectory = []
+        for step in range(steps):
+            self.step(step, prepare)
+            trajectory.append(self.flat())
+        return torch.stack(trajectory)
+
+    def flat(self) -> Tensor:
+        """Return all parameters as one vector, float64."""
+        return torch.cat([p.detach().double().reshape(-1) for p in [*self.params, self.late]])
 
 
 class Soft(StepRule):
@@ -34,13 +113,7 @@ class Soft(StepRule):
 
 @dataclass(frozen=True)
 class Setting:
-    """What is checked, and what it is compared with.
-
-    Attributes:
-        bare: Makes the bare optimizer.
-        adapter: The adapter that is checked.
-        oracle: The adapter that it is compared with.
-    """
+    """The bare optimizer and the adapter that are checked, and the one that it is compared with."""
 
     bare: MakeOptimizer
     adapter: Adapter
@@ -48,21 +121,18 @@ class Setting:
 
     @classmethod
     def of(
-        cls,
-        make_optimizer: MakeOptimizer,
-        adapter: Adapter | None,
-        averaging: AveragingOfGroup | None,
+        cls, make: MakeOptimizer, adapter: Adapter | None, averaging: AveragingOfGroup | None
     ) -> Setting:
         """Make sure that the bare optimizer trains; see `check_adapter`."""
 
         def bare(params: Any) -> Optimizer:
-            optimizer = make_optimizer(params)
+            optimizer = make(params)
             for group in optimizer.param_groups:
                 if isinstance(adapter, ReadingAdapter) and "weight_decay" in group:
                     group["weight_decay"] = 0.0
             return optimizer
 
-        run = Run(make_optimizer)
+        run = Run(make)
         adapter = adapter_for(run.optimizer) if adapter is None else adapter
         reason = adapter.obstacle(run.optimizer)
         if reason is not None:
