@@ -102,6 +102,7 @@ class Block:
         per_piece: These values, of shape [names, pieces]; None: there are none.
         numel: The number of elements.
         direction: What is kept of the first pass for the second, of the block's flat shape.
+        decayed: The columns to which `flat` adds λ x, λ being the scalar "coupled_decay".
     """
 
     pieces: Mapping[str, list[Tensor]]
@@ -115,6 +116,7 @@ class Block:
     per_piece: Tensor | None = None
     numel: int = 0
     direction: Tensor | None = None
+    decayed: frozenset[str] = frozenset()
     _copies: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _spread: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
@@ -133,6 +135,8 @@ class Block:
         values = joined(self.pieces[column])
         values = values if values.dtype is self.dtype else values.to(self.dtype)
         values = -values if column in self.negated else values
+        if column in self.decayed:
+            values = values + self.scalar("coupled_decay") * self.flat("param")
         if self.packing is not None:
             self._copies[column] = values
         return values

@@ -90,6 +90,7 @@ class Kind:
         scalars: Mapping[str, Scalar],
         negated: frozenset[str] = frozenset(),
         fleeting: frozenset[str] = _FLEETING,
+        decayed: frozenset[str] = frozenset(),
     ) -> list[Block]:
         """Return the blocks of some columns.
 
@@ -99,6 +100,7 @@ class Kind:
                 kind's order, on any device.
             negated: The columns to be read with the opposite sign.
             fleeting: The columns of tensors that are other ones in every step.
+            decayed: The columns to which weight decay is added, see `Block`.
 
         Returns:
             Blocks that together hold each element of the columns once: those of large parameters
@@ -121,6 +123,8 @@ class Kind:
                 blocks.append(block)
         if self._packings:
             blocks += self._packed(columns, (shared, names, values), negated, fleeting)
+        for block in blocks:
+            block.decayed = decayed
         return blocks
 
     def _packed(

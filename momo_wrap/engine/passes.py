@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
 from operator import attrgetter, is_
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,6 +24,12 @@ _ASKED: tuple[Callable[[Tensor], object], ...] = (
     attrgetter("dtype"),
     attrgetter("device"),
 )
+
+
+# Scalars that are needed as they were read.
+_KEPT = ("buffer_scale", "grad_scale", "coupled_decay")
+# The names of a scalar and of two columns, of which "u" is the direction: their inner product.
+Product: TypeAlias = tuple[str, str, str]
 
 
 class Formula(Protocol):
@@ -93,32 +99,29 @@ class Engine:
 
     def scalars(self, formula: Formula, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
         """Return all values per parameter that a step needs."""
-        scales = {"buffer_scale": read["buffer_scale"], "grad_scale": read["grad_scale"]}
-        return {**scales, **formula.scalars(read)}
+        kept = {name: read[name] for name in _KEPT if name in read}
+        return {**kept, **formula.scalars(read)}
 
     def sum_up(
-        self, formula: Formula, block: Block, *, keep: bool, gradient: bool, params: bool
+        self, formula: Formula, block: Block, products: Sequence[Product], *, keep: bool
     ) -> Tensor:
-        """Return inner products with the averaged gradient d = p B + q g, over a block.
+        """Return inner products over a block.
 
         Args:
-            formula: What makes a direction u of it.
-            block: With columns "param", "buffer" and "grad", scalars "buffer_scale" and
-                "grad_scale", and what the formula asks for.
+            formula: What makes a direction u of the block.
+            block: With the columns and scalars that formula and products ask for.
+            products: Which ones.
             keep: Whether to remember the direction for the move.
-            gradient: Whether ⟨q g, ·⟩ is wanted.
-            params: Whether products with the parameters are wanted.
 
         Returns:
-            ⟨p B, u⟩, then where they are wanted ⟨q g, u⟩, ⟨p B, x⟩, ⟨q g, x⟩: shape [products], or
-            [products, runs] where the block has several runs of groups.
+            Shape [products], or [products, runs] where the block has several runs of groups.
         """
         direction = formula.preconditioned(block)
-        products = inner_products(block, direction, gradient=gradient, params=params)
+        found = inner_products(block, direction, products)
         block.forget(keep_param=keep)
         if keep:
             block.direction = direction
-        return products
+        return found
 
     def move(self, formula: Formula, block: Block, keep: Scalar, pull: Tensor) -> None:
         """Move the parameters of a block, x <- keep x - pull u."""
@@ -138,18 +141,17 @@ def _sizes(params: Sequence[Tensor]) -> list[object]:
         return [None if is_lazy(param) else param.size() for param in params]
 
 
-def inner_products(block: Block, direction: Tensor, *, gradient: bool, params: bool) -> Tensor:
+def inner_products(block: Block, direction: Tensor, products: Sequence[Product]) -> Tensor:
     """Return inner products over a block; see `Engine.sum_up`."""
-    vectors = [direction, block.flat("param")] if params else [direction]
-    products = []
-    for vector in vectors:
-        products.append(_product(block, "buffer", "buffer_scale", vector))
-        if gradient:
-            products.append(_product(block, "grad", "grad_scale", vector))
-    return torch.stack(products)
+    return torch.stack(
+        [
+            _product(block, scale, column, direction if other == "u" else block.flat(other))
+            for scale, column, other in products
+        ]
+    )
 
 
-def _product(block: Block, column: str, scale: str, vector: Tensor) -> Tensor:
+def _product(block: Block, scale: str, column: str, vector: Tensor) -> Tensor:
     """Return the inner product of a scaled column with a vector, for each run of groups."""
     factor = block.scalar(scale)
     several = len(block.groups) > 1

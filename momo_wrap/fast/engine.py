@@ -95,13 +95,13 @@ class UpdatingEngine(Engine):
         return found if self._update is None else {**found, **self._update.scalars(read)}
 
     def sum_up(
-        self, formula: Formula, block: Block, *, keep: bool, gradient: bool, params: bool
+        self, formula: Formula, block: Block, products: Sequence[Product], *, keep: bool
     ) -> Tensor:
         """Update the state and return inner products; see `Engine`."""
         if self._update is not None:
             for column, values in self._update.updated(block).items():
                 block.overwrite(column, values)
-        return super().sum_up(formula, block, keep=keep, gradient=gradient, params=params)
+        return super().sum_up(formula, block, products, keep=keep)
 
 
 class CompiledEngine(UpdatingEngine):
@@ -132,13 +132,13 @@ class CompiledEngine(UpdatingEngine):
         }
 
     def sum_up(
-        self, formula: Formula, block: Block, *, keep: bool, gradient: bool, params: bool
+        self, formula: Formula, block: Block, products: Sequence[Product], *, keep: bool
     ) -> Tensor:
         """Update the state and return inner products; see `Engine`."""
         update = self._update
         if update is None:
-            return super().sum_up(formula, block, keep=keep, gradient=gradient, params=params)
-        traced = functools.partial(_update_and_sum, update, formula, gradient, params)
+            return super().sum_up(formula, block, products, keep=keep)
+        traced = functools.partial(_update_and_sum, update, formula, tuple(products))
         done = None
         if len(block.groups) == 1:
             part = _part(block, needs_grad=True, needs_param=params)
