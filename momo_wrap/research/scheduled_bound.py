@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from momo_wrap.rules import ModelStats, StepDecision, StepRule, truncate
 from momo_wrap.rules.arguments import ABOVE_0, checked
+
+Schedule: TypeAlias = Callable[[Tensor], Tensor | float]
 
 
 class ScheduledBound(StepRule):
@@ -39,20 +42,18 @@ class ScheduledBound(StepRule):
         TypeError: `schedule` can't be called; at a step: it returned neither.
     """
 
-    def __init__(
-        self, schedule: Callable[[Tensor], Tensor | float], lower_bound: float = 0.0
-    ) -> None:
+    def __init__(self, schedule: Schedule, lower_bound: float = 0.0) -> None:
         super().__init__(lower_bound)
         self.schedule = schedule
 
     @property
-    def schedule(self) -> Callable[[Tensor], Tensor | float]:
+    def schedule(self) -> Schedule:
         """The function of the step count, checked when it is set."""
-        schedule: Callable[[Tensor], Tensor | float] = vars(self)["schedule"]
+        schedule: Schedule = vars(self)["schedule"]
         return schedule
 
     @schedule.setter
-    def schedule(self, schedule: Callable[[Tensor], Tensor | float]) -> None:
+    def schedule(self, schedule: Schedule) -> None:
         if not callable(schedule):
             raise TypeError(
                 f"schedule must be a function of the step count, got {type(schedule).__name__}. "
