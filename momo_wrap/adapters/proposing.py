@@ -103,12 +103,7 @@ class ProposingAdapter(Adapter):
         return size
 
     def averaging(self, group: ParamGroup, state: State) -> Averaging:
-        """Return how a parameter group averages gradients at this step.
-
-        Args:
-            group: An entry of the base's `param_groups`.
-            state: The base's state, by parameter.
-        """
+        """Return how a parameter group averages gradients at this step; see `ReadingAdapter`."""
         if self._averaging is not None:
             return self._averaging(group, state)
         if self.momentum is None and self.beta == 0.0:

@@ -89,7 +89,10 @@ def _kernel(
     variant: tuple[int | torch.dtype, ...],
 ) -> Callable[..., Done]:
     """Return a compiled pass over the flat tensors of a block."""
-    _import_compiler()
+    # What `torch.compile` imports, where the warnings that this gives do no harm.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import torch._inductor.compile_fx
 
     def over(columns: dict[str, Tensor], scalars: Mapping[str, Tensor], *scales: Tensor) -> Any:
         pieces = {name: [tensor] for name, tensor in columns.items()}
@@ -101,14 +104,6 @@ def _kernel(
         over, dynamic=True, fullgraph=True, isolate_recompiles=True, options=options
     )
     return compiled
-
-
-@functools.cache
-def _import_compiler() -> None:
-    """Import what `torch.compile` will, where the warnings that it gives do no harm."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        import torch._inductor.compile_fx  # noqa: F401
 
 
 def _is_of_compiling(error: Exception) -> bool:

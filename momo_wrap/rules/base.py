@@ -123,7 +123,7 @@ class StepDecision:
 
 def signed_bound(rule: StepRule, sign: float) -> float:
     """Return a rule's lower bound times `sign`, that of a minimisation; refuse an infinite one."""
-    own = vars(rule).get("lower_bound")  # at every step: as it is stored, without a check
+    own = vars(rule).get("lower_bound")  # asked at every step: spares a call
     bound = sign * (rule.lower_bound if own is None else own)
     if bound == math.inf:
         raise ValueError(
