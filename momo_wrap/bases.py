@@ -154,6 +154,8 @@ class _JointStep(BaseStep):
         self.averagings = [averaging for step in steps for averaging in step.averagings]
         rows = max(len(step.sums) for step in steps)
         self.sums = torch.cat([_complete(step.sums, rows) for step in steps], dim=1)
+        if any(step.penalty is not None for step in steps):
+            self.penalty = torch.cat([_penalty(step) for step in steps])
 
     def apply(self, thetas: Tensor) -> Tensor:
         """Move the parameters of all bases; see `BaseStep`."""
@@ -177,6 +179,11 @@ def _share_template(plans: Sequence[Plan]) -> None:
     common = torch.empty(0, device=device, dtype=torch.float64 if wide else torch.float32)
     for plan in plans:
         plan.like = common
+
+
+def _penalty(step: BaseStep) -> Tensor:
+    """Return the penalty of each group, 0 where there is none."""
+    return torch.zeros_like(step.sums[0]) if step.penalty is None else step.penalty
 
 
 def _complete(sums: Tensor, rows: int) -> Tensor:

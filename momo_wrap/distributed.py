@@ -74,16 +74,21 @@ def reduction_group(process_group: ProcessGroup) -> dist.ProcessGroup | None:
     return group if group is not None and dist.get_world_size(group) > 1 else None
 
 
-def reduced(loss: Tensor, sums: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
-    """Average the loss over the ranks, and add up the sums, in one all-reduce.
+def reduced(
+    loss: Tensor, sums: Tensor, penalty: Tensor | None, group: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Average the loss over the ranks, and add up the sums and the penalty, in one all-reduce.
 
-    The sums are those of this rank, of any shape, each times `shards` of its parameters.
+    Sums of shape [rows, groups] and the penalty, of shape [groups], are those of this rank, each
+    times `shards` of its parameters. The penalty comes back as a 0-dim tensor.
     """
     if group is None:
-        return loss, sums
-    packed = torch.cat([loss.reshape(1), sums.reshape(-1)]) / dist.get_world_size(group)
+        return loss, sums, None if penalty is None else penalty.sum()
+    more = [] if penalty is None else [penalty]
+    packed = torch.cat([loss.reshape(1), sums.reshape(-1), *more]) / dist.get_world_size(group)
     dist.all_reduce(packed, group=group)
-    return packed[0], packed[1:].view_as(sums)
+    own, rest = packed[1:].split([sums.numel(), len(packed) - 1 - sums.numel()])
+    return packed[0], own.view_as(sums), None if penalty is None else rest.sum()
 
 
 def any_rank(flag: Tensor, group: dist.ProcessGroup | None) -> Tensor:

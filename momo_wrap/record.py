@@ -20,7 +20,8 @@ class StepRecord:
         theta: The fraction of the base's step that was taken, in [0, 1]; of shape [groups] where
             the rule chose one for each parameter group, 0-dim with all others.
         theta_uncapped: The same before it was cut at 1.
-        value_after_decay: h/ρ, the loss that the momentum model had before the step.
+        value_after_decay: h/ρ, the loss that the momentum model had before the step, with λ ‖x‖²/2
+            where the base adds its weight decay to the gradients.
         predicted_decrease: N/ρ, by how much the whole step of the base would have lowered it
             (with `maximize=True`: raised it).
         lower_bound: f*, the bound that was aimed at.
@@ -39,7 +40,8 @@ class StepRecord:
 class Outcome:
     """What a wrapper tells of its last step; None before the first."""
 
-    of_step: tuple[ModelStats, StepDecision, float] | None = None  # and the sign of the objective
+    # And the loss that was given, in the sense of minimisation, and the sign of the objective.
+    of_step: tuple[ModelStats, StepDecision, Tensor, float] | None = None
     effective_lrs: Tensor | None = None  # θα of each parameter group, [groups]
     skipped: int = 0
 
@@ -54,9 +56,9 @@ class Results:
         """The `StepRecord` of the last step; None before the first."""
         if self._outcome.of_step is None:
             return None
-        stats, decision, sign = self._outcome.of_step
+        stats, decision, loss, sign = self._outcome.of_step
         bound = as_scalar(decision.lower_bound, stats.loss)
-        values = (stats.value_after_decay, bound, stats.loss)
+        values = (stats.value_after_decay, bound, loss)
         value, bound, loss = values if sign > 0 else [-value for value in values]
         return StepRecord(
             decision.theta, decision.theta_uncapped, value, stats.predicted_decrease, bound, loss

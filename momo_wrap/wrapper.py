@@ -227,7 +227,8 @@ class MoMoWrapper(CheckedAttributes, Results, SharedStateOptimizer):
         if type(loss) is not Tensor or (loss.dtype, loss.device) != (like.dtype, like.device):
             loss = as_scalar(loss, like)
         loss = loss.detach() if bases.sign > 0 else -loss.detach()
-        loss, sums = (loss, step.sums) if group is None else reduced(loss, step.sums, group)
+        loss, sums, penalty = reduced(loss, step.sums, step.penalty, group)
+        given, loss = loss, loss if penalty is None else loss + penalty
         coefficients = memory.coefficients(step.averagings)
         model = MomentumModel.of(memory.averages, coefficients, loss)  # (1), (2)
         stats = model.stats(sums, loss, bound, bases.largest_lr)
@@ -235,7 +236,7 @@ class MoMoWrapper(CheckedAttributes, Results, SharedStateOptimizer):
         theta = checked_theta(decision, memory.rule, sums.shape[1])
         self._outcome.effective_lrs = step.apply(theta)  # (4)
         memory.write(model.after(sums, theta), decision.memory)  # (5)
-        self._outcome.of_step = (stats, decision, bases.sign)
+        self._outcome.of_step = (stats, decision, given, bases.sign)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset all gradients, and forget the losses that were recorded with them.

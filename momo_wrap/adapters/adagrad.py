@@ -21,10 +21,12 @@ class GradientAdapter(ReadingAdapter):
 
     Attributes:
         columns: Names in the base's state of the tensors that `preconditioned` needs.
+        counts: Names of the values that the state has for each parameter.
         settings: Names of the group's settings that it needs.
     """
 
     columns: Sequence[str] = ()
+    counts: Sequence[str] = ()
     settings: Sequence[str] = ()
 
     def averaging(self, group: ParamGroup, state: State) -> Averaging:
@@ -32,22 +34,18 @@ class GradientAdapter(ReadingAdapter):
         return Averaging(decay=0.0, weight=1.0)
 
     def read(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> Reading:
-        """Return the tensors and settings named above; see `ReadingAdapter`."""
+        """Return the tensors, counts and settings named above; see `ReadingAdapter`."""
         tensors = {name: [state[p][name] for p in params] for name in self.columns}
-        return Reading(None, tensors, {name: group[name] for name in self.settings})
+        counts = {name: [state[p][name] for p in params] for name in self.counts}
+        return Reading(None, tensors, {**counts, **{name: group[name] for name in self.settings}})
 
 
 class AdagradAdapter(GradientAdapter):
     """`torch.optim.Adagrad`: D_k = (sqrt(Σ g²) + ε) (1 + (k - 1) η) with η = `lr_decay`."""
 
     columns = ("sum",)
+    counts = ("step",)
     settings = ("eps", "lr_decay")
-
-    def read(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> Reading:
-        """Return the sums of squares and the step counts; see `ReadingAdapter`."""
-        reading = super().read(group, params, state)
-        steps = [state[p]["step"] for p in params]
-        return Reading(reading.buffer, reading.tensors, {**reading.scalars, "step": steps})
 
     def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
         """Return the slowdown by `lr_decay`; see `ReadingAdapter`."""

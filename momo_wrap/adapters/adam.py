@@ -24,7 +24,16 @@ class AdamAdapter(ReadingAdapter):
     `exp_avg_sq`, with amsgrad its running maximum. k counts the steps of each parameter.
 
     Relatives override `scalars`: u_k = B_k / (root_scale sqrt(v_k) + offset).
+
+    Attributes:
+        columns: Names in the base's state of the tensors that are needed besides `exp_avg`.
+        counts: Names of the values that the state has for each parameter.
+        settings: Names of the group's settings that are needed besides the betas.
     """
+
+    columns: Sequence[str] = ("exp_avg_sq",)
+    counts: Sequence[str] = ("step",)
+    settings: Sequence[str] = ("eps",)
 
     def averaging(self, group: ParamGroup, state: State) -> Averaging:
         """Return a bias-corrected average with decay β1; see `ReadingAdapter`."""
@@ -36,13 +45,15 @@ class AdamAdapter(ReadingAdapter):
         return {"foreach": True} if group["capturable"] and not group.get("fused") else {}
 
     def read(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> Reading:
-        """Return both moments and the step counts; see `ReadingAdapter`."""
+        """Return the tensors, counts and settings named above; see `ReadingAdapter`."""
         entries = [state[p] for p in params]
-        tensors = {"second_moment": [entry["exp_avg_sq"] for entry in entries]}
-        if group.get("amsgrad"):
-            tensors["max_second_moment"] = [entry["max_exp_avg_sq"] for entry in entries]
-        buffers = [entry["exp_avg"] for entry in entries]
-        return Reading(buffers, tensors, counts(group, entries))
+        columns = (*self.columns, "max_exp_avg_sq") if group.get("amsgrad") else self.columns
+        tensors = {name: [entry[name] for entry in entries] for name in columns}
+        beta1, beta2 = (as_number(beta) for beta in group["betas"])
+        counts = {name: [entry[name] for entry in entries] for name in self.counts}
+        settings = {name: group[name] for name in self.settings}
+        scalars = {"beta1": beta1, "beta2": beta2, **counts, **settings}
+        return Reading([entry["exp_avg"] for entry in entries], tensors, scalars)
 
     def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
         """Return p and (1 - β1^k) D_k = root_scale sqrt(v_k) + offset; see `ReadingAdapter`."""
@@ -59,44 +70,28 @@ class AdamAdapter(ReadingAdapter):
         return torch.div(block.flat("buffer"), denominator, out=denominator)
 
 
-def counts(
-    group: ParamGroup, entries: Sequence[Mapping[str, Any]]
-) -> dict[str, Scalar | list[Any]]:
-    """Return the steps of each parameter, and the settings that go with them."""
-    beta1, beta2 = (as_number(beta) for beta in group["betas"])
-    steps = [entry["step"] for entry in entries]
-    return {"step": steps, "beta1": beta1, "beta2": beta2, "eps": group["eps"]}
-
-
 def root(block: Block) -> Tensor:
     """Return root_scale sqrt(v) + offset of a block, a new tensor."""
-    amsgrad = "max_second_moment" in block.pieces
-    root = block.flat("max_second_moment" if amsgrad else "second_moment").sqrt()
+    amsgrad = "max_exp_avg_sq" in block.pieces
+    root = block.flat("max_exp_avg_sq" if amsgrad else "exp_avg_sq").sqrt()
     return root.mul_(block.scalar("root_scale")).add_(block.scalar("offset"))
 
 
 def wide(values: Scalar) -> Scalar:
     """Return a tensor as float64, where the device has it."""
-    if not isinstance(values, Tensor):
-        return values
-    return values.to(wide_dtype(values.device))
+    return values.to(wide_dtype(values.device)) if isinstance(values, Tensor) else values
 
 
 def corrections(read: Mapping[str, Scalar]) -> tuple[Scalar, Scalar]:
-    """Return the bias corrections 1 - β1^k and 1 - β2^k of what `counts` returned."""
+    """Return the bias corrections 1 - β1^k and 1 - β2^k."""
     steps = wide(read["step"])
     return bias_correction(read["beta1"], steps), bias_correction(read["beta2"], steps)
 
 
 def bias_correction(beta: Scalar, steps: Scalar) -> Scalar:
-    """Return 1 - β^k, the sum of the weights of an exponential average after k steps.
+    """Return 1 - β^k, the sum of the weights of an exponential average after k steps of any shape.
 
-    Args:
-        beta: The decay of the average, a number or a tensor.
-        steps: k, likewise, of any shape.
-
-    Returns:
-        A number where both are, else a float64 tensor (float32 where the device has no float64).
+    A number where both are, else a float64 tensor (float32 where the device has no float64).
     """
     # expm1 keeps all digits where β^k is close to 1.
     if isinstance(beta, Tensor):

@@ -25,10 +25,13 @@ class BaseStep(ABC):
         sums: What the groups contribute to the model of the step, the rows of
             `momo_wrap.model.SUMS`, of shape [2 or 5, groups], like `engine.plan.like`. The last
             three may be left out where weight decay is not a part of the step of its own.
+        penalty: λ ‖x‖²/2 of each group, of shape [groups], where the base adds λ x to the
+            gradients, so that they are those of the loss and this; None: nowhere.
     """
 
     averagings: Sequence[Averaging]
     sums: Tensor
+    penalty: Tensor | None = None
 
     @abstractmethod
     def apply(self, thetas: Tensor) -> Tensor:
@@ -49,10 +52,11 @@ class Adapter(ABC):
 
     An adapter holds no state of a run; one instance serves any number of optimizers. To support an
     optimizer with a momentum buffer and a diagonal preconditioner, subclass `ReadingAdapter`.
+    `base` is always an optimizer of a type that the adapter is for, `group` one of its groups.
 
     Attributes:
         needs_lr: Whether each parameter group must have a learning rate `lr`.
-        keeps_averages: Whether it may keep averages of gradients itself, see `has_lost_average`.
+        keeps_averages: Whether it keeps averages of gradients itself, see `has_lost_average`.
     """
 
     needs_lr: bool = True
@@ -66,9 +70,6 @@ class Adapter(ABC):
 
         Asked before anything is changed, at construction and at every step.
 
-        Args:
-            base: The optimizer, of a type that the adapter is for.
-
         Returns:
             The reason, as the end of the sentence "the adapter can't read the optimizer: ..."; None
             where there is none.
@@ -76,22 +77,13 @@ class Adapter(ABC):
         return None
 
     def has_history(self, base: Optimizer, group: ParamGroup) -> bool:
-        """Return whether there is an average of gradients in a group already.
-
-        Args:
-            base: The optimizer, of a type that the adapter is for.
-            group: An entry of its `param_groups`.
-        """
+        """Return whether there is an average of gradients in a group already."""
         return False
 
     def has_lost_average(self, base: Optimizer, group: ParamGroup) -> bool:
         """Return whether an average of gradients that the adapter itself keeps is missing.
 
         Some tools save only what a fresh optimizer of the base's class has in its state.
-
-        Args:
-            base: The optimizer, of a type that the adapter is for.
-            group: An entry of its `param_groups`.
         """
         return False
 
@@ -129,17 +121,7 @@ class Adapter(ABC):
 
 
 def check_shape(where: str, param: Tensor, name: str, value: object) -> None:
-    """Refuse an entry of a parameter's state that is no tensor of its shape.
-
-    Args:
-        where: Which parameter it is, for the error: "parameter 0 of group 1".
-        param: The parameter.
-        name: The name of the entry.
-        value: The entry.
-
-    Raises:
-        ValueError: It has another shape, or none.
-    """
+    """Refuse an entry of a parameter's state that is no tensor of its shape."""
     shape = getattr(value, "shape", None)
     if shape != param.shape:
         found = "none" if shape is None else list(shape)
@@ -151,10 +133,5 @@ def check_shape(where: str, param: Tensor, name: str, value: object) -> None:
 
 
 def maximizes(base: Optimizer, group: ParamGroup) -> bool:
-    """Return whether an optimizer maximises its objective in a parameter group.
-
-    Args:
-        base: The optimizer; some keep the setting as an attribute.
-        group: An entry of its `param_groups`.
-    """
+    """Return whether an optimizer maximises in a group; some keep the setting as an attribute."""
     return bool(group.get("maximize", getattr(base, "maximize", False)))

@@ -49,6 +49,10 @@ class LionAdapter(ReadingAdapter):
                 return "with betas[1]=0 its state does not tell its direction"
         return None
 
+    def couples_weight_decay(self, base: Optimizer, group: ParamGroup) -> bool:
+        """Return whether an option of pytorch-optimizer says so; see `ReadingAdapter`."""
+        return not group.get("weight_decouple", True)
+
     def averaging(self, group: ParamGroup, state: State) -> Averaging:
         """Return the coefficients above; see `ReadingAdapter`."""
         beta1, beta2 = (as_number(beta) for beta in group["betas"])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from momo_wrap.adapters.adam import AdamAdapter, bias_correction, corrections, root, wide
 from momo_wrap.adapters.base import ParamGroup, State
-from momo_wrap.adapters.planned_step import Reading
 from momo_wrap.engine.blocks import Block
 from momo_wrap.engine.scalars import Scalar, as_number
 from momo_wrap.model import Averaging
@@ -25,42 +24,36 @@ class NAdamAdapter(AdamAdapter):
     The model of a group takes the coefficients of the first parameter that has taken a step.
     """
 
+    counts = ("step", "mu_product")
+    settings = ("eps", "momentum_decay")
+
     def averaging(self, group: ParamGroup, state: State) -> Averaging:
         """Return the average with the coefficients of this step; see `ReadingAdapter`."""
         beta1 = as_number(group["betas"][0])
         if not isinstance(beta1, Tensor) and beta1 == 0.0:
             return Averaging(decay=0.0, weight=1.0)  # the buffer is the gradient, and has no part
-        buffer_scale: Scalar = beta1
-        grad_scale: Scalar = 1.0 - beta1
+        scales: tuple[Scalar, Scalar] = (beta1, 1.0 - beta1)
         started = next((p for p in group["params"] if "mu_product" in state.get(p, {})), None)
         if started is not None:
             entry = state[started]
             read = {"step": entry["step"], "mu_product": entry["mu_product"], "beta1": beta1}
-            scales = _nesterov_scales({**read, "momentum_decay": group["momentum_decay"]})
+            first, second = _nesterov_scales({**read, "momentum_decay": group["momentum_decay"]})
             # The factor of the mean of the gradients, B_k / (1 - β1^k).
-            buffer_scale = scales[0] * bias_correction(beta1, entry["step"])
-            grad_scale = scales[1]
+            scales = first * bias_correction(beta1, entry["step"]), second
         return Averaging(
-            decay=beta1,
-            weight=1.0 - beta1,
-            buffer_scale=buffer_scale,
-            grad_scale=grad_scale,
-            bias_corrected=True,
+            beta1, 1.0 - beta1, buffer_scale=scales[0], grad_scale=scales[1], bias_corrected=True
         )
-
-    def read(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> Reading:
-        """Return both moments and what the coefficients follow from; see `ReadingAdapter`."""
-        reading = super().read(group, params, state)
-        products = [state[p]["mu_product"] for p in params]
-        more = {"mu_product": products, "momentum_decay": group["momentum_decay"]}
-        return Reading(reading.buffer, reading.tensors, {**reading.scalars, **more})
 
     def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
         """Return p and q of each parameter, and what makes D_k itself; see `AdamAdapter`."""
         _, second = corrections(read)
         buffer_scale, grad_scale = _nesterov_scales(read)
-        scales: dict[str, Scalar] = {"buffer_scale": buffer_scale, "grad_scale": grad_scale}
-        return {**scales, "root_scale": second**-0.5, "offset": read["eps"]}
+        return {
+            "buffer_scale": buffer_scale,
+            "grad_scale": grad_scale,
+            "root_scale": second**-0.5,
+            "offset": read["eps"],
+        }
 
     def preconditioned(self, block: Block) -> Tensor:
         """Return u = d / D of a block; see `ReadingAdapter`."""

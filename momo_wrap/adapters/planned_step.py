@@ -13,7 +13,7 @@ from momo_wrap.adapters.base import BaseStep
 from momo_wrap.adapters.rates import Rates
 from momo_wrap.engine.blocks import Block
 from momo_wrap.engine.kind import Kind
-from momo_wrap.engine.passes import Engine, Formula
+from momo_wrap.engine.passes import Engine, Formula, Product
 from momo_wrap.engine.scalars import Scalar
 from momo_wrap.model import Averaging
 
@@ -21,6 +21,8 @@ from momo_wrap.model import Averaging
 _TAKEN = frozenset({"param", "buffer", "grad"})
 _GRADIENT = frozenset({"grad"})
 _GRADIENTS = frozenset({"grad", "buffer"})
+_OF_MODEL = (("buffer_scale", "buffer"), ("grad_scale", "grad"))
+_SQUARES = ("coupled_decay", "param", "param")
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,13 @@ class PlannedStep(BaseStep):
             some = [readings[i] for i in cells]
             own = [averagings[plan.cells[i].group] for i in cells]
             raw = _GRADIENTS if some[0].buffer is None else _GRADIENT
+            scalars = self._scalars(kind, own, some, [plan.cells[i].group for i in cells])
             blocks = kind.blocks(
                 self._columns(kind, some),
-                self._scalars(kind, own, some),
+                scalars,
                 raw if negate else frozenset(),
                 fleeting | raw,
+                raw if "coupled_decay" in scalars else frozenset(),
             )
             self._parts.append((kind, blocks))
         self.sums = self._sums()
@@ -110,7 +114,11 @@ class PlannedStep(BaseStep):
         return {**columns, **own}
 
     def _scalars(
-        self, kind: Kind, averagings: Sequence[Averaging], readings: Sequence[Reading]
+        self,
+        kind: Kind,
+        averagings: Sequence[Averaging],
+        readings: Sequence[Reading],
+        groups: Sequence[int],
     ) -> Mapping[str, Scalar]:
         """Return the values per parameter, those of the formula included."""
         values: dict[str, list[Any]] = {
@@ -119,6 +127,9 @@ class PlannedStep(BaseStep):
             "buffer_scale": [averaging.buffer_scale for averaging in averagings],
             "grad_scale": [averaging.grad_scale for averaging in averagings],
         }
+        coupled = self._rates.coupled_decay
+        if coupled is not None:
+            values["coupled_decay"] = [coupled[group] for group in groups]
         for name in readings[0].scalars:
             values[name] = [reading.scalars[name] for reading in readings]
         # Step counts are on the CPU for most optimizers, wherever the parameters are.
@@ -152,14 +163,20 @@ class PlannedStep(BaseStep):
         scales = [block.scalars.get("grad_scale") for block in blocks]
         zeros = [q for q in scales if not isinstance(q, Tensor) and q == 0.0]
         gradient = len(zeros) < len(scales)
-        products = self._products(gradient=gradient, decays=decays)
+        of_model = _OF_MODEL[: 1 + gradient]  # d = p B + q g
+        products = [(*its, other) for other in ("u", "param")[: 1 + decays] for its in of_model]
+        if rates.coupled_decay is None:
+            found = self._products(products)
+        else:
+            found = self._products([*products, _SQUARES])
+            found, self.penalty = found[:-1], found[-1] / 2
         if not gradient and not decays:
-            return products * rates.factors
+            return found * rates.factors
         if not gradient and rates.scaled_decay is not None:
-            return torch.addcmul(products[0], rates.scaled_decay, products[1]) * rates.factors
+            return torch.addcmul(found[0], rates.scaled_decay, found[1]) * rates.factors
         if not gradient:
-            return products.index_select(0, plan.index([0, 0, 0, 1, 1])) * rates.factors
-        along_u, *along_x = products.view(1 + decays, -1, plan.groups).unbind()
+            return found.index_select(0, plan.index([0, 0, 0, 1, 1])) * rates.factors
+        along_u, *along_x = found.view(1 + decays, -1, plan.groups).unbind()
         buffer_u, d_u = along_u[0], along_u.sum(0)  # ⟨d, v⟩ = ⟨p B, v⟩ + ⟨q g, v⟩
         if not decays:
             return torch.stack([d_u, buffer_u]) * rates.factors
@@ -170,26 +187,23 @@ class PlannedStep(BaseStep):
             return torch.stack([d_u, buffer_u]) * rates.factors
         return torch.stack([d_u, buffer_u, d_u, d_x, buffer_x]) * rates.factors
 
-    def _products(self, *, gradient: bool, decays: bool) -> Tensor:
+    def _products(self, products: Sequence[Product]) -> Tensor:
         """Return the inner products of all groups, of shape [products, groups]."""
         plan = self._engine.plan
-        rows = (1 + gradient) * (1 + decays)
         found: list[Tensor] = []
         index: list[int] = []
         for kind, blocks in self._parts:
             room, parts = kind.limit, []
             for block in blocks:
                 room -= block.numel
-                part = self._engine.sum_up(
-                    self._formula, block, keep=room >= 0, gradient=gradient, params=decays
-                )
-                parts.append(part.view(rows, -1))
+                part = self._engine.sum_up(self._formula, block, products, keep=room >= 0)
+                parts.append(part.view(len(products), -1))
                 index += block.groups
             its = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
             found.append(its.to(plan.like))
         if len(found) == 1 and index == list(range(plan.groups)):
             return found[0]
-        total = torch.zeros(rows, plan.groups, device=plan.like.device, dtype=plan.like.dtype)
+        total = plan.like.new_zeros(len(products), plan.groups)
         return total.index_add_(1, plan.index(index), torch.cat(found, dim=1)) if found else total
 
     def apply(self, thetas: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""The step that a base proposes for some parameters, and their average of gradients."""
+"""The step that a base proposes, and the average of its gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -13,170 +13,146 @@ from momo_wrap.adapters.base import maximizes
 from momo_wrap.adapters.planned_step import Reading
 from momo_wrap.engine.blocks import Block
 from momo_wrap.engine.kind import Kind
-from momo_wrap.engine.plan import Cell, Plan
+from momo_wrap.engine.plan import Plan
 from momo_wrap.engine.scalars import Scalar
-from momo_wrap.model import Averaging
+from momo_wrap.model import Averaging, Start, first_weight
 
 # Where the average that the adapter keeps itself is, in the base's state of a parameter.
 GRAD_AVG_KEY = "momo_grad_avg"
 
 _PARAM = ""  # among the names of iterates
+# The columns of tensors that are new ones in every step.
+_FLEETING = frozenset({"param", "proposed", "average", "grad"})
+_Blocks: TypeAlias = tuple[Kind, list[Block]]
 
 
 class Proposal:
-    """The step that the base proposes for the parameters of a cell.
+    """The step that a base proposes, in blocks that the parameters of all groups share.
 
-    Args:
-        base: The base optimizer.
-        plan: The plan of its parameters.
-        cell: The parameters.
-        iterates: The names of further copies of the parameters, in the base's state.
+    Tensors are kept by the position of their parameter among all of the base.
     """
 
-    def __init__(self, base: Optimizer, plan: Plan, cell: Cell, iterates: Sequence[str]) -> None:
-        self.group = cell.group
-        self._base, self._cell, self._iterates = base, cell, iterates
-        key = (self.group, id(cell))
-        if key not in plan.kept:
-            plan.kept[key] = Kind([cell], whole=False)
-        self._kind: Kind = plan.kept[key]
-        self._grads = [plan.grads[i] for i in cell.positions]
-        self._negate = maximizes(base, base.param_groups[cell.group])
-        self._old: dict[str, list[Tensor]] = {}
-        self._kept: list[Tensor | None] = []
-        self._averages: list[Tensor] = []
+    def __init__(self, base: Optimizer, plan: Plan, iterates: Sequence[str]) -> None:
+        self._base, self._plan, self._names = base, plan, (_PARAM, *iterates)
+        if "proposal" not in plan.kept:
+            # A base may move the others too: by momentum, or because it takes them to have zeros.
+            plan.kept["proposal"] = [
+                plan.arrange(cells, [()] * len(cells), whole=False)
+                for cells in (plan.cells, plan.others)
+            ]
+        self._summed, self._others = plan.kept["proposal"]
+        # Where all was, and after `put_back` what was proposed.
+        self._old: dict[str, dict[int, Tensor]] = {}
+        # The averages that are kept, and those that were in the base's state.
+        self._averages: dict[int, Tensor] = {}
+        self._found: dict[int, Tensor | None] = {}
 
-    def start(self, *, average: bool, gradients: bool) -> None:
-        """Remember where the parameters are, and look at the gradients.
+    def start(self, gradients: Sequence[bool], *, average: bool) -> None:
+        """Remember where all is, and the gradients of some groups, which a base may change.
 
-        Some bases change gradients in place, and many expect their state to be empty at first.
-
-        Args:
-            average: Whether an average of the gradients is kept.
-            gradients: Whether the gradients themselves are.
+        The average is taken out of the base's state, which many expect to be empty at first.
         """
-        self._old = {name: [x.clone() for x in column] for name, column in self._moving().items()}
-        if gradients:
-            self._grads = [grad.clone() for grad in self._grads if grad is not None]
+        plan, state = self._plan, self._base.state
+        every = [i for cell in (*plan.cells, *plan.others) for i in cell.positions]
+        for name in self._names:
+            now = zip(every, self._now(name, every), strict=True)
+            self._old[name] = {i: tensor.clone() for i, tensor in now}
+        for cell in plan.cells:
+            for i in cell.positions if gradients[cell.group] else ():
+                grad = plan.grads[i]
+                plan.grads[i] = None if grad is None else grad.clone()
         if average:
-            self._take_averages()
+            params = {i: plan.params[i] for cell in plan.cells for i in cell.positions}
+            self._found = {i: state.get(p, {}).pop(GRAD_AVG_KEY, None) for i, p in params.items()}
+            self._averages = {
+                # Some bases load their whole state in another dtype.
+                i: torch.zeros_like(params[i]) if found is None else found.to(params[i].dtype)
+                for i, found in self._found.items()
+            }
 
-    def _take_averages(self) -> None:
-        state, params = self._base.state, self._cell.params
-        self._kept = [state.get(param, {}).get(GRAD_AVG_KEY) for param in params]
-        self._averages = [
-            # Some bases load their whole state in another dtype.
-            torch.zeros_like(param) if average is None else average.to(param.dtype)
-            for param, average in zip(params, self._kept, strict=True)
-        ]
-        for param, average in zip(params, self._kept, strict=True):
-            if average is not None:
-                del state[param][GRAD_AVG_KEY]
+    def _now(self, name: str, positions: Sequence[int]) -> list[Tensor]:
+        """Return what moves by a name; an iterate that is not there yet is where it was."""
+        params, state = self._plan.params, self._base.state
+        if name == _PARAM:
+            return [params[i] for i in positions]
+        old = self._old.get(name, params)
+        return [state.get(params[i], {}).get(name, old[i]) for i in positions]
 
-    def update_average(self, averaging: Averaging) -> None:
+    def _blocks(self, name: str, kinds: Sequence[tuple[Kind, Any]]) -> list[_Blocks]:
+        """Return what moves by a name, beside where it was or what was proposed for it."""
+        blocks = []
+        for kind, _ in kinds:
+            old = [self._old[name][i] for i in kind.positions]
+            columns = {"param": self._now(name, kind.positions), "proposed": old}
+            blocks.append((kind, kind.blocks(columns, {}, fleeting=_FLEETING)))
+        return blocks
+
+    def update_average(self, averagings: Sequence[Averaging]) -> None:
         """Take the gradients into the average that is kept, B_k = a B_{k-1} + b g_k."""
-        first = averaging.weight if averaging.first_weight is None else averaging.first_weight
-        weights = [first if average is None else averaging.weight for average in self._kept]
-        for block in self._blocks(
-            {"average": self._averages, "grad": self._grads},
-            {
-                "decay": averaging.decay,
-                "weight": self._kind.per_parameter("weight", weights, self._kind.device),
-            },
-        ):
-            average = block.flat("average").mul_(block.scalar("decay"))
-            average.add_(block.flat("grad") * block.scalar("weight"))
-            block.write_back("average", average)
-
-    def _blocks(
-        self, columns: dict[str, list[Any]], scalars: dict[str, Scalar] | None = None
-    ) -> list[Block]:
-        return self._kind.blocks(
-            {name: self._kind.ordered(column) for name, column in columns.items()},
-            scalars or {},
-            frozenset({"grad"} if self._negate else ()),
-            fleeting=frozenset(columns),
-        )
-
-    def _moving(self) -> dict[str, list[Tensor]]:
-        """Return everything that moves with the parameters, as it is in the base."""
-        state, params = self._base.state, self._cell.params
-        iterates = {
-            name: [state[p].get(name, p) if p in state else p for p in params]
-            for name in self._iterates
-        }
-        return {_PARAM: params, **iterates}
+        plan, groups = self._plan, self._base.param_groups
+        negated = frozenset({"grad"} if maximizes(self._base, groups[0]) else ())
+        for kind, cells in self._summed:
+            some = [plan.cells[c] for c in cells]
+            own = [
+                (averagings[cell.group], self._found[i]) for cell in some for i in cell.positions
+            ]
+            decays = [a.decay for a, _ in own]
+            weights = [first_weight(a, Start.FRESH if b is None else Start.RUNNING) for a, b in own]
+            scalars = {
+                "decay": kind.per_parameter("decay", decays, kind.device),
+                "weight": kind.per_parameter("weight", weights, kind.device),
+            }
+            columns: dict[str, list[Any]] = {
+                "average": [self._averages[i] for i in kind.positions],
+                "grad": [plan.grads[i] for i in kind.positions],
+            }
+            for block in kind.blocks(columns, scalars, negated, fleeting=_FLEETING):
+                average = block.flat("average").mul_(block.scalar("decay"))
+                average.add_(block.flat("grad") * block.scalar("weight"))
+                block.write_back("average", average)
 
     def put_back(self, *, done: bool) -> None:
         """Put the parameters back to where they were, and keep what was proposed instead.
 
-        Args:
-            done: Whether all went well; otherwise no average is left that was not there before.
+        Unless all is done, no average is left that was not there before.
         """
-        if not self._old:
-            return
-        pairs = zip(self._cell.params, self._averages, self._kept, strict=False)
-        for param, average, kept in pairs:
-            if done or kept is not None:
-                self._base.state.setdefault(param, {})[GRAD_AVG_KEY] = average
-        for name, column in self._moving().items():
-            for block in self._blocks({"param": column, "old": self._old[name]}):
-                proposed = block.flat("param").clone()
-                block.write("param", block.flat("old"))
-                block.write("old", proposed)
+        for i, found in self._found.items():
+            if done or found is not None:
+                entry = self._base.state.setdefault(self._plan.params[i], {})
+                entry[GRAD_AVG_KEY] = self._averages.get(i, found)
+        for name in self._old:
+            for _, blocks in self._blocks(name, [*self._summed, *self._others]):
+                for block in blocks:
+                    proposed = block.flat("param").clone()
+                    block.write("param", block.flat("proposed"))
+                    block.write("proposed", proposed)
 
-    def reading(self, momentum: str | None, scalars: dict[str, Scalar]) -> Reading:
-        """Return what the sums are made of, after the parameters were put back.
+    def readings(self, momentum: str | None, scalars: Sequence[dict[str, Scalar]]) -> list[Reading]:
+        """Return what the sums are made of, after the parameters were put back."""
+        readings = []
+        for cell in self._plan.cells:
+            buffers = [self._averages[i] for i in cell.positions if self._averages]
+            if momentum is not None:
+                buffers = [_buffer(self._base, momentum, param) for param in cell.params]
+            columns = {"proposed": [self._old[_PARAM][i] for i in cell.positions]}
+            readings.append(Reading(buffers or None, columns, scalars[cell.group]))
+        return readings
 
-        Args:
-            momentum: The name of the average in the base's state; None: the one that is kept, or
-                the gradient itself.
-            scalars: Values for all parameters.
-
-        Raises:
-            ValueError: There is no such average.
-        """
-        buffers = self._buffers(momentum) if momentum is not None else self._averages
-        return Reading(buffers or None, {"proposed": self._old[_PARAM]}, scalars)
-
-    def _buffers(self, momentum: str) -> list[Tensor]:
-        params = self._cell.params
-        entries = [self._base.state[param] for param in params]
-        for param, entry in zip(params, entries, strict=True):
-            if getattr(entry.get(momentum), "shape", None) != param.shape:
-                raise ValueError(
-                    f"ProposingAdapter(momentum={momentum!r}) found no tensor of that name and of "
-                    f"shape {list(param.shape)} in the state of {type(self._base).__name__}, which "
-                    f"has {sorted(map(str, entry))}. Write ProposingAdapter() to have an average "
-                    "kept."
-                )
-        return [entry[momentum] for entry in entries]
-
-    def further_moves(self, *, with_params: bool) -> Iterator[tuple[Kind, list[Block]]]:
-        """Return the blocks of what moves besides the parameters that are in the sums.
-
-        Args:
-            with_params: Whether the parameters themselves are among them.
-        """
-        for name, column in self._moving().items():
-            if with_params or name != _PARAM:
-                yield self._kind, self._blocks({"param": column, "proposed": self._old[name]})
+    def further_moves(self) -> list[_Blocks]:
+        """Return the blocks of what moves besides the parameters that are in the sums."""
+        every = [*self._summed, *self._others]
+        moves = [self._blocks(name, every) for name in self._names[1:]]
+        return sum(moves, self._blocks(_PARAM, self._others))
 
 
-class Proposed:
-    """The formula of a step that was proposed: u = x - x_proposed with the learning rate 1."""
-
-    def scalars(self, read: Any) -> dict[str, Scalar]:
-        """Return no further values."""
-        return {}
-
-    def preconditioned(self, block: Block) -> Tensor:
-        """Return x - x_proposed."""
-        return block.flat("param") - block.flat("proposed")
-
-    def moved(self, block: Block, direction: Tensor, keep: Scalar, pull: Tensor) -> Tensor:
-        """Return x + θ (x_proposed - x), which is x_proposed itself where θ is 1."""
-        x = block.flat("param")
-        moved = torch.lerp(x, block.flat("proposed"), pull)
-        # A proposal that overflowed does not count where nothing moves.
-        return x.copy_(torch.where(pull == 0, x, moved))
+def _buffer(base: Optimizer, momentum: str, param: Tensor) -> Tensor:
+    """Return the average of a parameter in the base's state."""
+    buffer = base.state[param].get(momentum)
+    if getattr(buffer, "shape", None) != param.shape:
+        raise ValueError(
+            f"ProposingAdapter(momentum={momentum!r}) found no tensor of that name and of shape "
+            f"{list(param.shape)} in the state of {type(base).__name__}, which has "
+            f"{sorted(map(str, base.state[param]))}. Write ProposingAdapter() to have an average "
+            "kept."
+        )
+    return cast("Tensor", buffer)

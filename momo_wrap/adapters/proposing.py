@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from momo_wrap.adapters.base import Adapter, BaseStep, ParamGroup, State, check_shape, maximizes
 from momo_wrap.adapters.planned_step import PlannedStep
-from momo_wrap.adapters.proposal import GRAD_AVG_KEY, Proposal, Proposed
+from momo_wrap.adapters.proposal import GRAD_AVG_KEY, Proposal
 from momo_wrap.adapters.rates import Rates
+from momo_wrap.engine.blocks import Block
 from momo_wrap.engine.passes import Engine
 from momo_wrap.engine.scalars import Scalar
 from momo_wrap.model import Averaging
@@ -53,7 +55,6 @@ class ProposingAdapter(Adapter):
     """
 
     needs_lr = False
-    keeps_averages = True
 
     def __init__(
         self,
@@ -79,10 +80,9 @@ class ProposingAdapter(Adapter):
                 f"beta must be at least 0 and below 1, got {beta}. Write "
                 "ProposingAdapter(beta=0.9)."
             )
-        self.momentum = momentum
-        self.beta = beta
-        self.iterates = tuple(iterates)
+        self.momentum, self.beta, self.iterates = momentum, beta, tuple(iterates)
         self._averaging = averaging
+        self.keeps_averages = momentum is None and (averaging is not None or beta != 0.0)
 
     def __repr__(self) -> str:
         how = f"beta={self.beta}" if self._averaging is None else f"averaging={self._averaging!r}"
@@ -90,29 +90,20 @@ class ProposingAdapter(Adapter):
         return f"ProposingAdapter(momentum={self.momentum!r}, {how}{iterates})"
 
     def memory(self, base: Optimizer) -> int:
-        """Return how much memory a step needs beyond the base's own.
+        """Return how many bytes a step needs beyond the base's own; the average stays after it.
 
         Args:
             base: The optimizer that is wrapped.
-
-        Returns:
-            Bytes, while a step is taken; the average of gradients stays.
         """
         size = 0
         for group in base.param_groups:
-            averaging = self.averaging(group, base.state)
-            average, gradient = self.keeps_average(averaging), self.keeps_gradients(averaging)
-            copies = 1 + len(self.iterates) + average + gradient
+            gradients = self._keeps_gradients(self.averaging(group, base.state))
+            copies = 1 + len(self.iterates) + self.keeps_averages + gradients
             size += copies * sum(p.nbytes for p in group["params"] if not is_lazy(p))
         return size
 
     def averaging(self, group: ParamGroup, state: State) -> Averaging:
-        """Return how a parameter group averages gradients at this step.
-
-        Args:
-            group: An entry of the base's `param_groups`.
-            state: The base's state, by parameter.
-        """
+        """Return how a parameter group averages gradients at this step; see `ReadingAdapter`."""
         if self._averaging is not None:
             return self._averaging(group, state)
         if self.momentum is None and self.beta == 0.0:
@@ -120,90 +111,79 @@ class ProposingAdapter(Adapter):
         first = 1.0 if self.momentum is None else None
         return Averaging(decay=self.beta, weight=1.0 - self.beta, first_weight=first)
 
+    def _keeps_gradients(self, averaging: Averaging) -> bool:
+        """Return whether the gradients have to be kept while the base steps."""
+        depends_on_state = self.momentum is None and self._averaging is not None
+        return averaging.uses_gradient or averaging.is_gradient or depends_on_state
+
     def has_history(self, base: Optimizer, group: ParamGroup) -> bool:
         """Return whether the average is the base's and is there already; see `Adapter`."""
         states = [base.state.get(param, {}) for param in group["params"]]
         return self.momentum is not None and any(self.momentum in state for state in states)
+
+    def has_lost_average(self, base: Optimizer, group: ParamGroup) -> bool:
+        """Return whether the average that the adapter keeps is missing; see `Adapter`."""
+        states = [base.state.get(param, {}) for param in group["params"]]
+        return self.keeps_averages and not any(GRAD_AVG_KEY in state for state in states)
+
+    def check_entry(self, where: str, param: Tensor, entry: Mapping[str, Any]) -> None:
+        """Refuse an average of another shape than the parameter's; see `Adapter`."""
+        if GRAD_AVG_KEY in entry:
+            check_shape(where, param, GRAD_AVG_KEY, entry[GRAD_AVG_KEY])
 
     def observe(
         self, base: Optimizer, weight_decay_form: WeightDecayForm, engine: Engine
     ) -> BaseStep:
         """Take the base's step, sum it up and put the parameters back; see `Adapter`."""
         groups, plan = base.param_groups, engine.plan
-        summed = [Proposal(base, plan, cell, self.iterates) for cell in plan.cells]
-        # A base may move these too: by their momentum, or because it takes them to have zeros.
-        others = [Proposal(base, plan, cell, self.iterates) for cell in plan.others]
+        averagings = [self.averaging(group, base.state) for group in groups]
+        gradients = [self._keeps_gradients(averaging) for averaging in averagings]
+        proposal = Proposal(base, plan, self.iterates)
         done = False
         try:
-            self._start(base, summed, others)
+            proposal.start(gradients, average=self.keeps_averages)
+            if self.keeps_averages and not any(gradients):
+                proposal.update_average(averagings)
             base.step()
             averagings = [self.averaging(group, base.state) for group in groups]
-            for proposal in summed:
-                if self._averages_after(averagings[proposal.group]):
-                    proposal.update_average(averagings[proposal.group])
+            if self.keeps_averages and any(gradients):
+                proposal.update_average(averagings)
             done = True
         finally:
-            for proposal in (*summed, *others):
-                proposal.put_back(done=done)
-        scales = self._buffer_scales(averagings, engine)
-        readings = [p.reading(self.momentum, scales[p.group]) for p in summed]
-        rates = Rates.of(groups, None, plan.like)
-        moving = [part for p in summed for part in p.further_moves(with_params=False)]
-        moving += [part for p in others for part in p.further_moves(with_params=True)]
+            proposal.put_back(done=done)
         return PlannedStep(
-            Proposed(),
+            self,
             engine,
-            readings,
+            proposal.readings(self.momentum, _buffer_scales(averagings, engine)),
             averagings,
-            rates,
+            Rates.of(groups, None, plan.like),
             negate=maximizes(base, groups[0]),
             fleeting=frozenset({"proposed"}),
-            moving=moving,
+            moving=proposal.further_moves(),
         )
 
-    def _start(self, base: Optimizer, summed: list[Proposal], others: list[Proposal]) -> None:
-        for proposal in summed:
-            averaging = self.averaging(base.param_groups[proposal.group], base.state)
-            average, gradients = self.keeps_average(averaging), self.keeps_gradients(averaging)
-            proposal.start(average=average, gradients=gradients)
-            if average and not gradients:
-                proposal.update_average(averaging)
-        for proposal in others:
-            proposal.start(average=False, gradients=False)
+    def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
+        """Return no values besides those of the averaging."""
+        return {}
 
-    def _averages_after(self, averaging: Averaging) -> bool:
-        """Return whether the average is updated after the base's step, with kept gradients."""
-        return self.keeps_average(averaging) and self.keeps_gradients(averaging)
+    def preconditioned(self, block: Block) -> Tensor:
+        """Return u = x - x_proposed of a block: the learning rate is 1."""
+        return block.flat("param") - block.flat("proposed")
 
-    def _buffer_scales(
-        self, averagings: Sequence[Averaging], engine: Engine
-    ) -> list[dict[str, Scalar]]:
-        """Return p of each group, with the wrapper's own count of what is in the average."""
-        if not any(averaging.bias_corrected for averaging in averagings):
-            return [{}] * len(averagings)
-        sums = engine.weight_sums(averagings).unbind()
-        return [
-            {"buffer_scale": a.buffer_scale / weight_sum if a.bias_corrected else a.buffer_scale}
-            for a, weight_sum in zip(averagings, sums, strict=True)
-        ]
+    def moved(self, block: Block, direction: Tensor, keep: Scalar, pull: Tensor) -> Tensor:
+        """Return x + θ (x_proposed - x), which is x_proposed itself where θ is 1."""
+        x = block.flat("param")
+        moved = torch.lerp(x, block.flat("proposed"), pull)
+        # A proposal that overflowed does not count where nothing moves.
+        return x.copy_(torch.where(pull == 0, x, moved))
 
-    def keeps_average(self, averaging: Averaging) -> bool:
-        """Return whether the average of gradients is the adapter's own."""
-        may_change = self._averaging is not None
-        return self.momentum is None and (may_change or not averaging.is_gradient)
 
-    def keeps_gradients(self, averaging: Averaging) -> bool:
-        """Return whether the gradients have to be kept while the base steps."""
-        depends_on_state = self.momentum is None and self._averaging is not None
-        return averaging.uses_gradient or averaging.is_gradient or depends_on_state
-
-    def has_lost_average(self, base: Optimizer, group: ParamGroup) -> bool:
-        """Return whether the average that the adapter keeps is missing; see `Adapter`."""
-        if any(GRAD_AVG_KEY in base.state.get(param, {}) for param in group["params"]):
-            return False
-        return self.keeps_average(self.averaging(group, base.state))
-
-    def check_entry(self, where: str, param: Tensor, entry: Mapping[str, Any]) -> None:
-        """Refuse an average of another shape than the parameter's; see `Adapter`."""
-        if GRAD_AVG_KEY in entry:
-            check_shape(where, param, GRAD_AVG_KEY, entry[GRAD_AVG_KEY])
+def _buffer_scales(averagings: Sequence[Averaging], engine: Engine) -> list[dict[str, Scalar]]:
+    """Return p of each group, with the wrapper's own count of what is in the average."""
+    if not any(averaging.bias_corrected for averaging in averagings):
+        return [{}] * len(averagings)
+    sums = engine.weight_sums(averagings).unbind()
+    return [
+        {"buffer_scale": a.buffer_scale / weight_sum if a.bias_corrected else a.buffer_scale}
+        for a, weight_sum in zip(averagings, sums, strict=True)
+    ]

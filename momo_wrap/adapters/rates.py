@@ -15,9 +15,10 @@ from momo_wrap.rules import WeightDecayForm
 class Rates(NamedTuple):
     """The coefficients of a step, of shape [groups].
 
-    All forms of weight decay are x <- keep x - θ pull u: proximal with keep = c and pull = c α,
+    The forms of weight decay are x <- keep x - θ pull u: proximal with keep = c and pull = c α,
     equation (4); decoupled with keep = 1 - α λ and pull = α; scaled with keep = 1 - θ α λ and pull
-    = α, which is the fraction θ of the step α (u + λ x), equation (9).
+    = α, which is the fraction θ of the step α (u + λ x), equation (9). The base's own is scaled
+    where the base decouples its decay. Where it adds λ x to the gradients, nothing is left to do.
 
     Attributes:
         lr: α.
@@ -27,6 +28,7 @@ class Rates(NamedTuple):
             where it is scaled. Shape [2 or 5, groups].
         keep: What weight decay leaves of the parameters; None: there is none, or it is scaled.
         scaled_decay: λ, where the decay is scaled; None: there is none, or of another form.
+        coupled_decay: λ of each group, where the base adds λ x to the gradients; None: it does not.
     """
 
     lr: Tensor
@@ -34,24 +36,39 @@ class Rates(NamedTuple):
     factors: Tensor
     keep: Tensor | None = None
     scaled_decay: Tensor | None = None
+    coupled_decay: Sequence[Scalar] | None = None
 
     @classmethod
     def of(
-        cls, groups: Sequence[Mapping[str, Any]], form: WeightDecayForm | None, like: Tensor
+        cls,
+        groups: Sequence[Mapping[str, Any]],
+        form: WeightDecayForm | None,
+        like: Tensor,
+        coupled: Sequence[bool] = (),
     ) -> Rates:
-        """Return the coefficients of parameter groups."""
+        """Return the coefficients of parameter groups; without a learning rate, it counts as 1.
+
+        Without a form, weight decay is a part of the base's step already. `coupled` tells of each
+        group whether the base adds it to the gradients, and is allowed to.
+        """
         lrs = [1.0 if group.get("lr") is None else group["lr"] for group in groups]
-        decays: list[Scalar] = [group.get("weight_decay", 0.0) for group in groups]
         # A schedule's rounding may leave a rate a little below 0.
         lr = vector([as_number(value) for value in lrs], like).clamp(min=0.0)
         if form is None:
             one = torch.ones_like(lr)
             return cls(lr, one, torch.stack([one, -one]))
-        if not any(isinstance(decay, Tensor) or decay != 0.0 for decay in decays):
-            return cls(lr, lr, torch.stack([lr, -lr]))
-        decay = vector([as_number(value) for value in decays], like)
-        if form == "scaled":
-            return cls(lr, lr, torch.stack([lr, -lr]), scaled_decay=decay)
+        decays = [as_number(group.get("weight_decay", 0.0)) for group in groups]
+        added = None
+        if any(coupled):
+            added = [decay if its else 0.0 for decay, its in zip(decays, coupled, strict=True)]
+            decays = [0.0 if its else decay for decay, its in zip(decays, coupled, strict=True)]
+            added = added if any(map(_is_some, added)) else None
+        if not any(map(_is_some, decays)):
+            return cls(lr, lr, torch.stack([lr, -lr]), coupled_decay=added)
+        decay = vector(decays, like)
+        if form in ("base", "scaled"):
+            factors = torch.stack([lr, -lr])
+            return cls(lr, lr, factors, scaled_decay=decay, coupled_decay=added)
         by_decay = lr * decay
         shrink = 1.0 / (1.0 + by_decay)  # c
         descent, shift = shrink * lr, -by_decay * shrink
@@ -60,3 +77,8 @@ class Rates(NamedTuple):
             return cls(lr, descent, factors, shrink)
         factors = torch.stack([descent, -lr, lr, shift, -by_decay])
         return cls(lr, lr, factors, 1.0 - by_decay)
+
+
+def _is_some(decay: Scalar) -> bool:
+    """Return whether a weight decay is not the number 0."""
+    return isinstance(decay, Tensor) or decay != 0.0

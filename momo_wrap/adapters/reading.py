@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from momo_wrap.adapters.base import Adapter, BaseStep, ParamGroup, State, check_shape, maximizes
 from momo_wrap.adapters.planned_step import PlannedStep, Reading
@@ -18,8 +18,6 @@ from momo_wrap.engine.passes import Engine
 from momo_wrap.engine.scalars import Scalar
 from momo_wrap.model import Averaging
 from momo_wrap.rules import WeightDecayForm
-
-_ZERO_LR = {"lr": 0.0, "weight_decay": 0.0}
 
 
 class ReadingAdapter(Adapter):
@@ -127,9 +125,17 @@ class ReadingAdapter(Adapter):
             group: The parameter group, with its own settings.
 
         Returns:
-            Setting to value, besides lr and weight_decay, which are always 0; put back afterwards.
+            Setting to value, besides lr, which is always 0, and weight_decay, which is 0 unless the
+            base adds it to the gradients and is meant to; put back afterwards.
         """
         return {}
+
+    def couples_weight_decay(self, base: Optimizer, group: ParamGroup) -> bool:
+        """Return whether the base adds λ x to the gradients, rather than shrink parameters.
+
+        Here true of all but `torch.optim.AdamW` and where the group has `decoupled_weight_decay`.
+        """
+        return not (isinstance(base, AdamW) or group.get("decoupled_weight_decay"))
 
     def has_history(self, base: Optimizer, group: ParamGroup) -> bool:
         """Return whether the base has a state already; see `Adapter`."""
@@ -146,33 +152,40 @@ class ReadingAdapter(Adapter):
     ) -> BaseStep:
         """Let the base update its state, and read it; see `Adapter`."""
         groups, plan, form = base.param_groups, engine.plan, weight_decay_form
+        if form not in engine.kept:
+            own = form == "base"
+            coupled = [own and self.couples_weight_decay(base, group) for group in groups]
+            rates = Rates.of(groups, form, plan.like, coupled)
+            engine.kept[form] = (coupled, rates, maximizes(base, groups[0]))
+        coupled, rates, negate = engine.kept[form]
         if not engine.replaces_step(base, self, plan):
-            with zero_lr(groups, [self.while_updating(group) for group in groups]):
+            with zero_lr(groups, coupled, [self.while_updating(group) for group in groups]):
                 base.step()
         averagings = [self.averaging(group, base.state) for group in groups]
         readings = [self.read(groups[c.group], c.params, base.state) for c in plan.cells]
-        if form not in engine.kept:
-            engine.kept[form] = (Rates.of(groups, form, plan.like), maximizes(base, groups[0]))
-        rates, negate = engine.kept[form]
         return PlannedStep(self, engine, readings, averagings, rates, negate=negate)
 
 
 @contextmanager
-def zero_lr(groups: list[ParamGroup], settings: list[dict[str, Any]]) -> Iterator[None]:
-    """Set learning rate and weight decay to 0, and put back the very objects that were there.
+def zero_lr(
+    groups: list[ParamGroup], coupled: Sequence[bool], settings: list[dict[str, Any]]
+) -> Iterator[None]:
+    """Set learning rates to 0, weight decay too where it is not coupled, and further settings.
 
-    Args:
-        groups: The base's parameter groups.
-        settings: Further settings for each group.
+    Put back the very objects that were there.
     """
     saved = [dict(group) for group in groups]
+    changed = [
+        {**changes, "lr": 0.0} if keeps else {**changes, "lr": 0.0, "weight_decay": 0.0}
+        for changes, keeps in zip(settings, coupled, strict=True)
+    ]
     try:
-        for group, changes in zip(groups, settings, strict=True):
-            group.update(changes, **_ZERO_LR)
+        for group, changes in zip(groups, changed, strict=True):
+            group.update(changes)
         yield
     finally:
-        for group, before, changes in zip(groups, saved, settings, strict=True):
-            for key in {**changes, **_ZERO_LR}:
+        for group, before, changes in zip(groups, saved, changed, strict=True):
+            for key in changes:
                 if key in before:
                     group[key] = before[key]
                 else:

@@ -23,7 +23,8 @@ from momo_wrap.adapters.sgd import SGDAdapter
 from momo_wrap.joint import members
 from momo_wrap.model import Averaging
 
-_adapters: dict[type[Optimizer], Adapter] = {
+# By type, or by the qualified name of an optimizer of another package, which is not imported.
+_adapters: dict[type[Optimizer] | str, Adapter] = {
     torch.optim.SGD: SGDAdapter(),
     torch.optim.Adam: AdamAdapter(),
     torch.optim.AdamW: AdamAdapter(),
@@ -33,10 +34,6 @@ _adapters: dict[type[Optimizer], Adapter] = {
     torch.optim.Adagrad: AdagradAdapter(),
     torch.optim.Adadelta: AdadeltaAdapter(),
     torch.optim.RMSprop: RMSpropAdapter(),
-}
-
-# Optimizers of other packages, which are not imported.
-_adapters_by_name: dict[str, Adapter] = {
     "lion_pytorch.lion_pytorch.Lion": LionAdapter(),
     "pytorch_optimizer.optimizer.lion.Lion": LionAdapter(),
     "timm.optim.lion.Lion": LionAdapter(),
@@ -53,34 +50,16 @@ def _muon_averaging(group: ParamGroup, _: State) -> Averaging:
 
 # What the proposing adapter should know of an optimizer, where it is not the usual.
 _SCHEDULE_FREE = ProposingAdapter(iterates=("z",))
-_proposing_by_name: dict[str, ProposingAdapter] = {
+_proposing: dict[str, ProposingAdapter] = {
     "torch.optim.Muon": ProposingAdapter("momentum_buffer", averaging=_muon_averaging),
     # Its result, the average of the parameters, is that of where they really were.
     "torch.optim.asgd.ASGD": ProposingAdapter(iterates=("ax",)),
-    **{
-        f"schedulefree.{name}": _SCHEDULE_FREE
-        for name in (
-            "adamw_schedulefree.AdamWScheduleFree",
-            "radam_schedulefree.RAdamScheduleFree",
-            "sgd_schedulefree.SGDScheduleFree",
-        )
-    },
-    **{
-        f"pytorch_optimizer.optimizer.schedulefree.ScheduleFree{name}": _SCHEDULE_FREE
-        for name in ("AdamW", "RAdam", "SGD")
-    },
-}
-
-# Optimizers that no adapter can help, with the reason.
-_impossible: dict[type[Optimizer], str] = {
-    torch.optim.LBFGS: (
-        "it evaluates its closure several times per step, so there is no single loss and gradient "
-        "to build the model from. Use it bare"
-    ),
-    torch.optim.SparseAdam: (
-        "it needs sparse gradients, and the momentum model needs dense ones. Use an embedding "
-        "with sparse=False and torch.optim.Adam"
-    ),
+    "schedulefree.adamw_schedulefree.AdamWScheduleFree": _SCHEDULE_FREE,
+    "schedulefree.radam_schedulefree.RAdamScheduleFree": _SCHEDULE_FREE,
+    "schedulefree.sgd_schedulefree.SGDScheduleFree": _SCHEDULE_FREE,
+    "pytorch_optimizer.optimizer.schedulefree.ScheduleFreeAdamW": _SCHEDULE_FREE,
+    "pytorch_optimizer.optimizer.schedulefree.ScheduleFreeRAdam": _SCHEDULE_FREE,
+    "pytorch_optimizer.optimizer.schedulefree.ScheduleFreeSGD": _SCHEDULE_FREE,
 }
 
 _OWN_ESTIMATE = (
@@ -88,8 +67,16 @@ _OWN_ESTIMATE = (
     "estimate grows without limit where they are cut. Use it bare; or wrap an optimizer with a "
     "learning rate of its own, or Prodigy, which looks at how far the parameters have come"
 )
-# The same for optimizers of other packages, by the beginning of their qualified name.
-_impossible_by_prefix = {
+# Optimizers that no adapter can help, by the beginning of their qualified name, with the reason.
+_impossible = {
+    "torch.optim.lbfgs.LBFGS": (
+        "it evaluates its closure several times per step, so there is no single loss and gradient "
+        "to build the model from. Use it bare"
+    ),
+    "torch.optim.sparse_adam.SparseAdam": (
+        "it needs sparse gradients, and the momentum model needs dense ones. Use an embedding "
+        "with sparse=False and torch.optim.Adam"
+    ),
     "dadaptation.": _OWN_ESTIMATE,
     "mechanic_pytorch.": _OWN_ESTIMATE,
     "pytorch_optimizer.optimizer.dadapt.": _OWN_ESTIMATE,
@@ -107,21 +94,19 @@ def register_adapter(optimizer_type: type[Optimizer], adapter: Adapter) -> None:
     Raises:
         TypeError: The first argument is not an optimizer class, or the second not an adapter.
     """
-    _check_registration(optimizer_type, adapter)
-    _adapters[optimizer_type] = adapter
-
-
-def _check_registration(optimizer_type: object, adapter: object) -> None:
-    if not (isinstance(optimizer_type, type) and issubclass(optimizer_type, Optimizer)):
+    kind: object = optimizer_type
+    if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
         raise TypeError(
-            f"register_adapter expects a class of optimizers first, got {optimizer_type!r}. Write "
+            f"register_adapter expects a class of optimizers first, got {kind!r}. Write "
             "register_adapter(MyOptimizer, MyAdapter())."
         )
-    if not isinstance(adapter, Adapter):
+    given: object = adapter
+    if not isinstance(given, Adapter):
         raise TypeError(
-            f"register_adapter expects an instance of Adapter second, got {adapter!r}. Write "
-            f"register_adapter({optimizer_type.__name__}, MyAdapter())."
+            f"register_adapter expects an instance of Adapter second, got {given!r}. Write "
+            f"register_adapter({kind.__name__}, MyAdapter())."
         )
+    _adapters[kind] = given
 
 
 def adapter_for(optimizer: Optimizer) -> Adapter:
@@ -138,17 +123,14 @@ def adapter_for(optimizer: Optimizer) -> Adapter:
     """
     found = type(optimizer)
     name = f"{found.__module__}.{found.__qualname__}"
-    if found in _adapters and _adapters[found].obstacle(optimizer) is None:
-        return _adapters[found]
-    prefixes = [prefix for prefix in _impossible_by_prefix if name.startswith(prefix)]
-    why_not = _impossible_by_prefix[prefixes[0]] if prefixes else _impossible.get(found)
-    if why_not is not None:
-        raise TypeError(f"MoMoWrapper can't wrap {found.__name__}: {why_not}.")
-    adapter = _adapters.get(found) or _adapters_by_name.get(name)
+    adapter = _adapters.get(found) or _adapters.get(name)
     reason = "there is no adapter that reads it" if adapter is None else adapter.obstacle(optimizer)
     if adapter is not None and reason is None:
         return adapter
-    proposing = _proposing_by_name.get(name, ProposingAdapter())
+    for prefix, why_not in _impossible.items():
+        if name.startswith(prefix):
+            raise TypeError(f"MoMoWrapper can't wrap {found.__name__}: {why_not}.")
+    proposing = _proposing.get(name, ProposingAdapter())
     warnings.warn(
         f"MoMoWrapper uses {proposing!r} for {name}: {reason}. While a step is taken, that needs "
         f"{proposing.memory(optimizer) / 2**20:.3g} MiB more than the bare optimizer. To hear this "
@@ -169,17 +151,7 @@ def _users_level() -> int:
 def adapters_for(
     base: Optimizer, adapter: Adapter | Sequence[Adapter | None] | None
 ) -> list[Adapter]:
-    """Return the adapter of each member of a base from what the user chose.
-
-    Args:
-        base: The base optimizer.
-        adapter: An adapter for all members, a list with one for each, or None, alone or in the
-            list: the one of `adapter_for`.
-
-    Raises:
-        TypeError: No adapter is possible.
-        ValueError: There is another number of adapters than of optimizers.
-    """
+    """Return the adapter of each member of a base: the user's, or that of `adapter_for`."""
     optimizers = members(base)
     if adapter is None or isinstance(adapter, Adapter):
         adapter = [adapter] * len(optimizers)

@@ -89,8 +89,9 @@ def check_decay_form(form: object, whose: str = "") -> None:
     """Refuse what is no form of weight decay; the error begins with `whose`."""
     if form not in get_args(WeightDecayForm):
         raise ValueError(
-            f"{whose}weight_decay_form chooses the form of the decay and must be 'proximal', "
-            f"'decoupled' or 'scaled', got {form!r}. Its strength is the base's own weight_decay."
+            f"{whose}weight_decay_form chooses the form of the decay and must be 'base', "
+            f"'proximal', 'decoupled' or 'scaled', got {form!r}. Its strength is the base's own "
+            "weight_decay."
         )
 
 

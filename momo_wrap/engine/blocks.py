@@ -96,13 +96,13 @@ class Block:
         negated: The columns that `flat` returns with the opposite sign.
         dtype: The dtype of computation.
         shards: The factor of sums over the block, see `momo_wrap.distributed.shards`.
+        decayed: The columns to which `flat` adds λ x, λ being the scalar "coupled_decay".
         groups: The parameter group of each run of pieces that share it.
         packing: What is known of the pieces of a block into which small tensors are packed.
         names: The names of further values, one for each piece.
         per_piece: These values, of shape [names, pieces]; None: there are none.
         numel: The number of elements.
         direction: What is kept of the first pass for the second, of the block's flat shape.
-        decayed: The columns to which `flat` adds λ x, λ being the scalar "coupled_decay".
     """
 
     pieces: Mapping[str, list[Tensor]]
@@ -110,13 +110,13 @@ class Block:
     negated: frozenset[str]
     dtype: torch.dtype
     shards: int = 1
+    decayed: frozenset[str] = frozenset()
     groups: Sequence[int] = (0,)
     packing: Packing | None = None
     names: Sequence[str] = ()
     per_piece: Tensor | None = None
     numel: int = 0
     direction: Tensor | None = None
-    decayed: frozenset[str] = frozenset()
     _copies: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _spread: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 

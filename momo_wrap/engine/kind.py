@@ -118,7 +118,8 @@ class Kind:
             tensors = [real(column[i]) for column in columns.values()]
             for views in split(tensors, self.limit, whole=self._whole):
                 pieces = {name: [view] for name, view in zip(columns, views, strict=True)}
-                block = Block(pieces, own, negated, self.dtype, self._shards, (self._groups[i],))
+                block = Block(pieces, own, negated, self.dtype, self._shards)
+                block.groups = (self._groups[i],)
                 block.numel = views[0].numel()
                 blocks.append(block)
         if self._packings:
@@ -146,7 +147,8 @@ class Kind:
             stop = start + len(packing.sizes)
             whole = start == 0 and stop == len(self.params)
             pieces = small if whole else {name: views[start:stop] for name, views in small.items()}
-            block = Block(pieces, shared, negated, self.dtype, self._shards, packing.runs, packing)
+            block = Block(pieces, shared, negated, self.dtype, self._shards)
+            block.groups, block.packing = packing.runs, packing
             block.numel = packing.elements
             if values is not None:
                 first = self._large + start

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from momo_wrap.engine.blocks import Block, joined
 from momo_wrap.engine.chunks import most_elements, split
-from momo_wrap.engine.passes import Engine, Formula, inner_products
+from momo_wrap.engine.passes import Engine, Formula, Product, inner_products
 from momo_wrap.engine.plan import Plan
 from momo_wrap.engine.scalars import Scalar
 from momo_wrap.fast import kernels
@@ -64,9 +64,7 @@ class UpdatingEngine(Engine):
     In steps in which somebody would miss `base.step()`, it does what `Engine` does.
     """
 
-    def __init__(self, weight_sums: Callable[[Sequence[Any]], Tensor]) -> None:
-        super().__init__(weight_sums)
-        self._update: Update | None = None
+    _update: Update | None = None
 
     def replaces_step(self, base: Optimizer, formula: Formula, plan: Plan) -> bool:
         """Return whether there is an update, and nobody would miss `base.step()`; see `Engine`."""
@@ -139,78 +137,74 @@ class CompiledEngine(UpdatingEngine):
         if update is None:
             return super().sum_up(formula, block, products, keep=keep)
         traced = functools.partial(_update_and_sum, update, formula, tuple(products))
-        done = None
-        if len(block.groups) == 1:
-            part = _part(block, needs_grad=True, needs_param=params)
-            key = ("sum up", type(update), type(formula), gradient, params)
-            done = kernels.run(traced, key, part)
-        if done is None:
-            several = [traced(small)[0] for small in _pieces(block)]
-            block.forget()
-            return several[0] if len(several) == 1 else torch.stack(several).sum(0)
-        products: Tensor
-        products, written = done[0]
-        _scatter(block, part, written)
+        key = ("sum up", type(update), type(formula), *products)
+        needs_param = bool(block.decayed) or any("param" in product for product in products)
+        done = _run(traced, key, block, needs_grad=True, needs_param=needs_param)
+        several = [traced(small)[0] for small in _pieces(block)] if done is None else [done[0]]
         block.forget()
-        return products
+        return several[0] if len(several) == 1 else torch.stack(several).sum(0)
 
     def move(self, formula: Formula, block: Block, keep: Scalar, pull: Tensor) -> None:
         """Move the parameters of a block; see `Engine`."""
         if self._update is None:
             super().move(formula, block, keep, pull)
             return
-        done = None
-        if len(block.groups) == 1:
-            part = _part(block, needs_grad=block.number("grad_scale") != 0.0, needs_param=True)
-            scales = [pull, keep] if isinstance(keep, Tensor) else [pull]
-            key = ("move", type(formula), len(scales))
-            done = kernels.run(functools.partial(_move, formula), key, part, *scales)
+        scales = [pull, keep] if isinstance(keep, Tensor) else [pull]
+        key = ("move", type(formula), len(scales))
+        traced, needs_grad = functools.partial(_move, formula), block.number("grad_scale") != 0.0
+        done = _run(traced, key, block, *scales, needs_grad=needs_grad, needs_param=True)
         if done is None:
             for small in _pieces(block):
                 super().move(formula, small, keep, pull)
-        else:
-            _scatter(block, part, ["param"])
         block.forget()
 
 
 def _update_and_sum(
-    update: Update, formula: Formula, gradient: bool, params: bool, block: Block
-) -> tuple[Tensor, tuple[str, ...]]:
+    update: Update, formula: Formula, products: Sequence[Product], block: Block
+) -> kernels.Done:
     """Update the state of a block; return the inner products, and what was written."""
     new = update.updated(block)
     for column, values in new.items():
         block.write(column, values)
     block = block.replaced(new)
-    direction = formula.preconditioned(block)
-    return inner_products(block, direction, gradient=gradient, params=params), tuple(new)
+    return inner_products(block, formula.preconditioned(block), products), tuple(new)
 
 
-def _move(formula: Formula, block: Block, pull: Tensor, keep: Scalar = 1.0) -> None:
-    """Move the parameters of a block, x <- keep x - pull u."""
+def _move(formula: Formula, block: Block, pull: Tensor, keep: Scalar = 1.0) -> kernels.Done:
+    """Move the parameters of a block, x <- keep x - pull u; return what was written."""
     direction = formula.preconditioned(block)
     block.write_back("param", formula.moved(block, direction, keep, pull))
+    return None, ("param",)
 
 
-def _part(block: Block, *, needs_grad: bool, needs_param: bool) -> Block:
-    """Return the block with the columns that a pass needs, one flat tensor each.
+def _run(
+    traced: Callable[..., kernels.Done],
+    key: object,
+    block: Block,
+    *scales: Tensor,
+    needs_grad: bool,
+    needs_param: bool,
+) -> kernels.Done | None:
+    """Run a pass as a kernel over the columns that it needs; None where there is no kernel.
 
-    A view where the column has one piece that lies in memory without gaps, otherwise a copy, in the
-    column's own dtype.
+    A column is a view where it has one piece that lies in memory without gaps, otherwise a copy, in
+    the column's own dtype, that is brought back.
     """
+    if len(block.groups) > 1:
+        return None
     is_gradient = block.pieces["buffer"][0].is_set_to(block.pieces["grad"][0])
     needless = {"param": not needs_param, "grad": is_gradient or not needs_grad}
     names = [name for name in block.pieces if not needless.get(name)]
-    pieces = {name: [joined(block.pieces[name])] for name in names}
+    flat = {name: [joined(block.pieces[name])] for name in names}
     scalars = {name: block.scalar(name) for name in (*block.scalars, *block.names)}
-    return Block(pieces, scalars, block.negated, block.dtype, block.shards)
-
-
-def _scatter(block: Block, part: Block, columns: Iterable[str]) -> None:
-    """Bring what was changed in a part back to the columns."""
-    for column in columns:
+    form = (block.negated, block.dtype, block.shards, block.decayed)
+    part = Block(flat, scalars, *form)
+    done = kernels.run(traced, key, part, *scales)
+    for column in done[1] if done is not None else ():
         pieces = block.pieces[column]
         if len(pieces) > 1 or not pieces[0].is_contiguous():
-            block.write(column, part.pieces[column][0])
+            block.write(column, flat[column][0])
+    return done
 
 
 def _pieces(block: Block) -> Iterator[Block]:

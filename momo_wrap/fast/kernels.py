@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ from momo_wrap.engine.blocks import Block
 # at a time.
 _ONE_LOOP: dict[str, str | int | bool | Callable[..., Any]] = {"realize_reads_threshold": 0}
 
+# What a pass returns: a result, and the names of the columns that it has changed.
+Done: TypeAlias = tuple[Any, tuple[str, ...]]
+
 _FULL = (torch.float32, torch.float64)
 
 # Why kernels can't be had, by type of device; found out by trying.
@@ -30,36 +34,21 @@ failures: dict[str, str] = {}
 
 
 def can_compile(params: Iterable[Tensor]) -> bool:
-    """Return whether nothing is known that keeps kernels from being compiled.
-
-    Args:
-        params: The parameters that they are for.
-    """
-    # Tensors without values have nothing to compile for.
-    hopeless = {"meta", *failures}
-    return not _is_switched_off() and all(p.device.type not in hopeless for p in params)
-
-
-def _is_switched_off() -> bool:
-    """Return whether Dynamo would run a kernel as it is, and then complain (`fullgraph`)."""
+    """Return whether nothing is known that keeps kernels from being compiled for them."""
     import torch._dynamo.config as dynamo
 
-    return bool(dynamo.disable) or is_in_torch_dispatch_mode(include_infra_modes=False)
+    # Dynamo would run a kernel as it is, and then complain (`fullgraph`).
+    if dynamo.disable or is_in_torch_dispatch_mode(include_infra_modes=False):
+        return False
+    # Tensors without values have nothing to compile for.
+    return all(p.device.type not in {"meta", *failures} for p in params)
 
 
-def run(
-    traced: Callable[..., Any], key: object, block: Block, *scales: Tensor
-) -> tuple[Any] | None:
-    """Run a compiled pass over a block of flat tensors.
+def run(traced: Callable[..., Done], key: object, block: Block, *scales: Tensor) -> Done | None:
+    """Run a compiled pass over a block, each column with one flat piece; None where it can't be.
 
-    Args:
-        traced: The pass, from a block and `scales` to tensors. Compiled once for a key.
-        key: What it depends on, besides the kinds of tensors.
-        block: The block, each column with one flat piece.
-        scales: Further 0-dim tensors.
-
-    Returns:
-        The result; None where there is no kernel, and nothing was done.
+    `traced` makes a result of a block and `scales`, and names the columns that it has changed. It
+    is compiled once for a `key`, what it depends on besides the kinds of tensors.
     """
     first = block.pieces["buffer"][0]
     if first.device.type in failures:
@@ -69,14 +58,14 @@ def run(
     # Detached, or else a kernel would depend on the shape of what they are views of.
     scalars = {k: v.detach() for k, v in block.scalars.items() if isinstance(v, Tensor)}
     kernel = _kernel(
-        _Same(traced, key),
+        _Pass(traced, key),
         frozenset(numbers.items()),
-        (block.negated, block.dtype, block.shards),
+        (block.negated, block.dtype, block.shards, block.decayed),
         # Variants of a kernel that torch would make anyway, of which it makes a few only.
         (min(2, first.numel()), *(column.dtype for column in columns.values())),
     )
     try:
-        return (kernel(columns, scalars, *scales),)
+        return kernel(columns, scalars, *scales)
     except Exception as error:
         if not _is_of_compiling(error):
             raise
@@ -84,47 +73,37 @@ def run(
         return None
 
 
-class _Same:
+@dataclass(frozen=True)
+class _Pass:
     """A function to be traced that is told from others by a key."""
 
-    def __init__(self, traced: Callable[..., Any], key: object) -> None:
-        self.traced, self.key = traced, key
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
+    traced: Callable[..., Any] = field(compare=False)
+    key: object
 
 
 @functools.lru_cache(maxsize=256)
 def _kernel(
-    same: _Same,
+    its: _Pass,
     constants: frozenset[tuple[str, float]],
-    form: tuple[frozenset[str], torch.dtype, int],
+    form: tuple[frozenset[str], torch.dtype, int, frozenset[str]],
     variant: tuple[int | torch.dtype, ...],
-) -> Callable[..., Any]:
+) -> Callable[..., Done]:
     """Return a compiled pass over the flat tensors of a block."""
-    _import_compiler()
+    # What `torch.compile` imports, where the warnings that this gives do no harm.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import torch._inductor.compile_fx
 
     def over(columns: dict[str, Tensor], scalars: Mapping[str, Tensor], *scales: Tensor) -> Any:
         pieces = {name: [tensor] for name, tensor in columns.items()}
         block = Block(pieces, {**dict(constants), **scalars}, *form)
-        return same.traced(block, *scales)
+        return its.traced(block, *scales)
 
     options = _ONE_LOOP if all(kind in _FULL for kind in variant[1:]) else {}
-    compiled: Callable[..., Any] = torch.compile(  # type: ignore[call-overload]
+    compiled: Callable[..., Done] = torch.compile(  # type: ignore[call-overload]
         over, dynamic=True, fullgraph=True, isolate_recompiles=True, options=options
     )
     return compiled
-
-
-@functools.cache
-def _import_compiler() -> None:
-    """Import what `torch.compile` will, where the warnings that it gives do no harm."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        import torch._inductor.compile_fx  # noqa: F401
 
 
 def _is_of_compiling(error: Exception) -> bool:

@@ -16,16 +16,14 @@ _TORCH = os.path.dirname(torch.__file__) + os.sep
 
 
 def is_plain(base: Optimizer) -> bool:
-    """Return whether `base.step()` is that of its class: no hooks, no patch, no gradient scaling.
-
-    Args:
-        base: The optimizer.
-    """
+    """Return whether `base.step()` is that of its class: no hook, no patch, no gradient scaling."""
     own_step = vars(base).get("step")
-    return not (
+    # A scheduler's wrapper around the step of the class only watches it.
+    watched = getattr(own_step, "__wrapped__", None) is type(base).step
+    is_own = own_step is None or (watched and hasattr(own_step, "_wrapped_by_lr_sched"))
+    return is_own and not (
         any(getattr(base, name, None) for name in _HOOKS)
         or any(getattr(torch_optimizer, name, None) for name in _GLOBAL_HOOKS)
-        or (own_step is not None and not _is_watched_only(base, own_step))
         or getattr(base, "grad_scale", None) is not None
         or getattr(base, "found_inf", None) is not None
         or any(group.get("differentiable") for group in base.param_groups)
@@ -35,8 +33,7 @@ def is_plain(base: Optimizer) -> bool:
 def has_own_step(kind: type[Optimizer]) -> bool:
     """Return whether the step of a class, and all that is wrapped around it, is its own or torch's.
 
-    Args:
-        kind: A class of optimizers, whose step somebody may have replaced.
+    Somebody may have replaced it.
     """
     own = getattr(sys.modules.get(kind.__module__), "__file__", None)
     function: Any = kind.step
@@ -48,17 +45,7 @@ def has_own_step(kind: type[Optimizer]) -> bool:
     return True
 
 
-def _is_watched_only(base: Optimizer, own_step: Any) -> bool:
-    """Return whether a step is that of the class, and a scheduler's wrapper around it."""
-    watched = hasattr(own_step, "_wrapped_by_lr_sched")
-    return watched and getattr(own_step, "__wrapped__", None) is type(base).step
-
-
 def mark_stepped(base: Optimizer) -> None:
-    """Tell a scheduler that was built on the base, and watches its step, that there was one.
-
-    Args:
-        base: The optimizer.
-    """
+    """Tell a scheduler that was built on the base, and watches its step, that there was one."""
     if "step" in vars(base):
         base._opt_called = True  # type: ignore[attr-defined]

@@ -28,43 +28,22 @@ class Update:
     pays_uncompiled = False
 
     def is_ready(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> bool:
-        """Return whether the base has made its state for some parameters.
-
-        Args:
-            group: The parameter group.
-            params: Some of its parameters.
-            state: The base's state, by parameter.
-        """
+        """Return whether the base has made its state for some parameters of a group."""
         buffers = (state.get(param, {}).get("momentum_buffer") for param in params)
         return group["momentum"] == 0 or all(buffer is not None for buffer in buffers)
 
     def count(self, cells: Sequence[tuple[ParamGroup, Sequence[Tensor]]], state: State) -> None:
         """Update what the base keeps of each parameter besides tensors of its shape, in place.
 
-        Args:
-            cells: The parameters that have a gradient, each time those of one group, of one device
-                and of one dtype.
-            state: The base's state, by parameter.
+        Cells are the parameters that have a gradient, those of a group, device and dtype each.
         """
 
     def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
-        """Return the values that `updated` needs, from what was read.
-
-        Args:
-            read: As for `ReadingAdapter.scalars`, with the a and b of the averaging as "decay" and
-                "weight".
-        """
+        """Return the values that `updated` needs, from those that `ReadingAdapter.scalars` gets."""
         return {"decay": read["decay"], "weight": read["weight"]}
 
     def updated(self, block: Block) -> dict[str, Tensor]:
-        """Return the base's state after it has taken in the gradients, column by column.
-
-        Args:
-            block: As for `ReadingAdapter.preconditioned`, with the state as it was before.
-
-        Returns:
-            Name to values of the block's flat shape, of all columns that change.
-        """
+        """Return the columns that change, with the gradients of the block in them."""
         if block.number("decay") == 0.0:
             return {}
         decayed = block.flat("buffer") * block.scalar("decay")
@@ -77,42 +56,41 @@ class AdamUpdate(Update):
     pays_uncompiled = True
 
     def is_ready(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> bool:
-        """Return whether there is a state, that of amsgrad included; see `Update`."""
+        """Return whether there is a state, that of amsgrad included."""
         wanted = "max_exp_avg_sq" if group.get("amsgrad") else "step"
         return all(wanted in state.get(param, {}) for param in params)
 
     def count(self, cells: Sequence[tuple[ParamGroup, Sequence[Tensor]]], state: State) -> None:
-        """Count the step for each parameter; see `Update`."""
+        """Count the step for each parameter."""
         steps = [state[p]["step"] for _, params in cells for p in params]
-        if all(
-            step.is_cpu for step in steps
-        ):  # a number would become a tensor for each parameter anew
+        if all(step.is_cpu for step in steps):
+            # A number would become a tensor for each parameter anew.
             torch._foreach_add_(steps, torch.ones((), device="cpu"), alpha=1.0)
         else:
             torch._foreach_add_(steps, 1.0)
 
     def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
-        """Return the weights of the moments; see `Update`."""
+        """Return the weights of the moments."""
         beta2 = read["beta2"]
         return {"weight": read["weight"], "second_decay": beta2, "second_weight": 1.0 - beta2}
 
     def updated(self, block: Block) -> dict[str, Tensor]:
-        """Return both moments with the gradient in them; see `Update`."""
+        """Return both moments with the gradient in them."""
         grad = block.flat("grad")
         first = torch.lerp(block.flat("buffer"), grad, block.scalar("weight"))
-        decayed = block.flat("second_moment") * block.scalar("second_decay")
+        decayed = block.flat("exp_avg_sq") * block.scalar("second_decay")
         second = torch.addcmul(decayed, grad * block.scalar("second_weight"), grad)
-        if "max_second_moment" not in block.pieces:
-            return {"buffer": first, "second_moment": second}
-        largest = torch.maximum(block.flat("max_second_moment"), second)
-        return {"buffer": first, "second_moment": second, "max_second_moment": largest}
+        new = {"buffer": first, "exp_avg_sq": second}
+        if "max_exp_avg_sq" in block.pieces:
+            new["max_exp_avg_sq"] = torch.maximum(block.flat("max_exp_avg_sq"), second)
+        return new
 
 
 class NAdamUpdate(AdamUpdate):
     """Adam's update, and that of the product of the momenta."""
 
     def count(self, cells: Sequence[tuple[ParamGroup, Sequence[Tensor]]], state: State) -> None:
-        """Count the step and extend the product of the μ_j; see `Update`."""
+        """Count the step and extend the product of the μ_j."""
         super().count(cells, state)
         for group, params in cells:
             steps = wide(torch.stack([state[p]["step"] for p in params]))
@@ -122,24 +100,26 @@ class NAdamUpdate(AdamUpdate):
             torch._foreach_mul_(products, momenta.to(products[0].dtype).unbind())
 
     def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
-        """Return the weights, that of the first moment from β1 itself; see `Update`."""
+        """Return the weights, that of the first moment from β1 itself."""
         return {**super().scalars(read), "weight": 1.0 - read["beta1"]}
 
 
 class AdamaxUpdate(AdamUpdate):
     """The update of the first moment and of the decaying maximum."""
 
+    def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
+        """Return the weights, and ε."""
+        return {**super().scalars(read), "eps": read["eps"]}
+
     def updated(self, block: Block) -> dict[str, Tensor]:
-        """Return moment and maximum with the gradient in them; see `Update`."""
+        """Return moment and maximum with the gradient in them."""
         grad = block.flat("grad")
         first = torch.lerp(block.flat("buffer"), grad, block.scalar("weight"))
-        decayed = block.flat("maximum") * block.scalar("second_decay")
-        largest = torch.maximum(decayed, grad.abs() + block.scalar("eps"))
-        return {"buffer": first, "maximum": largest}
-
-    def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
-        """Return the weights, and ε; see `Update`."""
-        return {**super().scalars(read), "eps": read["eps"]}
+        decayed = block.flat("exp_inf") * block.scalar("second_decay")
+        return {
+            "buffer": first,
+            "exp_inf": torch.maximum(decayed, grad.abs() + block.scalar("eps")),
+        }
 
 
 # By the exact classes of a base and of its adapter.

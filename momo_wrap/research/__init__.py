@@ -14,8 +14,7 @@ from momo_wrap.research.limited_growth import LimitedGrowth
 from momo_wrap.research.moving_target import MovingTarget
 from momo_wrap.research.ngn import NGN
 from momo_wrap.research.per_group import PerGroup
-from momo_wrap.research.scheduled_bound import ScheduledBound
-from momo_wrap.research.schedules import LinearSchedule, PowerLaw
+from momo_wrap.research.scheduled_bound import LinearSchedule, PowerLaw, ScheduledBound
 from momo_wrap.research.sps_max import SPSMax
 from momo_wrap.research.trust_region import TrustRegion
 from momo_wrap.research.warm_target import WarmTarget

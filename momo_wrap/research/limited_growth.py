@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from momo_wrap.rules import ModelStats, StepDecision, StepRule, truncate
 from momo_wrap.rules.arguments import ABOVE_0_TO_1, AT_LEAST_1, Setting
 
 
+@dataclass(eq=False, repr=False)
 class LimitedGrowth(StepRule):
     """MoMo whose θ grows by at most a factor per step.
 
@@ -33,15 +35,9 @@ class LimitedGrowth(StepRule):
         ValueError: A setting is out of range.
     """
 
-    factor = Setting(AT_LEAST_1, 2.0)
-    floor = Setting(ABOVE_0_TO_1, 1e-3)
-
-    def __init__(
-        self, lower_bound: float = 0.0, *, factor: float = 2.0, floor: float = 1e-3
-    ) -> None:
-        super().__init__(lower_bound)
-        self.factor = factor
-        self.floor = floor
+    _: KW_ONLY
+    factor: Setting = Setting(AT_LEAST_1, 2.0)
+    floor: Setting = Setting(ABOVE_0_TO_1, 1e-3)
 
     def initial_memory(self, lower_bound: float) -> dict[str, float]:
         """Return that the first step may be whole."""

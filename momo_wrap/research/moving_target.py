@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from momo_wrap.rules import ModelStats, StepDecision, StepRule, truncate
 from momo_wrap.rules.arguments import FINITE, FROM_0_BELOW_1, FROM_0_TO_1, Setting
 
 
+@dataclass(eq=False, repr=False)
 class MovingTarget(StepRule):
     """MoMo with a target that goes to meet the model, and is drawn back to the lower bound.
 
@@ -44,14 +46,10 @@ class MovingTarget(StepRule):
         ValueError: A setting is out of range.
     """
 
-    lower_bound = Setting(FINITE, 0.0)
-    speed = Setting(FROM_0_BELOW_1, 0.05)
-    pull = Setting(FROM_0_TO_1, 0.1)
-
-    def __init__(self, lower_bound: float = 0.0, *, speed: float = 0.05, pull: float = 0.1) -> None:
-        super().__init__(lower_bound)
-        self.speed = speed
-        self.pull = pull
+    lower_bound: Setting = Setting(FINITE, 0.0)
+    _: KW_ONLY
+    speed: Setting = Setting(FROM_0_BELOW_1, 0.05)
+    pull: Setting = Setting(FROM_0_TO_1, 0.1)
 
     def initial_memory(self, lower_bound: float) -> dict[str, float]:
         """Return the target before the first step: the user's bound."""

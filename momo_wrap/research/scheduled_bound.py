@@ -1,14 +1,22 @@
-"""A lower bound that is a function of the step count."""
+"""A lower bound that is a function of the step count, and such functions.
+
+Unlike a lambda, the functions here can be pickled.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from numbers import Real
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from momo_wrap.rules import ModelStats, StepDecision, StepRule, truncate
+from momo_wrap.rules.arguments import ABOVE_0, checked
+
+Schedule: TypeAlias = Callable[[Tensor], Tensor | float]
 
 
 class ScheduledBound(StepRule):
@@ -34,20 +42,18 @@ class ScheduledBound(StepRule):
         TypeError: `schedule` can't be called; at a step: it returned neither.
     """
 
-    def __init__(
-        self, schedule: Callable[[Tensor], Tensor | float], lower_bound: float = 0.0
-    ) -> None:
+    def __init__(self, schedule: Schedule, lower_bound: float = 0.0) -> None:
         super().__init__(lower_bound)
         self.schedule = schedule
 
     @property
-    def schedule(self) -> Callable[[Tensor], Tensor | float]:
+    def schedule(self) -> Schedule:
         """The function of the step count, checked when it is set."""
-        schedule: Callable[[Tensor], Tensor | float] = vars(self)["schedule"]
+        schedule: Schedule = vars(self)["schedule"]
         return schedule
 
     @schedule.setter
-    def schedule(self, schedule: Callable[[Tensor], Tensor | float]) -> None:
+    def schedule(self, schedule: Schedule) -> None:
         if not callable(schedule):
             raise TypeError(
                 f"schedule must be a function of the step count, got {type(schedule).__name__}. "
@@ -77,3 +83,63 @@ def _as_bound(value: object, like: Tensor) -> Tensor:
         f"The schedule must return a 0-dim tensor or a number, got {found}. Compute it from the "
         "step count that it is given, which is 0-dim."
     )
+
+
+@dataclass(frozen=True)
+class LinearSchedule:
+    """From one value to another in equal steps, then constant.
+
+        l_k = start + (end - start) min(k/steps, 1)
+
+    Attributes:
+        start: The value at k = 0; steps count from 1.
+        end: The value from k = steps on.
+        steps: How many steps it takes.
+
+    Raises:
+        TypeError: `steps` is not a number.
+        ValueError: `steps` is not positive.
+    """
+
+    start: float
+    end: float
+    steps: float
+
+    def __post_init__(self) -> None:
+        checked(self, "steps", self.steps, ABOVE_0, 1000.0)
+
+    def __call__(self, step: Tensor) -> Tensor:
+        """Return l_k of k, 0-dim."""
+        return self.start + (self.end - self.start) * (step / self.steps).clamp(max=1.0)
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """The power law that training curves are fitted with.
+
+        l_k = offset + scale k^(-exponent)
+
+    Source: the form of Hoffmann et al., "Training Compute-Optimal Large Language Models", NeurIPS
+    2022, arXiv 2203.15556, L(N, D) = E + A N^(-α) + B D^(-β), at a fixed number of parameters N,
+    where the data D grow in proportion to the steps.
+
+    Attributes:
+        offset: The loss that is left after infinitely many steps.
+        scale: How far above it step 1 is.
+        exponent: How fast it is approached.
+
+    Raises:
+        TypeError: `exponent` is not a number.
+        ValueError: `exponent` is not positive.
+    """
+
+    offset: float
+    scale: float
+    exponent: float
+
+    def __post_init__(self) -> None:
+        checked(self, "exponent", self.exponent, ABOVE_0, 0.3)
+
+    def __call__(self, step: Tensor) -> Tensor:
+        """Return l_k of k, 0-dim."""
+        return self.offset + self.scale * step.pow(-self.exponent)

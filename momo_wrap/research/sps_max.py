@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from momo_wrap.rules import ModelStats, StepDecision, StepRule, truncate
 from momo_wrap.rules.arguments import ABOVE_0, Setting
 
 
+@dataclass(eq=False, repr=False)
 class SPSMax(StepRule):
     """The capped stochastic Polyak step: the loss of this batch in place of the average.
 
@@ -41,11 +42,8 @@ class SPSMax(StepRule):
         ValueError: `c` is not positive.
     """
 
-    c = Setting(ABOVE_0, 1.0)
-
-    def __init__(self, lower_bound: float = 0.0, *, c: float = 1.0) -> None:
-        super().__init__(lower_bound)
-        self.c = c
+    _: KW_ONLY
+    c: Setting = Setting(ABOVE_0, 1.0)
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Return θ of the loss of this batch alone; see `StepRule`."""

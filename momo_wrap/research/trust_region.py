@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from momo_wrap.rules import ModelStats, StepDecision, StepRule, scaled, truncate
 from momo_wrap.rules.arguments import ABOVE_0_TO_1, Setting
 
 
+@dataclass(eq=False, repr=False)
 class TrustRegion(StepRule):
     """MoMo with a cap on θ that follows how well the model predicted the last step.
 
@@ -40,11 +42,8 @@ class TrustRegion(StepRule):
         ValueError: `floor` is out of range.
     """
 
-    floor = Setting(ABOVE_0_TO_1, 1e-3)
-
-    def __init__(self, lower_bound: float = 0.0, *, floor: float = 1e-3) -> None:
-        super().__init__(lower_bound)
-        self.floor = floor
+    _: KW_ONLY
+    floor: Setting = Setting(ABOVE_0_TO_1, 1e-3)
 
     def initial_memory(self, lower_bound: float) -> dict[str, float]:
         """Return that there is no prediction to judge, and no limit."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from momo_wrap.rules import ModelStats, StepDecision, StepRule, truncate
 from momo_wrap.rules.arguments import ABOVE_0, Setting
 
 
+@dataclass(eq=False, repr=False)
 class WarmTarget(StepRule):
     """MoMo that asks for a part of the way to the bound at first, and for more with every step.
 
@@ -32,11 +34,8 @@ class WarmTarget(StepRule):
         ValueError: `steps` is not positive.
     """
 
-    steps = Setting(ABOVE_0, 20)
-
-    def __init__(self, lower_bound: float = 0.0, *, steps: float = 20) -> None:
-        super().__init__(lower_bound)
-        self.steps = steps
+    _: KW_ONLY
+    steps: Setting = Setting(ABOVE_0, 20)
 
     def initial_memory(self, lower_bound: float) -> dict[str, float]:
         """Return that no step was counted."""

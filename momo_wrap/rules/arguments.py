@@ -5,19 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from numbers import Real
-from typing import TYPE_CHECKING, NamedTuple, overload
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from typing import NamedTuple
 
 
 class Range(NamedTuple):
-    """The numbers that a setting may be.
-
-    Attributes:
-        holds: Whether a number is one of them; False for NaN.
-        text: The end of the sentence "expected a number ...".
-    """
+    """The numbers that a setting may be, and the end of "expected a number ..."."""
 
     holds: Callable[[float], bool]
     text: str
@@ -35,17 +27,13 @@ A_BOUND = Range(lambda value: not math.isnan(value), "below every loss, or -math
 
 
 class Setting:
-    """A number that an object can be made with, and that may be set later, as a float.
+    """A field of a dataclass: a number that is checked whenever it is set, and kept as a float.
 
     It is kept in the object's `__dict__` under its own name, for `repr`, `copy` and `pickle`.
 
     Args:
         allowed: What it may be.
         default: What it is until it is set, and what errors propose.
-
-    Raises:
-        TypeError: When it is set: the value is not a number.
-        ValueError: When it is set: the value is out of range.
     """
 
     def __init__(self, allowed: Range, default: float) -> None:
@@ -55,34 +43,17 @@ class Setting:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    @overload
-    def __get__(self, instance: None, owner: type) -> Self: ...
-    @overload
-    def __get__(self, instance: object, owner: type) -> float: ...
-    def __get__(self, instance: object | None, owner: type) -> Self | float:
-        if instance is None:
-            return self
-        value: float = vars(instance).get(self.name, self.default)
-        return value
+    def __get__(self, instance: object | None, owner: type) -> float:
+        # The class itself has the default, where `dataclass` looks for it.
+        own: float = (vars(instance) if instance is not None else {}).get(self.name, self.default)
+        return own
 
     def __set__(self, instance: object, value: float) -> None:
         vars(instance)[self.name] = checked(instance, self.name, value, self.allowed, self.default)
 
 
 def checked(owner: object, name: str, value: object, allowed: Range, example: float) -> float:
-    """Return a setting as a float.
-
-    Args:
-        owner: What has the setting.
-        name: The setting's name.
-        value: What the user gave.
-        allowed: What it may be.
-        example: A value that it may be.
-
-    Raises:
-        TypeError: It is not a number.
-        ValueError: It is out of range.
-    """
+    """Return a setting as a float; refuse what is no number or out of range."""
     kind = type(owner).__name__
     if not isinstance(value, Real):
         raise TypeError(

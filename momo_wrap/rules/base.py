@@ -11,14 +11,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from momo_wrap.rules.arguments import A_BOUND, Setting
 
-WeightDecayForm: TypeAlias = Literal["proximal", "decoupled", "scaled"]
+WeightDecayForm: TypeAlias = Literal["base", "proximal", "decoupled", "scaled"]
 
 
 class GroupStats(NamedTuple):
@@ -83,24 +83,22 @@ class ModelStats:
         It is computed where it is asked for, so that other rules do not pay for it.
         """
         if self.groups is None:
-            return replace(
-                self,
-                loss=self.loss.reshape(-1),
-                mean_loss=self.mean_loss.reshape(-1),
-                value=self.value.reshape(-1),
-                value_after_decay=self.value_after_decay.reshape(-1),
-                predicted_decrease=self.predicted_decrease.reshape(-1),
-                gradient_decrease=self.gradient_decrease.reshape(-1),
-            )
-        value = self.groups.mean_loss + self.groups.displacement
+            flat: dict[str, Any] = {
+                name: value.reshape(-1)
+                for name, value in vars(self).items()
+                if isinstance(value, Tensor) and name != "learning_rate"
+            }
+            return replace(self, **flat)
+        mean_loss, displacement, decay_shift, predicted_decrease, gradient_decrease = self.groups
+        value = mean_loss + displacement
         return replace(
             self,
             loss=self.loss.expand_as(value),
-            mean_loss=self.groups.mean_loss,
+            mean_loss=mean_loss,
             value=value,
-            value_after_decay=value + self.groups.decay_shift,
-            predicted_decrease=self.groups.predicted_decrease,
-            gradient_decrease=self.groups.gradient_decrease,
+            value_after_decay=value + decay_shift,
+            predicted_decrease=predicted_decrease,
+            gradient_decrease=gradient_decrease,
             groups=None,
         )
 
@@ -125,7 +123,7 @@ class StepDecision:
 
 def signed_bound(rule: StepRule, sign: float) -> float:
     """Return a rule's lower bound times `sign`, that of a minimisation; refuse an infinite one."""
-    own = vars(rule).get("lower_bound")
+    own = vars(rule).get("lower_bound")  # asked at every step: spares a call
     bound = sign * (rule.lower_bound if own is None else own)
     if bound == math.inf:
         raise ValueError(
@@ -136,20 +134,7 @@ def signed_bound(rule: StepRule, sign: float) -> float:
 
 
 def checked_theta(decision: object, memory: Mapping[str, Tensor], groups: int) -> Tensor:
-    """Refuse a rule's decision that can't be carried out, before the parameters move.
-
-    Args:
-        decision: What the rule answered.
-        memory: What the rule remembers.
-        groups: The number of parameter groups.
-
-    Returns:
-        The decision's θ, 0-dim or of shape [groups].
-
-    Raises:
-        TypeError: It is no `StepDecision`, or a value in it no tensor of the right shape.
-        ValueError: The decision remembers something else than the rule said it would.
-    """
+    """Return the θ of a rule's decision; refuse one that can't be carried out, before any move."""
     if not isinstance(decision, StepDecision):
         raise TypeError(
             f"The rule returned {type(decision).__name__}, expected a StepDecision. Write return "
@@ -163,18 +148,7 @@ def checked_theta(decision: object, memory: Mapping[str, Tensor], groups: int) -
                 f"value for each parameter group, got {_form(value)}. Compute it from the tensors "
                 "in stats, or from those in stats.by_group."
             )
-    if decision.memory or memory:
-        _check_memory(decision.memory, memory)
-    bound: object = decision.lower_bound
-    if isinstance(bound, Tensor) and bound.numel() != 1:
-        raise TypeError(
-            f"The rule's lower_bound must be a number or a 0-dim tensor, got {_form(bound)}: there "
-            "is one loss, and one bound for it. Return stats.lower_bound, or a 0-dim tensor."
-        )
-    return decision.theta
-
-
-def _check_memory(new: Mapping[str, object], memory: Mapping[str, Tensor]) -> None:
+    new: Mapping[str, object] = decision.memory
     for name, value in new.items():
         if not (isinstance(value, Tensor) and value.dim() == 0):
             raise TypeError(
@@ -186,12 +160,20 @@ def _check_memory(new: Mapping[str, object], memory: Mapping[str, Tensor]) -> No
             f"The rule's initial_memory names {sorted(memory)}, but its decision has memory for "
             f"{sorted(new)}. Return StepDecision(..., memory={{...}}) with those names."
         )
+    bound: object = decision.lower_bound
+    if isinstance(bound, Tensor) and bound.numel() != 1:
+        raise TypeError(
+            f"The rule's lower_bound must be a number or a 0-dim tensor, got {_form(bound)}: there "
+            "is one loss, and one bound for it. Return stats.lower_bound, or a 0-dim tensor."
+        )
+    return decision.theta
 
 
 def _form(value: object) -> str:
     return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
+@dataclass(eq=False, repr=False)
 class StepRule(ABC):
     """Maps the statistics of the momentum model to the fraction θ of the base's step.
 
@@ -202,10 +184,9 @@ class StepRule(ABC):
     Args:
         lower_bound: f*, a number that the loss can't go below; 0 suits most losses, `-math.inf`
             turns the truncation of `MoMo` off. For a base with `maximize=True`, a number that the
-            objective can't exceed, and `math.inf` for none.
+            objective can't exceed, and `math.inf` for none. It is checked whenever it is set.
 
     Attributes:
-        lower_bound: As it was given; it may be set, and is checked then too.
         weight_decay_form: The form of weight decay where the user of the wrapper chooses none.
 
     Raises:
@@ -213,11 +194,8 @@ class StepRule(ABC):
         ValueError: The bound is NaN.
     """
 
-    lower_bound = Setting(A_BOUND, 0.0)
-    weight_decay_form: ClassVar[WeightDecayForm] = "proximal"
-
-    def __init__(self, lower_bound: float = 0.0) -> None:
-        self.lower_bound = lower_bound
+    lower_bound: Setting = Setting(A_BOUND, 0.0)
+    weight_decay_form: ClassVar[WeightDecayForm] = "base"
 
     def initial_memory(self, lower_bound: float) -> dict[str, float]:
         """Return what the rule remembers between steps, as it is before the first one.
@@ -277,12 +255,7 @@ def truncate(stats: ModelStats, lower_bound: float | Tensor) -> tuple[Tensor, Te
 
 
 def gap_to_bound(stats: ModelStats, lower_bound: float | Tensor) -> Tensor:
-    """Return max(h/ρ - f*, 0), infinite without a bound; NaN where the value is not finite.
-
-    Args:
-        stats: The momentum model, or those of single groups.
-        lower_bound: f*, a number or a 0-dim tensor.
-    """
+    """Return max(h/ρ - f*, 0), infinite without a bound; NaN where the value is not finite."""
     value = stats.value_after_decay
     # The way from a number to itself is 0, but NaN for inf.
     return (torch.lerp(value, value, 0.5) - lower_bound).clamp(min=0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from momo_wrap.rules.base import (
     ModelStats,
     StepDecision,
     StepRule,
-    WeightDecayForm,
     gap_to_bound,
     truncate,
 )
@@ -23,6 +22,7 @@ from momo_wrap.rules.base import (
 _AVERAGES = ("weight", "observed", "predicted", "observed_square")
 
 
+@dataclass(eq=False, repr=False)
 class TrustedMoMo(StepRule):
     """MoMo with a limit on the step size that follows how well the model predicts the loss.
 
@@ -79,31 +79,12 @@ class TrustedMoMo(StepRule):
         ValueError: A setting is out of range.
     """
 
-    # The others shrink parameters by α, which is too large here.
-    weight_decay_form: ClassVar[WeightDecayForm] = "scaled"
-
-    required = Setting(FROM_0_BELOW_1, 0.2)
-    rate = Setting(ABOVE_0_TO_1, 0.1)
-    window = Setting(FROM_2, 20.0)
-    confidence = Setting(AT_LEAST_0, 2.0)
-    start = Setting(ABOVE_0_TO_1, 0.05)
-
-    def __init__(
-        self,
-        lower_bound: float = 0.0,
-        *,
-        required: float = 0.2,
-        rate: float = 0.1,
-        window: float = 20.0,
-        confidence: float = 2.0,
-        start: float = 0.05,
-    ) -> None:
-        super().__init__(lower_bound)
-        self.required = required
-        self.rate = rate
-        self.window = window
-        self.confidence = confidence
-        self.start = start
+    _: KW_ONLY
+    required: Setting = Setting(FROM_0_BELOW_1, 0.2)
+    rate: Setting = Setting(ABOVE_0_TO_1, 0.1)
+    window: Setting = Setting(FROM_2, 20.0)
+    confidence: Setting = Setting(AT_LEAST_0, 2.0)
+    start: Setting = Setting(ABOVE_0_TO_1, 0.05)
 
     def initial_memory(self, lower_bound: float) -> dict[str, float]:
         """Return zeros: no step size is trusted yet, and nothing was judged."""

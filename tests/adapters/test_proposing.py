@@ -122,14 +122,25 @@ def test_without_a_bound_it_is_the_base_with_its_own_decay() -> None:
     assert relative_distance(wrapped, trajectory(touchy, 50)) == 0.0
 
 
-def test_model_takes_the_gradients_as_they_were() -> None:
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        ProposingAdapter(),
+        ProposingAdapter(beta=0.0),
+        ProposingAdapter(
+            averaging=lambda *_: Averaging(0.9, 1.0, buffer_scale=0.9, grad_scale=1.0)
+        ),
+    ],
+    ids=["average", "gradient", "both"],
+)
+def test_model_takes_the_gradients_as_they_were(adapter: ProposingAdapter) -> None:
     """The base decays and accelerates in `.grad`; the loss contains neither."""
-    plain = thetas(proposed(lambda p: Touchy(p, lr=0.05), MoMo(0.8)), 40)
+    plain = thetas(proposed(lambda p: Touchy(p, lr=0.05), MoMo(0.8), adapter), 40)
 
     def same(params: list[Tensor]) -> Optimizer:
         return SGD(params, lr=0.05, momentum=0.9, nesterov=True, foreach=False)
 
-    torch.testing.assert_close(plain, thetas(proposed(same, MoMo(0.8)), 40))
+    torch.testing.assert_close(plain, thetas(proposed(same, MoMo(0.8), adapter), 40))
     assert ((plain > 0) & (plain < 1)).any()
 
 

@@ -210,7 +210,7 @@ class WrongUpdate(AdamUpdate):
 
     def updated(self, block: Any) -> dict[str, Tensor]:
         new = super().updated(block)
-        return {**new, "second_moment": torch.lerp(new["second_moment"], new["buffer"] ** 2, 0.1)}
+        return {**new, "exp_avg_sq": torch.lerp(new["exp_avg_sq"], new["buffer"] ** 2, 0.1)}
 
 
 class ForgetsToCount(AdamUpdate):
