@@ -46,22 +46,20 @@ class MoMoWrapper(CheckedAttributes, Results, SharedStateOptimizer):
     direction u_i for each parameter group i. Where it would move by -α_i u_i (α_i the group's
     learning rate), the wrapper moves by -θ α_i u_i with one θ in [0, 1] for all groups,
 
-        θ = clip( (h - ρ f*) / Σ_i c_i α_i ⟨d_i, u_i⟩ , 0, 1 )                                 (3)
-        x_i <- c_i ( x_i - θ α_i u_i ),    c_i = 1/(1 + α_i λ_i)                               (4)
+        θ = clip( (h - ρ f*) / Σ_i α_i ⟨d_i, u_i⟩ , 0, 1 )                                     (3)
+        x_i <- x_i - θ α_i u_i                                                                 (4)
 
     so that the model of the loss (`momo_wrap.model`, equations (1) and (2)) reaches the lower
-    bound f* and does not fall below it. With f* = -inf the base's steps are unchanged, but for the
-    form of weight decay.
+    bound f* and does not fall below it. With f* = -inf the base's steps are unchanged.
 
     Source: Schaipp, Ohana, Eickenberg, Defazio, Gower, "MoMo: Momentum Models for Adaptive
     Learning Rates", ICML 2024, arXiv 2305.07583.
 
     The wrapper shares `param_groups`, `state` and `defaults` with the base. A scheduler may be
-    built on either; the learning rates that it sets are the upper bounds α_i. The base's coupled
-    or decoupled weight decay λ_i is taken over by the wrapper. Sums and scalars are computed in at
-    least float32, without host synchronisation. Register step hooks on the wrapper. Those of the
-    base (and global ones, once more) run inside `base.step()`, which is called with lr=0, so that
-    parameters have not moved yet.
+    built on either; the learning rates that it sets are the upper bounds α_i. Sums and scalars are
+    computed in at least float32, without host synchronisation. Register step hooks on the wrapper.
+    Those of the base (and global ones, once more) run inside `base.step()`, which is called with
+    lr=0, so that parameters have not moved yet.
 
     Args:
         optimizer: The base optimizer, kept as `base`; or a list of them, which share one model of
@@ -69,9 +67,10 @@ class MoMoWrapper(CheckedAttributes, Results, SharedStateOptimizer):
         rule: The step rule; None: `MoMo(lower_bound=0.0)`.
         adapter: How to read the base; None: the one of `adapter_for`. With several optimizers, a
             list with an entry for each.
-        weight_decay_form: "proximal", equation (4); "decoupled", x_i <- (1 - α_i λ_i) x_i - θ α_i
-            u_i with the same θ; "scaled", x_i <- x_i - θ α_i (u_i + λ_i x_i); None: the rule's own
-            form, "proximal" for all but `TrustedMoMo`.
+        weight_decay_form: What the base's weight decay λ_i does. "base": what it does in the base,
+            shortened with the step; "scaled": the same as in AdamW, x_i <- x_i - θ α_i (u_i + λ_i
+            x_i); "decoupled": x_i <- (1 - α_i λ_i) x_i - θ α_i u_i; "proximal", the paper's: x_i <-
+            (x_i - θ α_i u_i)/(1 + α_i λ_i); None: the rule's own form, "base" unless it says so.
         nonfinite: What to do where the loss or a gradient is not finite: "propagate", the step
             writes NaN, as the base's would; "skip", the step changes nothing and is counted;
             "raise", it changes nothing and raises. The last two wait for the device at every step.

@@ -20,6 +20,10 @@ from momo_wrap.model import Averaging
 from momo_wrap.rules import WeightDecayForm
 
 
+# What torch, pytorch-optimizer and timm call the setting.
+_DECOUPLING = ("decoupled_weight_decay", "weight_decouple", "decoupled_decay")
+
+
 class ReadingAdapter(Adapter):
     """The adapter for a base whose state holds the averaged gradient and the preconditioner.
 
@@ -131,11 +135,19 @@ class ReadingAdapter(Adapter):
         return {}
 
     def couples_weight_decay(self, base: Optimizer, group: ParamGroup) -> bool:
-        """Return whether the base adds λ x to the gradients, rather than shrink parameters.
+        """Return whether the base adds its weight decay λ x to the gradients.
 
-        Here true of all but `torch.optim.AdamW` and where the group has `decoupled_weight_decay`.
+        Otherwise it shrinks the parameters, by α λ in a step.
+
+        Args:
+            base: The optimizer.
+            group: An entry of its `param_groups`.
+
+        Returns:
+            Here what a setting of a usual name says; where there is none, whether it is not AdamW.
         """
-        return not (isinstance(base, AdamW) or group.get("decoupled_weight_decay"))
+        known = [not group[name] for name in _DECOUPLING if name in group]
+        return known[0] if known else not isinstance(base, AdamW)
 
     def has_history(self, base: Optimizer, group: ParamGroup) -> bool:
         """Return whether the base has a state already; see `Adapter`."""
