@@ -177,17 +177,17 @@ def sgd(params: Any) -> Optimizer:
 
 # The adapter, the optimizer, and the laws that must be among those that fail, and must not be.
 WRONG: dict[str, tuple[Any, Callable[[Any], Optimizer], set[str], set[str]]] = {
-    "decay": (WrongDecay(), adam, {"proposing", "groups", "late group"}, {"bare", "resume"}),
-    "scale": (WrongScale(), sgd, {"bare", "proposing"}, {"stop", "resume"}),
-    "preconditioner": (WithoutEps(), adam, {"bare", "proposing", "groups"}, {"stop", "resume"}),
-    "step counts": (SharedSteps(), adam, {"missing gradients"}, {"bare", "proposing", "groups"}),
-    "parameters": (FirstGroupOnly(), sgd, {"groups", "late group"}, {"bare", "proposing"}),
-    "in place": (Spoiling(), sgd, {"groups", "late group"}, {"settings"}),
+    "decay": (WrongDecay(), adam, {"proposing", "late group"}, {"bare"}),
+    "scale": (WrongScale(), sgd, {"proposing"}, {"stop"}),
+    "preconditioner": (WithoutEps(), adam, {"proposing", "groups"}, {"stop", "resume"}),
+    "step counts": (SharedSteps(), adam, {"missing gradients"}, {"proposing"}),
+    "parameters": (FirstGroupOnly(), sgd, {"groups", "late group"}, {"bare"}),
+    "in place": (Spoiling(), sgd, {"late group"}, {"settings"}),
     "memory": (Remembering(), sgd, {"bare", "resume"}, {"settings"}),
     "crash": (Unfinished(), sgd, set(LAWS) - {"compiled"}, set()),
-    "blocks": (OfBlocks(), lambda p: Normalised(p, lr=0.05), {"blocks", "groups"}, {"bare"}),
-    "low precision": (Coarse(), sgd, {"bare"}, {"proposing", "groups", "resume"}),
-    "settings": (LeavesSettings(), sgd, {"settings"}, {"bare", "proposing"}),
+    "blocks": (OfBlocks(), lambda p: Normalised(p, lr=0.05), {"blocks"}, {"bare"}),
+    "low precision": (Coarse(), sgd, {"bare"}, {"proposing"}),
+    "settings": (LeavesSettings(), sgd, {"settings"}, {"bare"}),
     "direction": (Flat(), sgd, {"bare", "proposing", "bfloat16"}, {"settings", "stop"}),
 }
 
