@@ -18,7 +18,7 @@ def _install(session: nox.Session, *extras: str) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the default test suite; arguments go to pytest."""
+    """Run the tests, on all cores; arguments go to pytest: `nox -s tests -- -n0` for one process."""
     _install(session, "test", "examples", "integrations")
     # Its optimizers alone: torchvision, which the rest of it needs, would bring another torch.
     session.install("--no-deps", "timm")

@@ -37,7 +37,16 @@ def a_model() -> dict[str, Any]:
 # When torch's compiler is imported, and when it looks at a loss that it is given.
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("page", [p for p in PAGES if snippets(p)], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        # It ends by checking all laws of its adapter.
+        pytest.param(p, marks=[pytest.mark.slow] if p.name == "write_an_adapter.md" else [])
+        for p in PAGES
+        if snippets(p)
+    ],
+    ids=lambda page: page.name,
+)
 def test_snippets_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The snippets of a page build on each other."""
     monkeypatch.chdir(tmp_path)

@@ -11,18 +11,23 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from momo_wrap import MoMo, MoMoStar, MoMoWrapper, StepRule
-from tests.problems import relative_distance, thetas, trajectory
+from tests.problems import Problem, relative_distance, thetas, trajectory
 
 # At the highest learning rates preconditioner and θ feed each other's rounding: further on, a nudge
 # of one unit in the last place grows to the tolerance.
 STEPS = 40
 RULES = {False: MoMo, True: MoMoStar}
-DECAYS = [0.0, 0.1]
-# Without decay its form is of no account.
-DECAYS_OF_ADAM = [(0.0, "proximal"), (0.1, "proximal"), (0.1, "decoupled")]
 # Four decades for each, from where nothing is cut to where every step is.
 SGD_RATES = [1e-3, 1e-2, 1e-1, 1.0, 10.0]
 ADAM_RATES = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
+# With weight decay, where few steps are cut and where most are.
+OF_SGD = [*((lr, 0.0) for lr in SGD_RATES), (1e-1, 0.1), (10.0, 0.1)]
+# Without decay its form is of no account.
+OF_ADAM = [
+    *((Adam, lr, 0.0, "proximal") for lr in ADAM_RATES),
+    *((Adam, lr, 0.1, form) for lr in (1e-2, 1.0) for form in ("proximal", "decoupled")),
+    *((AdamW, 1e-2, 0.1, form) for form in ("proximal", "decoupled")),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +38,7 @@ def _double_default() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("weight_decay", DECAYS)
-@pytest.mark.parametrize("lr", SGD_RATES)
+@pytest.mark.parametrize(("lr", "weight_decay"), OF_SGD)
 @pytest.mark.parametrize("estimate_bound", [False, True], ids=["MoMo", "MoMoStar"])
 def test_sgd(lr: float, weight_decay: float, estimate_bound: bool) -> None:
     def theirs(params: list[Tensor]) -> momo.Momo:
@@ -49,10 +53,7 @@ def test_sgd(lr: float, weight_decay: float, estimate_bound: bool) -> None:
     assert relative_distance(trajectory(ours, STEPS), trajectory(theirs, STEPS)) < 1e-10
 
 
-@pytest.mark.parametrize(("weight_decay", "form"), DECAYS_OF_ADAM)
-@pytest.mark.parametrize(
-    ("base", "lr"), [*((Adam, lr) for lr in ADAM_RATES), (AdamW, 1e-2), (AdamW, 1.0)]
-)
+@pytest.mark.parametrize(("base", "lr", "weight_decay", "form"), OF_ADAM)
 @pytest.mark.parametrize("estimate_bound", [False, True], ids=["MoMo", "MoMoStar"])
 def test_adam(
     base: type[Adam], lr: float, weight_decay: float, estimate_bound: bool, form: str
@@ -89,3 +90,43 @@ def test_phases_all_occur() -> None:
         assert min(counts) == 0
         assert any(0.1 * STEPS < count < 0.9 * STEPS for count in counts)
         assert max(counts) > 0.9 * STEPS
+
+
+# Over which a drift would be seen. Towards a bound that is within reach the dynamics contract, and
+# rounding with them, also where most steps are cut.
+LONG, BOUND = 200, 0.5
+LONG_RUNS = [
+    (SGD, 1e-1, 0.02),
+    (SGD, 1.0, 0.3),
+    (SGD, 10.0, 0.7),
+    (Adam, 1e-2, 0.0),
+    (Adam, 1e-1, 0.2),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("base", "lr", "cut"), LONG_RUNS)
+def test_long_runs(base: type[Optimizer], lr: float, cut: float) -> None:
+    """As far apart as rounding: a nudge of one unit in the last place stays below 1e-13."""
+
+    def theirs(params: list[Tensor]) -> Optimizer:
+        if base is SGD:
+            return momo.Momo(params, lr=lr, beta=0.9, lb=BOUND)  # type: ignore[no-any-return]
+        return momo.MomoAdam(params, lr=lr, lb=BOUND)  # type: ignore[no-any-return]
+
+    def ours(params: list[Tensor]) -> MoMoWrapper:
+        averaging = {"momentum": 0.9, "dampening": 0.9} if base is SGD else {}
+        return MoMoWrapper(base(params, lr=lr, **averaging), MoMo(BOUND))  # type: ignore[call-arg]
+
+    def nudged() -> Problem:
+        problem = Problem()
+        with torch.no_grad():
+            for param in problem.params:
+                param.copy_(torch.nextafter(param, param + 1.0))
+        return problem
+
+    path = trajectory(ours, LONG)
+    assert relative_distance(trajectory(ours, LONG, nudged()), path) < 1e-13
+    assert relative_distance(trajectory(theirs, LONG), path) < 1e-10
+    fractions = thetas(ours, LONG)
+    assert ((fractions > 0) & (fractions < 1)).double().mean() >= cut

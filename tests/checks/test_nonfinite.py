@@ -175,7 +175,14 @@ def settings_of(optimizer: MoMoWrapper) -> list[dict[str, Any]]:
     ]
 
 
-@every_base
+@pytest.mark.parametrize(
+    "make",
+    # Several optimizers are a loop over those that the others show.
+    [
+        pytest.param(make, id=name, marks=[pytest.mark.slow] if name == "joint" else [])
+        for name, make in BASES.items()
+    ],
+)
 def test_out_of_memory_at_each_operation(make: Any) -> None:
     """Settings are the very objects that they were, and the step can be tried again."""
     at, failed = 0, True

@@ -21,8 +21,8 @@ import torch.distributed as dist
 P = ParamSpec("P")
 T = TypeVar("T")
 
-TIMEOUT = 90.0  # seconds for a world, whatever happens in it
-COLLECTIVE_TIMEOUT = timedelta(seconds=30)
+TIMEOUT = 240.0  # seconds for a world, whatever happens in it
+COLLECTIVE_TIMEOUT = timedelta(seconds=120)
 GRACE = 5.0  # seconds for the other ranks once one has failed
 
 # The server imports what takes long once, and is forked for each rank.

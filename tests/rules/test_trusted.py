@@ -549,8 +549,15 @@ def loss_after_training(make: Callable[[Params], Optimizer], seed: int, steps: i
 LRS = [10.0**exponent for exponent in (-2.5, -2.0, -1.5, -1.0, -0.5, 0.0)]
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("name", ["SGD", "Adam"])
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [
+        ("SGD", 0),
+        ("Adam", 1),
+        pytest.param("SGD", 1, marks=pytest.mark.slow),
+        pytest.param("Adam", 0, marks=pytest.mark.slow),
+    ],
+)
 def test_trains_at_learning_rates_far_too_high(name: str, seed: int) -> None:
     """To within a tenth of the loss of the best bare learning rate, which MoMo misses by far."""
 

@@ -23,7 +23,7 @@ from tests.cases import ALGORITHMS, FLAG_COMBINATIONS, Case
 from tests.problems import Problem, flat, kept, last_step, take_step
 from tests.test_wrapper import one_parameter
 
-HALF = 12
+HALF = 8
 CAP = 100.0
 
 

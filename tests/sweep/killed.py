@@ -11,4 +11,4 @@ RATES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
 SEEDS = [0, 1]
 
 if __name__ == "__main__":
-    sweep.run(logged, {"SGD": bare}, RATES, SEEDS, sys.argv[1], processes=2)
+    sweep.run(logged, {"SGD": bare}, RATES, SEEDS, sys.argv[1], processes=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -61,6 +62,22 @@ def _only_here(lr: float, _make_optimizer: sweep.OptimizerFactory, seed: int) ->
     return {"loss": lr, "given": seed}
 
 
+class Fatal:
+    """Ends the process that loads it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (3,)
+
+    def __call__(self, lr: float, _make_optimizer: sweep.OptimizerFactory, seed: int) -> Any:
+        raise NotImplementedError
+
+
+def test_process_that_ends_before_its_first_run(tmp_path: Path) -> None:
+    message = r"ended with exit code 3 before its first run.*must call run under `if __name__ =="
+    with pytest.raises(RuntimeError, match=message):
+        sweep.run({"fatal": Fatal()}, {"SGD": bare}, [0.1], [0], tmp_path / "s.csv", processes=1)
+
+
 SCRIPT = """
 from momo_wrap import sweep
 from tests.sweep.training import bare, quadratic
@@ -68,6 +85,7 @@ sweep.run(quadratic, {"SGD": bare}, [0.1], [0], "sweep.csv", processes=1)
 """
 
 
+@pytest.mark.slow
 def test_script_without_guard(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
