@@ -96,7 +96,7 @@ def test_nothing_decays_where_no_step_is_taken() -> None:
         assert (flat(problem.params).norm() < before.norm()) == shrinks
 
 
-@pytest.mark.parametrize("make", [AdamW, lambda p, **s: NAdam(p, **s), SGD], ids=str)
+@pytest.mark.parametrize("make", [AdamW, NAdam, SGD], ids=lambda kind: kind.__name__)
 def test_without_decay_the_form_is_of_no_account(make: Callable[..., Optimizer]) -> None:
     def wrapped(form: WeightDecayForm) -> Callable[[Params], Optimizer]:
         return lambda p: MoMoWrapper(

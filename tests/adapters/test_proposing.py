@@ -305,7 +305,8 @@ def big() -> list[Tensor]:
         ProposingAdapter("exp_avg"),
         ProposingAdapter(averaging=lambda *_: Averaging(0.9, 1.0, grad_scale=1.0)),
     ],
-    ids=repr,
+    # The same in every process, which the address of a function is not.
+    ids=["own", "gradient", "base's", "described"],
 )
 def test_memory_is_what_is_said(adapter: ProposingAdapter) -> None:
     """At most that much more, but for blocks; nothing but the average is left after the step."""
