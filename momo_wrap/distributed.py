@@ -75,20 +75,18 @@ def reduction_group(process_group: ProcessGroup) -> dist.ProcessGroup | None:
 
 
 def reduced(
-    loss: Tensor, sums: Tensor, penalty: Tensor | None, group: dist.ProcessGroup | None
+    loss: Tensor, sums: Tensor, penalty: Tensor | None, group: dist.ProcessGroup
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Average the loss over the ranks, and add up the sums and the penalty, in one all-reduce.
 
     Sums of shape [rows, groups] and the penalty, of shape [groups], are those of this rank, each
-    times `shards` of its parameters. The penalty comes back as a 0-dim tensor.
+    times `shards` of its parameters.
     """
-    if group is None:
-        return loss, sums, None if penalty is None else penalty.sum()
     more = [] if penalty is None else [penalty]
     packed = torch.cat([loss.reshape(1), sums.reshape(-1), *more]) / dist.get_world_size(group)
     dist.all_reduce(packed, group=group)
     own, rest = packed[1:].split([sums.numel(), len(packed) - 1 - sums.numel()])
-    return packed[0], own.view_as(sums), None if penalty is None else rest.sum()
+    return packed[0], own.view_as(sums), None if penalty is None else rest
 
 
 def any_rank(flag: Tensor, group: dist.ProcessGroup | None) -> Tensor:

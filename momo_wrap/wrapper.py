@@ -226,8 +226,10 @@ class MoMoWrapper(CheckedAttributes, Results, SharedStateOptimizer):
         if type(loss) is not Tensor or (loss.dtype, loss.device) != (like.dtype, like.device):
             loss = as_scalar(loss, like)
         loss = loss.detach() if bases.sign > 0 else -loss.detach()
-        loss, sums, penalty = reduced(loss, step.sums, step.penalty, group)
-        given, loss = loss, loss if penalty is None else loss + penalty
+        sums, penalty = step.sums, step.penalty
+        if group is not None:
+            loss, sums, penalty = reduced(loss, sums, penalty, group)
+        given, loss = loss, loss if penalty is None else loss + penalty.sum()
         coefficients = memory.coefficients(step.averagings)
         model = MomentumModel.of(memory.averages, coefficients, loss)  # (1), (2)
         stats = model.stats(sums, loss, bound, bases.largest_lr)

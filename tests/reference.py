@@ -79,7 +79,7 @@ class ReferenceMoMo:
         lower_bound: f*, or f*_0 if it is estimated.
         estimate_bound: MoMo*, equations (6) and (7).
         form: Of weight decay: "decoupled" as AdamW has it, "scaled" as a part of the step that is
-            cut, else "proximal".
+            cut, "coupled" as a term λ ‖x‖²/2 of the loss, else "proximal".
     """
 
     groups: Sequence[ReferenceGroup]
@@ -101,6 +101,11 @@ class ReferenceMoMo:
         for group in self.groups:
             group.base.step += 1
         a, b, p, q = self.groups[0].base.weights()
+        decays = [0.0 if self.form == "coupled" else group.weight_decay for group in self.groups]
+        if self.form == "coupled":
+            loss += sum(group.weight_decay / 2 * float(group.x @ group.x) for group in self.groups)
+            pairs = zip(gradients, self.groups, strict=True)
+            gradients = [g + group.weight_decay * group.x for g, group in pairs]
         at_params = sum(float(g @ group.x) for g, group in zip(gradients, self.groups, strict=True))
         self.loss_sum = a * self.loss_sum + b * loss
         self.weight_sum = a * self.weight_sum + b
@@ -116,7 +121,7 @@ class ReferenceMoMo:
             ds.append(d)
             us.append(u + group.weight_decay * group.x if self.form == "scaled" else u)
 
-        cs = [1 / (1 + group.lr * group.weight_decay) for group in self.groups]
+        cs = [1 / (1 + group.lr * its) for group, its in zip(self.groups, decays, strict=True)]
         if self.form == "scaled":
             cs = [1.0] * len(cs)
         h = f_bar - gamma

@@ -78,7 +78,7 @@ def test_model_is_that_of_the_reference(
     lrs = [scale * lr for lr in (0.1, 0.03, 0.2, 0.05)]
     for optimizer, lr in zip(optimizers, lrs, strict=True):
         optimizer.param_groups[0].update(lr=lr, weight_decay=decay / lr)
-    wrapper = MoMoWrapper(optimizers, MoMo(1.0))
+    wrapper = MoMoWrapper(optimizers, MoMo(1.0), weight_decay_form="proximal")
     reference = ReferenceJointMoMo(
         [
             ReferenceBlock(x, lr, decay / lr, make_base())

@@ -48,7 +48,7 @@ def test_sgd(lr: float, weight_decay: float, estimate_bound: bool) -> None:
 
     def ours(params: list[Tensor]) -> MoMoWrapper:
         base = SGD(params, lr=lr, momentum=0.9, dampening=0.9, weight_decay=weight_decay)
-        return MoMoWrapper(base, RULES[estimate_bound]())
+        return MoMoWrapper(base, RULES[estimate_bound](), weight_decay_form="proximal")
 
     assert relative_distance(trajectory(ours, STEPS), trajectory(theirs, STEPS)) < 1e-10
 

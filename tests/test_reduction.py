@@ -21,12 +21,12 @@ STEPS = 20  # RAdam's rectification sets in before, and its bias corrections are
 
 
 def compare(
-    case: Case, dtype: torch.dtype, *, decay: float = 0.0, form: WeightDecayForm = "decoupled"
+    case: Case, dtype: torch.dtype, *, decay: float = 0.1, form: WeightDecayForm | None = None
 ) -> float:
-    """The distance of wrapped and bare trajectories."""
+    """The distance of wrapped and bare trajectories, with weight decay in the base's own form."""
 
     def bare(params: list[Tensor]) -> Optimizer:
-        return case.make(params, weight_decay=decay) if decay else case.make(params)
+        return case.make(params, weight_decay=decay)
 
     def wrapped(params: list[Tensor]) -> MoMoWrapper:
         return MoMoWrapper(bare(params), MoMo(-case.sign * math.inf), weight_decay_form=form)

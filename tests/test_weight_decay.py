@@ -174,14 +174,14 @@ def after_a_step(rule: StepRule, form: WeightDecayForm | None) -> Tensor:
 
 @pytest.mark.parametrize(
     ("rule", "own"),
-    [(MoMo(BOUND), "proximal"), (MoMoStar(BOUND), "proximal"), (Scaling(BOUND), "scaled")],
+    [(MoMo(BOUND), "base"), (MoMoStar(BOUND), "base"), (Scaling(BOUND), "scaled")],
     ids=repr,
 )
 def test_the_form_is_the_one_chosen_or_else_that_of_the_rule(
     rule: StepRule, own: WeightDecayForm
 ) -> None:
     assert torch.equal(after_a_step(rule, None), after_a_step(rule, own))
-    forms: list[WeightDecayForm] = ["proximal", "decoupled", "scaled"]
+    forms: list[WeightDecayForm] = ["base", "proximal", "decoupled", "scaled"]
     found = [after_a_step(rule, form) for form in forms]
     assert not any(torch.equal(left, right) for left, right in pairwise(found))
 
@@ -189,17 +189,12 @@ def test_the_form_is_the_one_chosen_or_else_that_of_the_rule(
 def test_the_form_follows_the_rule_that_is_set() -> None:
     optimizer = MoMoWrapper(SGD(Problem().params, lr=0.1))
     assert optimizer.weight_decay_form is None
-    assert "rule=MoMo(lower_bound=0.0), weight_decay_form='proximal', base=" in repr(optimizer)
-    optimizer.rule = TrustedMoMo()
-    assert "start=0.05), weight_decay_form='scaled', base=" in repr(optimizer)
+    assert "rule=MoMo(lower_bound=0.0), weight_decay_form='base', base=" in repr(optimizer)
+    optimizer.rule = Scaling()
+    assert "rule=Scaling(lower_bound=0.0), weight_decay_form='scaled', base=" in repr(optimizer)
     assert "weight_decay_form='scaled'" in repr(copy.deepcopy(optimizer))
     optimizer.weight_decay_form = "decoupled"
     assert "weight_decay_form='decoupled'" in repr(optimizer)
-
-
-def test_forms_of_the_rules_that_there_are() -> None:
-    assert {rule.weight_decay_form for rule in (MoMo, MoMoStar, StepRule)} == {"proximal"}
-    assert TrustedMoMo.weight_decay_form == "scaled"
 
 
 def test_a_form_that_there_is_not_is_refused_where_it_is_set() -> None:

@@ -25,15 +25,18 @@ from momo_wrap import (
     StepDecision,
     StepRule,
 )
+from momo_wrap.rules import WeightDecayForm
 from tests.cases import ADAPTERS, Case
 from tests.problems import Problem, flat, kept, last_step, take_step, trajectory
 
 
-def one_parameter(**settings: Any) -> tuple[Tensor, MoMoWrapper]:
+def one_parameter(
+    form: WeightDecayForm | None = None, **settings: Any
+) -> tuple[Tensor, MoMoWrapper]:
     """Return x = 3 with gradient 4, under SGD."""
     x = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
     x.grad = torch.tensor([4.0], dtype=torch.float64)
-    return x, MoMoWrapper(SGD([x], **{"lr": 1.0, **settings}))
+    return x, MoMoWrapper(SGD([x], **{"lr": 1.0, **settings}), weight_decay_form=form)
 
 
 LOSSES: dict[str, Any] = {
@@ -78,7 +81,7 @@ def test_closure_computes_gradients() -> None:
 
 
 def test_last_step_and_effective_lrs() -> None:
-    x, optimizer = one_parameter(weight_decay=0.5)
+    x, optimizer = one_parameter("proximal", weight_decay=0.5)
     assert optimizer.last_step is None
     assert optimizer.effective_lrs() == []
     optimizer.step(loss=2.0)
@@ -92,6 +95,16 @@ def test_last_step_and_effective_lrs() -> None:
     assert record.theta == 0.0  # h < 0: the decay alone goes below the bound
     assert optimizer.effective_lrs() == [0.0]
     assert x.item() == pytest.approx(c * 3.0)
+
+    x, optimizer = one_parameter(weight_decay=0.5)
+    optimizer.step(loss=2.0)
+    record = last_step(optimizer)
+    assert record.loss == 2.0
+    value, gradient = 2.0 + 0.5 / 2 * 9.0, 4.0 + 0.5 * 3.0  # of the loss with the penalty
+    assert record.value_after_decay == pytest.approx(value)
+    assert record.predicted_decrease == pytest.approx(gradient**2)
+    assert record.theta == pytest.approx(value / gradient**2)
+    assert x.item() == pytest.approx(3.0 - value / gradient)
 
     x, optimizer = one_parameter(lr=0.1)
     optimizer.step(loss=8.0)

@@ -19,7 +19,6 @@ from momo_wrap.engine.scalars import Scalar
 from momo_wrap.model import Averaging
 from momo_wrap.rules import WeightDecayForm
 
-
 # What torch, pytorch-optimizer and timm call the setting.
 _DECOUPLING = ("decoupled_weight_decay", "weight_decouple", "decoupled_decay")
 
@@ -166,7 +165,10 @@ class ReadingAdapter(Adapter):
         groups, plan, form = base.param_groups, engine.plan, weight_decay_form
         if form not in engine.kept:
             own = form == "base"
-            coupled = [own and self.couples_weight_decay(base, group) for group in groups]
+            coupled = [
+                own and "weight_decay" in group and self.couples_weight_decay(base, group)
+                for group in groups
+            ]
             rates = Rates.of(groups, form, plan.like, coupled)
             engine.kept[form] = (coupled, rates, maximizes(base, groups[0]))
         coupled, rates, negate = engine.kept[form]

@@ -74,6 +74,7 @@ class UpdatingEngine(Engine):
         self._update = None
         if (
             update is not None
+            and cells
             and is_plain(base)
             and has_own_step(type(base))
             and self._is_possible([params[0] for _, params in cells])

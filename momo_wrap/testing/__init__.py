@@ -34,6 +34,7 @@ def check_adapter(
 
     - bare: without a bound, the wrapped optimizer takes the bare one's steps, in float64 and, more
       coarsely, in float32;
+    - weight decay: the same with a weight decay of 0.1 (where groups have the setting);
     - proposing: with θ = h/(h + N), it takes those of the proposing adapter (equation (8));
     - stop: with the bound at the loss it does not move;
     - resume: from a saved state dict it goes on bit for bit;

@@ -72,6 +72,15 @@ def _bare(setting: Setting) -> None:
     _require_close(ours, theirs, what, _FLOAT32_TOLERANCE)
 
 
+def _weight_decay(setting: Setting) -> None:
+    def prepare(step: int, run: Run) -> None:
+        for group in run.optimizer.param_groups if step == 0 else ():
+            group["weight_decay"] = 0.1
+
+    _follows_bare(setting, prepare)
+    _follows_bare(setting, prepare, groups=2)
+
+
 def _proposing(setting: Setting) -> None:
     _follows_proposing(setting, steps=STEPS)
 
@@ -245,7 +254,16 @@ def _results(setting: Setting) -> None:
 LAWS: dict[str, Callable[[Setting], None]] = {
     law.__name__[1:].replace("_", " "): law
     for law in (
-        *(_bare, _proposing, _stop, _resume, _missing_gradients, _groups, _late_group),
+        *(
+            _bare,
+            _weight_decay,
+            _proposing,
+            _stop,
+            _resume,
+            _missing_gradients,
+            _groups,
+            _late_group,
+        ),
         *(_permuted, _blocks, _bfloat16, _maximize, _compiled, _settings, _results),
     )
 }
@@ -254,6 +272,8 @@ LAWS: dict[str, Callable[[Setting], None]] = {
 def applicable(setting: Setting) -> dict[str, Callable[[Setting], None]]:
     """Return the laws that speak of something that the optimizer has."""
     laws, optimizer = dict(LAWS), Run(setting.bare).optimizer
+    if not all("weight_decay" in group for group in optimizer.param_groups):
+        del laws["weight decay"]
     in_groups = all("maximize" in group for group in optimizer.param_groups)
     if not (in_groups or hasattr(optimizer, "maximize")):
         del laws["maximize"]

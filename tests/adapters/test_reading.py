@@ -57,7 +57,10 @@ def test_coefficients_that_are_tensors_are_never_read() -> None:
     for param in params:
         param.grad = torch.empty_like(param)
     factors = [torch.empty((), device="meta") for _ in range(3)]
-    optimizer = MoMoWrapper(SGD(groups, lr=0.1, momentum=0.5), adapter=Mixture(*factors))
+    # A bare SGD reads a weight decay that is a tensor.
+    optimizer = MoMoWrapper(
+        SGD(groups, lr=0.1, momentum=0.5), adapter=Mixture(*factors), weight_decay_form="scaled"
+    )
     for group in optimizer.param_groups:
         group["weight_decay"] = torch.empty((), device="meta")
     for _ in range(2):

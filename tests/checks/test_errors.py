@@ -265,13 +265,13 @@ AT_CONSTRUCTION: dict[str, Row] = {
     "form of weight decay": (
         lambda: MoMoWrapper(SGD([parameter()], lr=0.1), weight_decay_form=0.1),  # type: ignore[arg-type]
         ValueError,
-        "weight_decay_form chooses the form of the decay and must be 'proximal', 'decoupled' or "
-        "'scaled', got 0.1. Its strength is the base's own weight_decay",
+        "weight_decay_form chooses the form of the decay and must be 'base', 'proximal', "
+        "'decoupled' or 'scaled', got 0.1. Its strength is the base's own weight_decay",
     ),
     "form of weight decay of a rule": (
         lambda: MoMoWrapper(SGD([parameter()], lr=0.1), _Decaying()),
         ValueError,
-        "_Decaying.weight_decay_form chooses the form of the decay and must be 'proximal', "
+        "_Decaying.weight_decay_form chooses the form of the decay and must be 'base', 'proximal', "
         "'decoupled' or 'scaled', got 0.1.",
     ),
     "NaN lr": (
@@ -735,7 +735,7 @@ GOOD: dict[Callable[[Any], object], list[Any]] = {
     check_rule: [MoMo(), MoMoStar()],
     check_nonfinite: ["propagate", "skip", "raise"],
     check_compiled: ["auto", True, False],
-    check_decay_form: ["proximal", "decoupled", "scaled"],
+    check_decay_form: ["base", "proximal", "decoupled", "scaled"],
 }
 
 

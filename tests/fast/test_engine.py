@@ -101,10 +101,18 @@ def test_small_models_equal_the_bases_own_step(
     assert bool(updated) == pays
 
 
-@pytest.mark.parametrize("form", ["decoupled", "scaled"])
+@pytest.mark.parametrize("form", ["decoupled", "scaled", "base"])
 @pytest.mark.parametrize("case", FEW, ids=str)
 def test_other_forms_of_weight_decay(case: Case, form: WeightDecayForm) -> None:
     assert_equals_uncompiled(lambda compiled: wrapped(case, compiled, form=form), 1e-12)
+
+
+@pytest.mark.parametrize("case", COMPILED.values(), ids=str)
+def test_small_models_with_the_bases_own_weight_decay(case: Case) -> None:
+    def make(compiled: Compiled) -> MoMoWrapper:
+        return wrapped(case, compiled, form="base")
+
+    assert_equals_uncompiled(make, 1e-12, other="auto")
 
 
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.complex128: 1e-12}
@@ -131,12 +139,12 @@ def without_scalars(optimizer: Optimizer) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("case", [slow_unless(c in FEW, c) for c in COMPILED.values()])
 def test_goes_into_the_bare_base_and_back(case: Case) -> None:
-    """With the bound at -inf and no weight decay the two are one, and so are their state dicts."""
+    """With the bound at -inf the two are one, and so are their state dicts."""
 
     def make(wrap: bool, params: list[list[Tensor]]) -> Optimizer:
         if not wrap:
-            return case.make(two_groups(case, params, 0.0))
-        return wrapped(case, True, params=params, weight_decay=0.0, bound=-math.inf)
+            return case.make(two_groups(case, params, 0.03))
+        return wrapped(case, True, params=params, form="base", bound=-math.inf)
 
     def go_on(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Tensor]:
         optimizer.load_state_dict(state)

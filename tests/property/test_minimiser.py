@@ -162,10 +162,10 @@ def random_steps(
         for p, (log_lr, decay) in zip(params, settings, strict=True)
     ]
     if all(base is bases[0] for base in bases):
-        optimizer = MoMoWrapper(bases[0].make(groups), rule)
+        optimizer = MoMoWrapper(bases[0].make(groups), rule, weight_decay_form="proximal")
     else:
         members = [base.make([group]) for base, group in zip(bases, groups, strict=True)]
-        optimizer = MoMoWrapper(members, rule)
+        optimizer = MoMoWrapper(members, rule, weight_decay_form="proximal")
     history = History([], [], [])
     for _ in range(steps):
         history.losses.append(float(random().abs().sum()))

@@ -15,7 +15,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from momo_wrap import Adapter, ModelStats, MoMo, MoMoWrapper, ProposingAdapter, StepRule
 from momo_wrap.research import PerGroup
-from momo_wrap.rules import GroupStats
+from momo_wrap.rules import GroupStats, WeightDecayForm
 from tests import mixture, reference_rules
 from tests.problems import Problem, flat, last_step, relative_distance, trajectory
 from tests.property.test_theta import stats as stats_of_one
@@ -78,7 +78,9 @@ def check_against_reference(
 @pytest.mark.parametrize("pair", [PLAIN, MOMENTUM, NESTEROV, ADAM], ids=lambda pair: pair[1]())
 def test_trajectory_is_that_of_the_reference(pair: Pair, decay: float) -> None:
     problem = Problem()
-    optimizer = MoMoWrapper(pair[0](settings(problem.params, decay)), PerGroup(BOUND))
+    optimizer = MoMoWrapper(
+        pair[0](settings(problem.params, decay)), PerGroup(BOUND), weight_decay_form="proximal"
+    )
     check_against_reference(problem, optimizer, [pair[1]() for _ in LRS])
 
 
@@ -88,7 +90,8 @@ def test_trajectory_of_several_optimizers_is_that_of_the_reference(decay: float)
     problem, pairs = Problem(), (MOMENTUM, ADAM, PLAIN, DAMPENED)
     groups = settings(problem.params, decay)
     bases = [make([group]) for (make, _), group in zip(pairs, groups, strict=True)]
-    check_against_reference(problem, MoMoWrapper(bases, PerGroup(BOUND)), [b() for _, b in pairs])
+    optimizer = MoMoWrapper(bases, PerGroup(BOUND), weight_decay_form="proximal")
+    check_against_reference(problem, optimizer, [b() for _, b in pairs])
 
 
 def momentum(groups: Any) -> Optimizer:
@@ -124,9 +127,13 @@ class Separate:
 def test_groups_are_stepped_as_if_each_were_alone(make: Make, adapter: Adapter | None) -> None:
     """To rounding: groups that share blocks are summed up in another order."""
     problem, twin = Problem(), Problem()
-    optimizer = MoMoWrapper(make(settings(problem.params)), PerGroup(BOUND), adapter=adapter)
+    form: WeightDecayForm = "proximal"  # a penalty of one group would be in the loss of all
+    optimizer = MoMoWrapper(
+        make(settings(problem.params)), PerGroup(BOUND), adapter=adapter, weight_decay_form=form
+    )
     separate = [
-        MoMoWrapper(make([group]), MoMo(BOUND), adapter=adapter) for group in settings(twin.params)
+        MoMoWrapper(make([group]), MoMo(BOUND), adapter=adapter, weight_decay_form=form)
+        for group in settings(twin.params)
     ]
     for _ in range(STEPS // 3):  # until then, a nudge of the last place stays below 1e-12
         optimizer.step(loss=problem.gradients())
