@@ -33,7 +33,6 @@ from tests.every import (
 )
 from tests.problems import flat, relative_distance
 
-
 # Each of these goes a way of its own through the wrapper; the others differ in how they propose.
 SPECIAL = {*OTHERS, *OF_MUON, *OF_MODULE, *SECOND_ORDER, *FLOAT32_ONLY, *PICKLED, *READ, *SETTINGS}
 SPECIAL |= {name for name in TRAINED if name.startswith("torch.") or is_refused(name)}
