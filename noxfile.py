@@ -18,7 +18,7 @@ def _install(session: nox.Session, *extras: str) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests, on all cores; arguments go to pytest: `nox -s tests -- -n0` for one process."""
+    """Run the tests on all cores; arguments go to pytest, such as -n0 for one process."""
     _install(session, "test", "examples", "integrations")
     # Its optimizers alone: torchvision, which the rest of it needs, would bring another torch.
     session.install("--no-deps", "timm")

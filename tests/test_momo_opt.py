@@ -115,8 +115,9 @@ def test_long_runs(base: type[Optimizer], lr: float, cut: float) -> None:
         return momo.MomoAdam(params, lr=lr, lb=BOUND)  # type: ignore[no-any-return]
 
     def ours(params: list[Tensor]) -> MoMoWrapper:
-        averaging = {"momentum": 0.9, "dampening": 0.9} if base is SGD else {}
-        return MoMoWrapper(base(params, lr=lr, **averaging), MoMo(BOUND))  # type: ignore[call-arg]
+        if base is SGD:
+            return MoMoWrapper(SGD(params, lr=lr, momentum=0.9, dampening=0.9), MoMo(BOUND))
+        return MoMoWrapper(Adam(params, lr=lr), MoMo(BOUND))
 
     def nudged() -> Problem:
         problem = Problem()

@@ -63,7 +63,7 @@ def known_costs(benchmark: Any, compiled_ms: float = 3.0, compiled_mib: float = 
 
 def test_end_to_end(benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "result.json"
-    # Of each family what ratios are formed with, and a wrapper; all contenders step in another test.
+    # Of each family what ratios are formed with, and a wrapper; others step in another test.
     names = [
         "AdamW(foreach)",
         "AdamW(fused)",
