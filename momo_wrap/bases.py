@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -50,10 +51,12 @@ class Bases:
         sign: -1 where the bases maximise, which is minimisation of the negative.
         like: An empty tensor of the device and dtype of the scalars, once a step is planned.
         largest_lr: The largest learning rate, 0-dim, likewise.
+        unknown: NaN, 0-dim, likewise.
     """
 
     like: Tensor
     largest_lr: Tensor
+    unknown: Tensor
 
     def __init__(self, pairs: Sequence[tuple[Optimizer, Adapter]], weight_sums: WeightSums) -> None:
         self.pairs = list(pairs)
@@ -126,9 +129,15 @@ class Bases:
                 engine.kept = {}
         self.like = plans[0].like
         rates = [group.get("lr") for group in groups]
+        self.unknown = torch.full_like(self.like.new_empty(()), math.nan)
         self.largest_lr = largest([1.0 if lr is None else lr for lr in rates], self.like)
         base, _ = self.pairs[0]
         self.sign = -1.0 if maximizes(base, base.param_groups[0]) else 1.0
+
+    def movable(self) -> list[Tensor]:
+        """Return the parameters that may move in the step that is planned."""
+        cells = [cell for plan in self._plans for cell in (*plan.cells, *plan.others)]
+        return [param for cell in cells for param in cell.params]
 
     def observe(self, weight_decay_form: WeightDecayForm) -> BaseStep:
         """Let the bases take in the gradients, and sum up what their steps would do."""

@@ -75,18 +75,23 @@ def reduction_group(process_group: ProcessGroup) -> dist.ProcessGroup | None:
 
 
 def reduced(
-    loss: Tensor, sums: Tensor, penalty: Tensor | None, group: dist.ProcessGroup
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Average the loss over the ranks, and add up the sums and the penalty, in one all-reduce.
+    loss: Tensor,
+    sums: Tensor,
+    penalty: Tensor | None,
+    probed: Tensor | None,
+    group: dist.ProcessGroup,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Average losses over the ranks, and add up sums and penalties, in one all-reduce.
 
-    Sums of shape [rows, groups] and the penalty, of shape [groups], are those of this rank, each
-    times `shards` of its parameters.
+    Sums and penalties are those of this rank, each times `shards` of its parameters.
     """
-    more = [] if penalty is None else [penalty]
-    packed = torch.cat([loss.reshape(1), sums.reshape(-1), *more]) / dist.get_world_size(group)
+    known = [tensor for tensor in (loss, sums, penalty, probed) if tensor is not None]
+    packed = torch.cat([tensor.reshape(-1) for tensor in known]) / dist.get_world_size(group)
     dist.all_reduce(packed, group=group)
-    own, rest = packed[1:].split([sums.numel(), len(packed) - 1 - sums.numel()])
-    return packed[0], own.view_as(sums), None if penalty is None else rest
+    parts = packed.split([tensor.numel() for tensor in known])
+    loss, sums, *more = [part.view_as(own) for part, own in zip(parts, known, strict=True)]
+    own_penalty = None if penalty is None else more[0]
+    return loss, sums, own_penalty, None if probed is None else more[-1]
 
 
 def any_rank(flag: Tensor, group: dist.ProcessGroup | None) -> Tensor:

@@ -33,8 +33,8 @@ class PendingLosses:
 
     def add(self, loss: object, weight: object) -> None:
         """Record a loss with its weight in the mean; see `MoMoWrapper.record_loss`."""
-        value = _detached(_checked(loss, "record_loss() got as loss"))
-        its_weight = _detached(_checked(weight, "record_loss() got as weight"))
+        value = _detached(checked_loss(loss, "record_loss() got as loss"))
+        its_weight = _detached(checked_loss(weight, "record_loss() got as weight"))
         if not isinstance(its_weight, Tensor) and not its_weight > 0:
             raise ValueError(
                 f"record_loss() got weight={its_weight}, expected a positive number, for example "
@@ -62,7 +62,7 @@ class PendingLosses:
                 "write optimizer.step(loss=loss); with a closure, write optimizer.step(closure)."
             )
         if loss is not None:
-            return _checked(loss, "step() got as loss")
+            return checked_loss(loss, "step() got as loss")
         if closure is None and not self.count:
             raise TypeError(
                 "step() needs the loss that the gradients belong to. After loss.backward(), write "
@@ -80,13 +80,43 @@ class PendingLosses:
                 returned = closure()
             # A trainer's closure may return nothing, or only the last of several losses.
             if not self.count:
-                return _checked(returned, "the closure returned")
+                return checked_loss(returned, "the closure returned")
         mean = self._total / self._weights
         self.clear()
         return mean
 
 
-def _checked(loss: object, source: str) -> Loss:
+class RecordsLosses:
+    """An optimizer that is told the losses of its next step."""
+
+    _pending: PendingLosses
+
+    def record_loss(self, loss: Loss, weight: Loss = 1.0) -> None:
+        """Record a loss for the next `step()`, which then takes none.
+
+        The mean of what was recorded is the loss of the step: that of several batches whose
+        gradients add up, or that of one where a trainer calls `step()` by itself. `zero_grad`
+        forgets what was recorded, with the gradients that belong to it.
+
+        Args:
+            loss: The loss of a batch, before it is divided by the number of batches: a one-element
+                tensor on any device, or a number. No host synchronisation.
+            weight: Its weight in the mean, such as the number of tokens.
+
+        Raises:
+            TypeError: One is neither a tensor nor a number.
+            ValueError: A tensor has several elements, or the weight is not positive.
+        """
+        self._pending.add(loss, weight)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        # GradScaler asks for this just before it takes the step or skips it, and tells no more.
+        self._pending.mark_due()
+        return False
+
+
+def checked_loss(loss: object, source: str) -> Loss:
     """Return a one-element tensor as it is or a number as a float; refuse what is no loss."""
     if isinstance(loss, Tensor):
         if loss.numel() != 1:

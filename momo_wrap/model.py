@@ -234,7 +234,12 @@ class MomentumModel:
         return cls(averages, scales[1], normalisers[1], shown / normalisers)  # (2)
 
     def stats(
-        self, sums: Tensor, loss: Tensor, lower_bound: float, learning_rate: Tensor
+        self,
+        sums: Tensor,
+        loss: Tensor,
+        lower_bound: float,
+        learning_rate: Tensor,
+        probed: Sequence[Tensor] = (),
     ) -> ModelStats:
         """Add up the groups, equation (2').
 
@@ -243,6 +248,7 @@ class MomentumModel:
             loss: The loss of this step, of the function that is minimised.
             lower_bound: The user's bound, likewise.
             learning_rate: The largest of the groups, 0-dim.
+            probed: The decrease that a probe found, and what was foretold of it.
 
         Returns:
             What a step rule may ask for.
@@ -256,17 +262,9 @@ class MomentumModel:
             totals = torch.cat([(mean * _shares(predicted)).sum().view(1), rows[1:].sum(1)])
         mean, displacement, predicted, _, *more = totals.unbind()
         value = mean + displacement
-        return ModelStats(
-            loss=loss,
-            mean_loss=mean,
-            value=value,
-            value_after_decay=value + more[1] if more else value,
-            predicted_decrease=predicted,
-            gradient_decrease=more[0] if more else predicted,
-            lower_bound=lower_bound,
-            learning_rate=learning_rate,
-            groups=groups,
-        )
+        gradient, after_decay = (more[0], value + more[1]) if more else (predicted, value)
+        known = (loss, mean, value, after_decay, predicted, gradient, lower_bound, learning_rate)
+        return ModelStats(*known, groups, *probed)
 
     def after(self, sums: Tensor, thetas: Tensor) -> Tensor:
         """Return the averages that are kept for the next step, equation (5).

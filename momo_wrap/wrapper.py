@@ -30,8 +30,9 @@ from momo_wrap.distributed import ProcessGroup, check_process_group, reduced, re
 from momo_wrap.engine.params import has_zero_lr
 from momo_wrap.engine.scalars import as_scalar, scalar_template
 from momo_wrap.joint import JointOptimizer, joined, members
-from momo_wrap.losses import PendingLosses
+from momo_wrap.losses import PendingLosses, RecordsLosses
 from momo_wrap.model import Averaging, MomentumModel
+from momo_wrap.probes import Probe, Probes
 from momo_wrap.record import Outcome, Results
 from momo_wrap.rules import MoMo, StepRule, WeightDecayForm, checked_theta, signed_bound
 from momo_wrap.state.loading import check_loaded, with_entries
@@ -39,7 +40,7 @@ from momo_wrap.state.memory import Memory
 from momo_wrap.state.shared_state import SharedStateOptimizer, lasting_tensors
 
 
-class MoMoWrapper(CheckedAttributes, Results, SharedStateOptimizer):
+class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimizer):
     r"""Cuts the steps of an optimizer where its momentum model of the loss would fall too low.
 
     At each step the base optimizer averages gradients and preconditions them, as always, to a
@@ -127,7 +128,7 @@ class MoMoWrapper(CheckedAttributes, Results, SharedStateOptimizer):
         self.rule = rule
         self.weight_decay_form = weight_decay_form
         self._outcome = Outcome()
-        self._pending = PendingLosses()
+        self._pending, self._probes = PendingLosses(), Probes()
         with lasting_tensors():
             self._import()
 
@@ -137,33 +138,19 @@ class MoMoWrapper(CheckedAttributes, Results, SharedStateOptimizer):
         elif name == "compiled":
             self._bases.forget()
 
-    def record_loss(self, loss: Loss, weight: Loss = 1.0) -> None:
-        """Record a loss for the next `step()`, which then takes none.
-
-        The mean of what was recorded is the loss of the step: that of several batches whose
-        gradients add up, or that of one where a trainer calls `step()` by itself. `zero_grad`
-        forgets what was recorded, with the gradients that belong to it.
-
-        Args:
-            loss: The loss of a batch, before it is divided by the number of batches: a one-element
-                tensor on any device, or a number. No host synchronisation.
-            weight: Its weight in the mean, such as the number of tokens.
-
-        Raises:
-            TypeError: One is neither a tensor nor a number.
-            ValueError: A tensor has several elements, or the weight is not positive.
-        """
-        self._pending.add(loss, weight)
-
     @overload  # type: ignore[override]
-    def step(self, closure: Callable[[], Loss]) -> Loss: ...
+    def step(self, closure: Callable[[], Loss], *, probe: Probe | None = None) -> Loss: ...
     @overload
-    def step(self, closure: None = None, *, loss: Loss) -> Loss: ...
+    def step(self, closure: None = None, *, loss: Loss, probe: Probe | None = None) -> Loss: ...
     @overload
-    def step(self, closure: None = None) -> Loss | None: ...
+    def step(self, closure: None = None, *, probe: Probe | None = None) -> Loss | None: ...
     @torch.no_grad()
     def step(
-        self, closure: Callable[[], Loss] | None = None, *, loss: Loss | None = None
+        self,
+        closure: Callable[[], Loss] | None = None,
+        *,
+        loss: Loss | None = None,
+        probe: Probe | None = None,
     ) -> Loss | None:
         """Take one step: the base's own, shortened by θ.
 
@@ -175,6 +162,9 @@ class MoMoWrapper(CheckedAttributes, Results, SharedStateOptimizer):
             closure: Reevaluates the model and returns the loss; runs with gradients enabled.
             loss: The loss that the gradients belong to: a one-element tensor on any device, or a
                 Python number.
+            probe: Returns the loss of the same batch at the parameters as they are; runs without
+                gradients. It is called on the steps that the rule asks for, with the parameters
+                moved back to where they were before the last step: see `momo_wrap.probes`.
 
         Returns:
             The loss, as it was given, or the mean of those that were recorded. None where there is
@@ -190,14 +180,16 @@ class MoMoWrapper(CheckedAttributes, Results, SharedStateOptimizer):
         the gradients.
         """
         if torch.compiler.is_dynamo_compiling():
-            return self._untraced_step(closure, loss)
-        return self._step(closure, loss)
+            return self._untraced_step(closure, loss, probe)
+        return self._step(closure, loss, probe)
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _untraced_step(self, *args: Any) -> Loss | None:
         return self._step(*args)  # one correct graph break where the caller compiles
 
-    def _step(self, closure: Callable[[], Loss] | None, loss: Loss | None) -> Loss | None:
+    def _step(
+        self, closure: Callable[[], Loss] | None, loss: Loss | None, probe: Probe | None
+    ) -> Loss | None:
         pending = self._pending.count
         if closure is None and loss is None and not pending and has_zero_lr(self.base):
             self._bases.prepare(self.compiled)
@@ -214,12 +206,20 @@ class MoMoWrapper(CheckedAttributes, Results, SharedStateOptimizer):
         if cares and must_skip(self.nonfinite, loss, self.param_groups, group):
             self._outcome.skipped += 1
         else:
-            self._take(loss, group)
+            self._take(loss, group, probe, own_loss=not pending)
         return loss
 
-    def _take(self, loss: Loss, group: dist.ProcessGroup | None) -> None:
+    def _take(
+        self,
+        loss: Loss,
+        group: dist.ProcessGroup | None,
+        probe: Probe | None,
+        *,
+        own_loss: bool,
+    ) -> None:
         bases, memory, like = self._bases, self._memory, self._bases.like
         bound = signed_bound(self.rule, bases.sign)
+        probed = self._probes.measure(probe, loss, like, bases.sign, own_loss=own_loss)
         memory.prepare(bases.pairs, like)
         step = bases.observe(self.weight_decay_form or self.rule.weight_decay_form)
         # Nearly always there is nothing to convert.
@@ -228,13 +228,17 @@ class MoMoWrapper(CheckedAttributes, Results, SharedStateOptimizer):
         loss = loss.detach() if bases.sign > 0 else -loss.detach()
         sums, penalty = step.sums, step.penalty
         if group is not None:
-            loss, sums, penalty = reduced(loss, sums, penalty, group)
-        given, loss = loss, loss if penalty is None else loss + penalty.sum()
+            loss, sums, penalty, probed = reduced(loss, sums, penalty, probed, group)
+        penalty = None if penalty is None else penalty.sum()
+        given, loss = loss, loss if penalty is None else loss + penalty
         coefficients = memory.coefficients(step.averagings)
         model = MomentumModel.of(memory.averages, coefficients, loss)  # (1), (2)
-        stats = model.stats(sums, loss, bound, bases.largest_lr)
+        seen = self._probes.seen(probed, penalty, bases.unknown)
+        stats = model.stats(sums, loss, bound, bases.largest_lr, seen)
         decision = self.rule(stats, memory.rule)  # (3)
         theta = checked_theta(decision, memory.rule, sums.shape[1])
+        if probe is not None and self.rule.wants_probe(memory.steps + 1):
+            self._probes.keep(bases.movable(), stats, theta, penalty)
         self._outcome.effective_lrs = step.apply(theta)  # (4)
         memory.write(model.after(sums, theta), decision.memory)  # (5)
         self._outcome.of_step = (stats, decision, given, bases.sign)
@@ -247,12 +251,6 @@ class MoMoWrapper(CheckedAttributes, Results, SharedStateOptimizer):
         """
         super().zero_grad(set_to_none)
         self._pending.clear()
-
-    @property
-    def _step_supports_amp_scaling(self) -> bool:
-        # GradScaler asks for this just before it takes the step or skips it, and tells no more.
-        self._pending.mark_due()
-        return False
 
     @property
     def adapter(self) -> Adapter | list[Adapter]:
@@ -289,6 +287,7 @@ class MoMoWrapper(CheckedAttributes, Results, SharedStateOptimizer):
         last = self.__dict__.get("_memory")
         like = scalar_template(self.param_groups, None if last is None else last.averages)
         self._memory = Memory(self._initial_memory(), like)
+        self._probes.forget()
         self._memory.prepare(self._bases.pairs, like)
 
     CHECKS: ClassVar[Mapping[str, Callable[[Any, Any], object]]] = {

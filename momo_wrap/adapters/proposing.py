@@ -85,7 +85,8 @@ class ProposingAdapter(Adapter):
         self.keeps_averages = momentum is None and (averaging is not None or beta != 0.0)
 
     def __repr__(self) -> str:
-        how = f"beta={self.beta}" if self._averaging is None else f"averaging={self._averaging!r}"
+        averaging = getattr(self._averaging, "__qualname__", repr(self._averaging))
+        how = f"beta={self.beta}" if self._averaging is None else f"averaging={averaging}"
         iterates = f", iterates={self.iterates}" if self.iterates else ""
         return f"ProposingAdapter(momentum={self.momentum!r}, {how}{iterates})"
 

@@ -113,7 +113,8 @@ def adapter_for(optimizer: Optimizer) -> Adapter:
     """Return the adapter that the one-line wrap uses for an optimizer.
 
     That is the one that is registered for its exact type. Where there is none, or it can't read the
-    optimizer with its settings, it is the `ProposingAdapter`, with a warning that tells the memory.
+    optimizer with its settings, it is the `ProposingAdapter`, with a warning that tells the memory
+    unless it is known what that should know of the optimizer.
 
     Args:
         optimizer: The base optimizer.
@@ -130,7 +131,9 @@ def adapter_for(optimizer: Optimizer) -> Adapter:
     for prefix, why_not in _impossible.items():
         if name.startswith(prefix):
             raise TypeError(f"MoMoWrapper can't wrap {found.__name__}: {why_not}.")
-    proposing = _proposing.get(name, ProposingAdapter())
+    if name in _proposing:
+        return _proposing[name]
+    proposing = ProposingAdapter()
     warnings.warn(
         f"MoMoWrapper uses {proposing!r} for {name}: {reason}. While a step is taken, that needs "
         f"{proposing.memory(optimizer) / 2**20:.3g} MiB more than the bare optimizer. To hear this "

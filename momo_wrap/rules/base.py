@@ -58,6 +58,9 @@ class ModelStats:
         lower_bound: The bound f* that the user gave.
         learning_rate: α, the largest learning rate of the parameter groups.
         groups: What each parameter group contributes, of shape [groups]; None: there is one group.
+        probed_decrease: By how much the last step lowered the loss of this batch, which had no part
+            in it, as a probe has measured it; NaN where there was none. 0-dim, also in `by_group`.
+        probed_prediction: By how much the model had foretold the loss to fall with that very move.
     """
 
     loss: Tensor
@@ -69,6 +72,8 @@ class ModelStats:
     lower_bound: float
     learning_rate: Tensor
     groups: GroupStats | None = None
+    probed_decrease: Tensor = torch.tensor(math.nan)  # noqa: RUF009
+    probed_prediction: Tensor = torch.tensor(math.nan)  # noqa: RUF009
 
     @property
     def by_group(self) -> ModelStats:
@@ -196,6 +201,18 @@ class StepRule(ABC):
 
     lower_bound: Setting = Setting(A_BOUND, 0.0)
     weight_decay_form: ClassVar[WeightDecayForm] = "base"
+
+    def wants_probe(self, step: int) -> bool:
+        """Return whether a step is to be probed, where the user gives `step()` a probe.
+
+        Args:
+            step: Its number, from 1 on.
+
+        Returns:
+            Here False. Each probe costs an evaluation of the loss, and a copy of the parameters
+            until the next step.
+        """
+        return False
 
     def initial_memory(self, lower_bound: float) -> dict[str, float]:
         """Return what the rule remembers between steps, as it is before the first one.

@@ -25,6 +25,7 @@ PREFIX = "momo_"
 # F, E, W, R of equations (1) and (2), in the order of the averages.
 _NAMES = ("loss_sum", "displacement", "loss_weight_sum", "weight_sum")
 _RULE_PREFIX = f"{PREFIX}rule_"
+_STEPS = f"{PREFIX}steps"
 # Names of a rule's memory in files of version 0.1.0.
 _FORMER = {"prediction": "foretold"}
 _HAS_HISTORY = -1.0  # in a state dict, for R of a group that starts with a history
@@ -40,6 +41,7 @@ class Memory:
     def __init__(self, initial: Mapping[str, float], like: Tensor) -> None:
         self.averages = torch.zeros(4, 0, device=like.device, dtype=like.dtype)  # F, E, W, R
         self.starts: list[Start] = []  # what each group's averages are made of
+        self.steps = 0  # how many were taken
         self._owners: list[_Owner] = []
         self._about: list[_About | None] = []
         self._coefficients: tuple[object, Coefficients] | None = None
@@ -60,6 +62,7 @@ class Memory:
 
     def write(self, averages: Tensor, rule: Mapping[str, Tensor]) -> None:
         """Write what a step has left: new averages, and the rule's memory, which may be empty."""
+        self.steps += 1
         self.averages.copy_(averages)
         if rule:
             self._values.copy_(torch.stack([rule[name] for name in self._initial]))
@@ -122,6 +125,7 @@ class Memory:
             value = owners[0][2].get(_RULE_PREFIX + name, former)
             if value is not None:
                 own.copy_(as_scalar(value, own))
+        self.steps = int(owners[0][2].get(_STEPS) or self.steps)
         self._mark()
 
     def _restart(self, indices: Sequence[int]) -> None:
@@ -180,6 +184,7 @@ class Memory:
             for column in averages.unbind(1)
         ]
         entries[0].update({_RULE_PREFIX + name: v.clone() for name, v in self.rule.items()})
+        entries[0][_STEPS] = torch.tensor(self.steps)
         return entries
 
     def weight_sums(self, first: int, averagings: Sequence[Averaging]) -> Tensor:
@@ -237,7 +242,7 @@ class Memory:
         _, _, first = self._owners[0]
         for key in [key for key in first if key.startswith(_RULE_PREFIX)]:
             del first[key]
-        first.update({_RULE_PREFIX + name: None for name in self._initial})
+        first.update({_STEPS: None, **{_RULE_PREFIX + name: None for name in self._initial}})
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "rule": None, "_coefficients": None}

@@ -251,8 +251,8 @@ def _results(setting: Setting) -> None:
         )
 
 
-_LAWS = (_bare, _weight_decay, _proposing, _stop, _resume, _missing_gradients, _groups)
-_LAWS += (_late_group, _permuted, _blocks, _bfloat16, _maximize, _compiled, _settings, _results)
+_LAWS = [_bare, _weight_decay, _proposing, _stop, _resume, _missing_gradients, _groups]
+_LAWS += [_late_group, _permuted, _blocks, _bfloat16, _maximize, _compiled, _settings, _results]
 LAWS: dict[str, Callable[[Setting], None]] = {
     law.__name__[1:].replace("_", " "): law for law in _LAWS
 }

@@ -92,16 +92,6 @@ PROPOSED: dict[str, tuple[Callable[[list[Tensor]], Optimizer], str, str]] = {
         "with momentum its buffer averages preconditioned gradients, not gradients",
         "2 MiB",
     ),
-    "Muon, whose own average is read": (
-        lambda p: Muon(p, nesterov=False),
-        "there is no adapter that reads it",
-        "1 MiB",
-    ),
-    "Muon with Nesterov, which looks at the gradients": (
-        Muon,
-        "there is no adapter that reads it",
-        "2 MiB",
-    ),
     "Adadelta without a memory": (
         lambda p: Adadelta(p, rho=0.0),
         "with rho=0 its state does not tell by how much it would move",
@@ -144,6 +134,26 @@ def test_proposed_with_one_warning(
         exec(advice)  # the line that silences it
         MoMoWrapper(optimizer)
     assert warning.filename == __file__  # the user's line
+
+
+KNOWN: dict[str, tuple[Callable[[list[Tensor]], Optimizer], float]] = {
+    "Muon, whose own average is read": (lambda p: Muon(p, nesterov=False), 1),
+    "Muon with Nesterov, which looks at the gradients": (Muon, 2),
+    "ASGD, with an average of its own": (torch.optim.ASGD, 3),
+}
+
+
+@pytest.mark.parametrize(("make", "memory"), KNOWN.values(), ids=KNOWN)
+def test_proposed_without_a_warning(
+    make: Callable[[list[Tensor]], Optimizer], memory: float
+) -> None:
+    """What is known of these is all that can be said: the memory is in the docs."""
+    optimizer = make(some_params())
+    adapter = MoMoWrapper([optimizer, SGD([torch.ones(1, requires_grad=True)])]).adapter
+    assert isinstance(adapter, list)
+    assert isinstance(adapter[0], ProposingAdapter)
+    assert adapter[0].memory(optimizer) == memory * 2**20
+    assert "0x" not in repr(adapter[0])
 
 
 def test_no_warning_for_what_was_chosen() -> None:

@@ -1,0 +1,146 @@
+"""Probes: what a step did to the loss of the next batch, which had no part in it.
+
+After step k the parameters are x', and the next batch ξ gives f(x'; ξ) for free. One more
+evaluation, at the parameters x before the step, gives
+
+    o = f(x; ξ) - f(x'; ξ) ,    E[o] = f(x) - f(x')
+
+an unbiased measurement of what the step did to the expected loss, without the noise between batches
+and without whatever else moves the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from momo_wrap.checks.arguments import Loss
+from momo_wrap.distributed import local
+from momo_wrap.engine.scalars import as_scalar
+from momo_wrap.losses import checked_loss
+from momo_wrap.rules import ModelStats
+
+Probe: TypeAlias = Callable[[], Loss]
+
+_WITHOUT_STATE = ("cpu", "meta")
+
+
+class Probes:
+    """The parameters before a step that is to be probed, and what was foretold of it."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what was kept."""
+        self._before: list[tuple[Tensor, Tensor]] = []
+        self._foretold: Tensor | None = None
+        self._penalty: Tensor | None = None
+
+    def keep(
+        self, params: Sequence[Tensor], stats: ModelStats, theta: Tensor, penalty: Tensor | None
+    ) -> None:
+        """Keep parameters that are about to move until the next step, and what is foretold."""
+        self._before = [(p, local(p.detach()).clone()) for p in params]
+        whole = stats.predicted_decrease
+        if theta.dim() and stats.groups is not None:
+            whole = stats.groups.predicted_decrease
+        self._foretold = stats.value - stats.value_after_decay + (theta * whole).sum()
+        self._penalty = penalty
+
+    def measure(
+        self, probe: Probe | None, loss: Loss, like: Tensor, sign: float, *, own_loss: bool
+    ) -> Tensor | None:
+        """Return by how much the last step has lowered the loss of this batch, on this rank.
+
+        Args:
+            probe: Returns the loss of the batch at the parameters as they are.
+            loss: What it has returned at the parameters as they are.
+            like: A tensor of the device and dtype of the scalars.
+            sign: -1 where the loss is maximised.
+            own_loss: Whether the loss is what the probe would return now.
+
+        Returns:
+            A 0-dim tensor; None where the last step was not to be probed.
+        """
+        if probe is not None and not callable(probe):
+            raise TypeError(
+                f"step() got as probe {type(probe).__name__}, expected a function that returns the "
+                "loss of the batch at the parameters as they are. Write optimizer.step(loss=loss, "
+                "probe=lambda: loss_function(model(inputs), targets))."
+            )
+        if probe is None or not self._before or not self._fit():
+            self.forget()
+            return None
+        devices = {p.device for p, _ in self._before if p.device.type not in _WITHOUT_STATE}
+        states = _random_states(devices)
+        try:
+            with self._moved_back():
+                then = _evaluate(probe, like)
+            drawn = any(map(_differ, states, _random_states(devices)))
+            if drawn or not own_loss:
+                _set_random_states(devices, states)  # the same random numbers for both
+                loss = _evaluate(probe, like)
+        finally:
+            _set_random_states(devices, states)
+        return sign * (then - as_scalar(loss, like))
+
+    def seen(
+        self, decrease: Tensor | None, penalty: Tensor | None, unknown: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the last step did, and what was foretold of it.
+
+        Where the base adds λ x to the gradients, both are of the loss with λ ‖x‖²/2.
+        """
+        foretold, before = self._foretold, self._penalty
+        self.forget()
+        if decrease is None or foretold is None:
+            return unknown, unknown
+        if penalty is not None and before is not None:
+            decrease = decrease + (before - penalty)
+        return decrease, foretold
+
+    def _fit(self) -> bool:
+        """Return whether the parameters have the shapes that they had."""
+        return all(local(p.detach()).shape == before.shape for p, before in self._before)
+
+    @contextmanager
+    def _moved_back(self) -> Iterator[None]:
+        """Put the parameters to where they were, and then, whatever happens, to where they are."""
+        params = [local(param.detach()) for param, _ in self._before]
+        kept = [param.clone() for param in params]
+        try:
+            torch._foreach_copy_(params, [before for _, before in self._before])
+            yield
+        finally:
+            torch._foreach_copy_(params, kept)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_before": [], "_foretold": None, "_penalty": None}
+
+
+def _evaluate(probe: Probe, like: Tensor) -> Tensor:
+    """Return what a probe returns, like a 0-dim tensor."""
+    return as_scalar(checked_loss(probe(), "the probe returned"), like)
+
+
+def _random_states(devices: Iterable[torch.device]) -> list[Tensor]:
+    """Return the states of the random number generators of the CPU and of devices."""
+    own = [torch.get_device_module(device).get_rng_state(device) for device in devices]
+    return [torch.get_rng_state(), *own]
+
+
+def _set_random_states(devices: Iterable[torch.device], states: Sequence[Tensor]) -> None:
+    """Set the states that `_random_states` returned."""
+    torch.set_rng_state(states[0])
+    for device, state in zip(devices, states[1:], strict=True):
+        torch.get_device_module(device).set_rng_state(state, device)
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    """Return whether two states, which are on the host, differ."""
+    return not torch.equal(one, other)

@@ -1,0 +1,318 @@
+"""Probes: the loss of the same batch before and after a step, and nothing else changes."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
+
+from momo_wrap import ModelStats, MoMo, MoMoWrapper, ProposingAdapter, StepDecision
+from momo_wrap.research import PerGroup
+from tests.problems import Problem, flat
+
+BOUND = 0.3
+
+
+class Every(MoMo):
+    """MoMo that has every third step probed, and notes what it sees."""
+
+    def __init__(self, lower_bound: float = BOUND) -> None:
+        super().__init__(lower_bound)
+        self.seen: list[tuple[float, float]] = []
+        self.foretold: list[float] = []
+
+    def wants_probe(self, step: int) -> bool:
+        """Those of number 3, 6, ..."""
+        return step % 3 == 0
+
+    def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
+        """Note both, and what the model says before and after the step."""
+        decision = super().__call__(stats, memory)
+        self.seen.append((float(stats.probed_decrease), float(stats.probed_prediction)))
+        after = stats.value_after_decay - decision.theta * stats.predicted_decrease
+        self.foretold.append(float(stats.value - after))
+        return decision
+
+
+BASES: dict[str, tuple[Callable[[Any], Optimizer], dict[str, Any]]] = {
+    "SGD": (lambda p: SGD(p, lr=0.5), {}),
+    "nesterov": (lambda p: SGD(p, lr=0.1, momentum=0.9, nesterov=True), {}),
+    "Adam": (lambda p: Adam(p, lr=0.1), {}),
+    "AdamW, decoupled decay": (lambda p: AdamW(p, lr=0.1, weight_decay=0.1), {}),
+    "Adam, coupled decay": (lambda p: Adam(p, lr=0.1, weight_decay=0.1), {}),
+    "proximal decay": (
+        lambda p: AdamW(p, lr=0.1, weight_decay=0.1),
+        {"weight_decay_form": "proximal"},
+    ),
+    "proposing": (lambda p: Adam(p, lr=0.1), {"adapter": ProposingAdapter()}),
+    "compiled": (lambda p: Adam(p, lr=0.1), {"compiled": True}),
+}
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize(("make", "more"), BASES.values(), ids=BASES)
+def test_it_is_the_difference_of_the_losses_of_one_batch(
+    make: Callable[[Any], Optimizer], more: dict[str, Any], maximize: bool
+) -> None:
+    sign = -1.0 if maximize else 1.0
+    problem, rule = Problem(sign=sign), Every(sign * BOUND)
+    base = make(problem.params)
+    base.param_groups[0]["maximize"] = maximize
+    optimizer = MoMoWrapper(base, rule, **more)
+    before = problem.params
+    penalised = "Adam, coupled" in "".join(k for k, v in BASES.items() if v == (make, more))
+    for step in range(1, 14):
+        rows = problem.next_batch()
+        loss = problem.loss(problem.params, rows)
+        for param, grad in zip(
+            problem.params, torch.autograd.grad(loss, problem.params), strict=True
+        ):
+            param.grad = grad
+        expected, foretold = math.nan, math.nan
+        if step > 1 and (step - 1) % 3 == 0:
+            then = problem.loss(before, rows)
+            expected, foretold = sign * float((then - loss).detach()), rule.foretold[-1]
+            if penalised:
+                squares = sum(
+                    (x**2).sum() - (y**2).sum() for x, y in zip(before, problem.params, strict=True)
+                )
+                expected += 0.1 / 2 * float(squares.detach())
+        before = [param.detach().clone() for param in problem.params]
+        optimizer.step(loss=loss, probe=lambda rows=rows: problem.loss(problem.params, rows))
+        assert rule.seen[-1] == pytest.approx(
+            (expected, foretold), rel=1e-9, abs=1e-12, nan_ok=True
+        )
+
+
+def run(probe: bool, steps: int = 12) -> tuple[list[int], Problem, MoMoWrapper]:
+    """Train with a rule that only looks at probes; return at which steps they were called."""
+    problem, called = Problem(), []
+    optimizer = MoMoWrapper(Adam(problem.params, lr=0.1), Every())
+    for step in range(1, steps + 1):
+
+        def evaluate(step: int = step) -> Tensor:
+            called.append(step)
+            assert not torch.is_grad_enabled()
+            return problem.loss(problem.params, torch.arange(16))
+
+        optimizer.step(loss=problem.gradients(), probe=evaluate if probe else None)
+    return called, problem, optimizer
+
+
+def test_parameters_are_where_they_were_bit_for_bit() -> None:
+    called, probed, _ = run(True)
+    _, unprobed, _ = run(False)
+    assert called == [4, 7, 10]
+    assert torch.equal(flat(probed.params), flat(unprobed.params))
+
+
+def test_a_copy_is_kept_only_where_a_probe_follows() -> None:
+    for steps in range(1, 8):
+        *_, optimizer = run(True, steps)
+        assert bool(optimizer._probes._before) == (steps % 3 == 0)
+    *_, optimizer = run(False, 6)
+    assert optimizer._probes._before == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_probe_that_raises_changes_nothing(error: type[BaseException]) -> None:
+    _, problem, optimizer = run(True, 3)
+    loss = problem.gradients()
+    before, state = flat(problem.params).clone(), copy.deepcopy(optimizer.state_dict())
+    random = torch.get_rng_state()
+
+    def fail() -> Tensor:
+        assert not torch.equal(flat(problem.params), before)
+        torch.rand(1)
+        raise error("the probe")
+
+    with pytest.raises(error, match="the probe"):
+        optimizer.step(loss=loss, probe=fail)
+    assert torch.equal(flat(problem.params), before)
+    assert torch.equal(torch.get_rng_state(), random)
+    after = optimizer.state_dict()
+    torch.testing.assert_close(after["state"], state["state"], rtol=0, atol=0)
+    assert str(after["param_groups"]) == str(state["param_groups"])
+    optimizer.step(loss=loss, probe=lambda: loss)  # and the probe can be made up for
+    assert isinstance(optimizer.rule, Every)
+    assert not math.isnan(optimizer.rule.seen[-1][0])
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
+        (None, TypeError, "the probe returned None, expected a one-element tensor or a number"),
+        (torch.ones(2), ValueError, r"the probe returned a tensor of shape \[2\]"),
+    ],
+)
+def test_a_probe_that_returns_no_loss(returned: Any, error: type[Exception], message: str) -> None:
+    _, problem, optimizer = run(True, 3)
+    before = flat(problem.params).clone()
+    with pytest.raises(error, match=message):
+        optimizer.step(loss=problem.gradients(), probe=lambda: returned)
+    assert torch.equal(flat(problem.params), before)
+
+
+def test_what_is_no_function_is_refused_at_every_step() -> None:
+    problem = Problem()
+    optimizer = MoMoWrapper(Adam(problem.params, lr=0.1), MoMo())
+    wrong: Any = problem.gradients()
+    with pytest.raises(
+        TypeError, match=r"got as probe Tensor, expected a function.*probe=lambda: loss_function"
+    ):
+        optimizer.step(loss=wrong, probe=wrong)
+
+
+def trained(model: nn.Module, lr: float, loss_of: Callable[[nn.Module], Tensor]) -> Every:
+    """Train a model, whose loss draws random numbers or keeps statistics."""
+    rule = Every(0.0)
+    optimizer = MoMoWrapper(SGD(model.parameters(), lr=lr), rule)
+    for _ in range(8):
+        loss = loss_of(model)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step(loss=loss, probe=lambda: loss_of(model))
+    return rule
+
+
+def dropped(model: nn.Module) -> Tensor:
+    return model(torch.ones(50, 20)).square().mean()
+
+
+def test_random_numbers_are_the_same_for_both_losses_and_do_not_move_on() -> None:
+    """With dropout, both are evaluated anew; without a move they are equal."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(20, 3))
+    torch.manual_seed(1)
+    rule = trained(copy.deepcopy(model), 1e-30, dropped)
+    after = torch.rand(1)
+    assert [seen for seen, _ in rule.seen if not math.isnan(seen)] == [0.0, 0.0]
+    torch.manual_seed(1)
+    for _ in range(8):
+        dropped(model)
+    assert torch.equal(torch.rand(1), after)
+
+
+def test_statistics_of_batch_norm_take_in_a_probe() -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(4)
+    trained(norm, 0.1, lambda model: model(torch.randn(32, 4)).square().sum(1).sqrt().mean())
+    assert norm.num_batches_tracked == 8 + 2 * 2  # random data: both losses are evaluated
+
+
+def test_recorded_losses_are_not_those_of_the_probe() -> None:
+    """The mean of several batches is compared with no single one."""
+    problem, rule = Problem(), Every()
+    optimizer, rows = MoMoWrapper(Adam(problem.params, lr=0.1), rule), torch.arange(16)
+    before = problem.params
+    for step in range(1, 5):
+        optimizer.record_loss(1000.0)
+        loss = problem.gradients()
+        optimizer.record_loss(loss)
+        if step == 4:
+            now = problem.loss(problem.params, rows)
+            then = problem.loss(before, rows)
+        before = [param.detach().clone() for param in problem.params]
+        optimizer.step(probe=lambda: problem.loss(problem.params, rows))
+    assert rule.seen[-1][0] == pytest.approx(float((then - now).detach()), rel=1e-9)
+
+
+def test_with_a_closure() -> None:
+    problem, rule = Problem(), Every()
+    optimizer, before = MoMoWrapper(Adam(problem.params, lr=0.1), rule), problem.params
+    for step in range(1, 5):
+        rows = problem.next_batch()
+
+        def closure(rows: Tensor = rows) -> Tensor:
+            optimizer.zero_grad()
+            loss = problem.loss(problem.params, rows)
+            loss.backward()
+            return loss
+
+        if step == 4:
+            expected = problem.loss(before, rows) - problem.loss(problem.params, rows)
+        before = [param.detach().clone() for param in problem.params]
+        optimizer.step(closure, probe=lambda rows=rows: problem.loss(problem.params, rows))
+    assert rule.seen[-1][0] == pytest.approx(float(expected.detach()), rel=1e-9)
+
+
+class EveryGroup(PerGroup):
+    """A fraction for each group, and a probe of each step."""
+
+    def __init__(self) -> None:
+        super().__init__(BOUND)
+        self.seen = self.foretold = math.nan
+
+    def wants_probe(self, step: int) -> bool:
+        """All."""
+        return True
+
+    def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
+        """Note what was foretold."""
+        self.seen = float(stats.probed_prediction)
+        decision = super().__call__(stats, memory)
+        assert stats.groups is not None
+        self.foretold = float((decision.theta * stats.groups.predicted_decrease).sum())
+        return decision
+
+
+def test_what_is_foretold_of_a_fraction_for_each_group() -> None:
+    problem, rule = Problem(), EveryGroup()
+    groups = [{"params": problem.params[:2], "lr": 1.0}, {"params": problem.params[2:]}]
+    optimizer = MoMoWrapper(SGD(groups, lr=0.1, momentum=0.9), rule)
+    for _ in range(5):
+        last = rule.foretold
+        optimizer.step(loss=problem.gradients(), probe=lambda: 1.0)
+        assert rule.seen == pytest.approx(last, rel=1e-12, nan_ok=True)
+
+
+def test_several_optimizers() -> None:
+    problem, rule = Problem(), Every()
+    matrices = [p for p in problem.params if p.dim() == 2]
+    others = [p for p in problem.params if p.dim() != 2]
+    optimizer = MoMoWrapper([Muon(matrices, lr=0.1), AdamW(others, lr=0.1)], rule)
+    rows, before = torch.arange(16), problem.params
+    for step in range(1, 5):
+        loss = problem.loss(problem.params, rows)
+        if step == 4:
+            expected = problem.loss(before, rows) - loss
+        before = [param.detach().clone() for param in problem.params]
+        problem.gradients()
+        optimizer.step(loss=loss, probe=lambda: problem.loss(problem.params, rows))
+    assert rule.seen[-1][0] == pytest.approx(float(expected.detach()), rel=1e-9)
+
+
+def test_numbers_of_steps_go_on_after_a_load_and_one_probe_is_left_out() -> None:
+    *_, optimizer = run(True, 6)
+    twin, rule = Problem(), Every()
+    resumed = MoMoWrapper(Adam(twin.params, lr=0.1), rule)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for _ in range(5):
+        resumed.step(loss=twin.gradients(), probe=lambda: 1.0)
+    assert [not math.isnan(seen) for seen, _ in rule.seen] == [False, False, False, True, False]
+
+
+def test_a_skipped_step_leaves_the_probe_to_the_next() -> None:
+    problem, rule = Problem(), Every()
+    optimizer = MoMoWrapper(Adam(problem.params, lr=0.1), rule, nonfinite="skip")
+    for step in range(1, 6):
+        loss = problem.gradients()
+        optimizer.step(loss=math.nan if step == 4 else loss, probe=lambda: 1.0)
+    assert optimizer.skipped_steps == 1
+    assert [not math.isnan(seen) for seen, _ in rule.seen] == [False, False, False, True]
+
+
+def test_a_parameter_of_another_shape_is_not_probed() -> None:
+    """As where somebody has resized an embedding between two steps."""
+    _, problem, optimizer = run(True, 3)
+    problem.params[3].data = torch.zeros(1, dtype=torch.float64)
+    optimizer.state.clear()
+    for param in problem.params:
+        param.grad = torch.ones_like(param)
+    optimizer.step(loss=1.0, probe=lambda: pytest.fail("there is no way back"))
