@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 ProcessGroup: TypeAlias = "dist.ProcessGroup | Literal['auto'] | None"
+Ranks: TypeAlias = "dist.ProcessGroup | None"
 
 # Classes of tensors that are whole, told at once where there are thousands.
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -63,7 +64,7 @@ def _ranks(process_group: object) -> set[int]:
     )
 
 
-def reduction_group(process_group: ProcessGroup) -> dist.ProcessGroup | None:
+def ranks_of(process_group: ProcessGroup) -> dist.ProcessGroup | None:
     """Return the ranks that share the model of the loss, or None where there is just one.
 
     "auto" are all ranks, where `torch.distributed` is initialised.

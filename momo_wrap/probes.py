@@ -29,22 +29,19 @@ Probe: TypeAlias = Callable[[], Loss]
 _WITHOUT_STATE = ("cpu", "meta")
 
 
-class Probes:
-    """The parameters before a step that is to be probed, and what was foretold of it."""
+class Before:
+    """The parameters before a step that is to be probed, and what the model foretells of it.
 
-    def __init__(self) -> None:
-        self.forget()
+    Args:
+        params: What is about to move. It is copied.
+        stats: The model.
+        theta: The fraction that is taken, 0-dim or of shape [groups].
+        penalty: λ ‖x‖²/2 where the base adds λ x to the gradients, else None.
+    """
 
-    def forget(self) -> None:
-        """Drop what was kept."""
-        self._before: list[tuple[Tensor, Tensor]] = []
-        self._foretold: Tensor | None = None
-        self._penalty: Tensor | None = None
-
-    def keep(
+    def __init__(
         self, params: Sequence[Tensor], stats: ModelStats, theta: Tensor, penalty: Tensor | None
     ) -> None:
-        """Keep parameters that are about to move until the next step, and what is foretold."""
         self._before = [(p, local(p.detach()).clone()) for p in params]
         whole = stats.predicted_decrease
         if theta.dim() and stats.groups is not None:
@@ -53,9 +50,9 @@ class Probes:
         self._penalty = penalty
 
     def measure(
-        self, probe: Probe | None, loss: Loss, like: Tensor, sign: float, *, own_loss: bool
+        self, probe: Probe, loss: Loss, like: Tensor, sign: float, *, own_loss: bool
     ) -> Tensor | None:
-        """Return by how much the last step has lowered the loss of this batch, on this rank.
+        """Return by how much the step has lowered the loss of the next batch, on this rank.
 
         Args:
             probe: Returns the loss of the batch at the parameters as they are.
@@ -65,16 +62,9 @@ class Probes:
             own_loss: Whether the loss is what the probe would return now.
 
         Returns:
-            A 0-dim tensor; None where the last step was not to be probed.
+            A 0-dim tensor; None where there is no way back.
         """
-        if probe is not None and not callable(probe):
-            raise TypeError(
-                f"step() got as probe {type(probe).__name__}, expected a function that returns the "
-                "loss of the batch at the parameters as they are. Write optimizer.step(loss=loss, "
-                "probe=lambda: loss_function(model(inputs), targets))."
-            )
-        if probe is None or not self._before or not self._fit():
-            self.forget()
+        if not self._fit():
             return None
         devices = {p.device for p, _ in self._before if p.device.type not in _WITHOUT_STATE}
         states = _random_states(devices)
@@ -89,20 +79,14 @@ class Probes:
             _set_random_states(devices, states)
         return sign * (then - as_scalar(loss, like))
 
-    def seen(
-        self, decrease: Tensor | None, penalty: Tensor | None, unknown: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return what the last step did, and what was foretold of it.
+    def compared(self, decrease: Tensor, penalty: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return what the step did, over all ranks, and what was foretold of it.
 
         Where the base adds λ x to the gradients, both are of the loss with λ ‖x‖²/2.
         """
-        foretold, before = self._foretold, self._penalty
-        self.forget()
-        if decrease is None or foretold is None:
-            return unknown, unknown
-        if penalty is not None and before is not None:
-            decrease = decrease + (before - penalty)
-        return decrease, foretold
+        if penalty is not None and self._penalty is not None:
+            decrease = decrease + (self._penalty - penalty)
+        return decrease, self._foretold
 
     def _fit(self) -> bool:
         """Return whether the parameters have the shapes that they had."""
@@ -118,9 +102,6 @@ class Probes:
             yield
         finally:
             torch._foreach_copy_(params, kept)
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_before": [], "_foretold": None, "_penalty": None}
 
 
 def _evaluate(probe: Probe, like: Tensor) -> Tensor:

@@ -21,18 +21,19 @@ from momo_wrap.checks.arguments import (
     check_arguments,
     check_compiled,
     check_nonfinite,
+    check_probe,
     check_rule,
     check_unknown_arguments,
     decay_form,
 )
 from momo_wrap.checks.nonfinite import must_skip
-from momo_wrap.distributed import ProcessGroup, check_process_group, reduced, reduction_group
+from momo_wrap.distributed import ProcessGroup, Ranks, check_process_group, ranks_of, reduced
 from momo_wrap.engine.params import has_zero_lr
 from momo_wrap.engine.scalars import as_scalar, scalar_template
 from momo_wrap.joint import JointOptimizer, joined, members
 from momo_wrap.losses import PendingLosses, RecordsLosses
 from momo_wrap.model import Averaging, MomentumModel
-from momo_wrap.probes import Probe, Probes
+from momo_wrap.probes import Before, Probe
 from momo_wrap.record import Outcome, Results
 from momo_wrap.rules import MoMo, StepRule, WeightDecayForm, checked_theta, signed_bound
 from momo_wrap.state.loading import check_loaded, with_entries
@@ -127,8 +128,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         self.nonfinite = nonfinite
         self.rule = rule
         self.weight_decay_form = weight_decay_form
-        self._outcome = Outcome()
-        self._pending, self._probes = PendingLosses(), Probes()
+        self._outcome, self._pending = Outcome(), PendingLosses()
         with lasting_tensors():
             self._import()
 
@@ -160,11 +160,10 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
 
         Args:
             closure: Reevaluates the model and returns the loss; runs with gradients enabled.
-            loss: The loss that the gradients belong to: a one-element tensor on any device, or a
-                Python number.
-            probe: Returns the loss of the same batch at the parameters as they are; runs without
-                gradients. It is called on the steps that the rule asks for, with the parameters
-                moved back to where they were before the last step: see `momo_wrap.probes`.
+            loss: The loss of the gradients: a one-element tensor on any device, or a Python number.
+            probe: Returns the loss of the same batch at the parameters as they are, without
+                gradients. It is called where the rule asks for it, with the parameters moved back
+                to where they were before the last step; see `momo_wrap.probes`.
 
         Returns:
             The loss, as it was given, or the mean of those that were recorded. None where there is
@@ -200,8 +199,8 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         if other or not isinstance(loss, Tensor) or loss.dim() or loss.is_complex():
             loss = self._pending.evaluate(closure, loss)
         self._bases.prepare(self.compiled)
-        is_parallel = dist.is_available() and dist.is_initialized()
-        group = reduction_group(self.process_group) if is_parallel else None
+        many = dist.is_available() and dist.is_initialized()
+        group = ranks_of(self.process_group) if many else None
         cares = self.nonfinite != "propagate"
         if cares and must_skip(self.nonfinite, loss, self.param_groups, group):
             self._outcome.skipped += 1
@@ -209,17 +208,15 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
             self._take(loss, group, probe, own_loss=not pending)
         return loss
 
-    def _take(
-        self,
-        loss: Loss,
-        group: dist.ProcessGroup | None,
-        probe: Probe | None,
-        *,
-        own_loss: bool,
-    ) -> None:
+    def _take(self, loss: Loss, group: Ranks, probe: Probe | None, *, own_loss: bool) -> None:
         bases, memory, like = self._bases, self._memory, self._bases.like
         bound = signed_bound(self.rule, bases.sign)
-        probed = self._probes.measure(probe, loss, like, bases.sign, own_loss=own_loss)
+        before, probed = self._outcome.before, None
+        if probe is not None:
+            check_probe(probe)
+            if before is not None:
+                probed = before.measure(probe, loss, like, bases.sign, own_loss=own_loss)
+        self._outcome.before = None
         memory.prepare(bases.pairs, like)
         step = bases.observe(self.weight_decay_form or self.rule.weight_decay_form)
         # Nearly always there is nothing to convert.
@@ -233,12 +230,14 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         given, loss = loss, loss if penalty is None else loss + penalty
         coefficients = memory.coefficients(step.averagings)
         model = MomentumModel.of(memory.averages, coefficients, loss)  # (1), (2)
-        seen = self._probes.seen(probed, penalty, bases.unknown)
+        seen = bases.unknown, bases.unknown
+        if before is not None and probed is not None:
+            seen = before.compared(probed, penalty)
         stats = model.stats(sums, loss, bound, bases.largest_lr, seen)
         decision = self.rule(stats, memory.rule)  # (3)
         theta = checked_theta(decision, memory.rule, sums.shape[1])
         if probe is not None and self.rule.wants_probe(memory.steps + 1):
-            self._probes.keep(bases.movable(), stats, theta, penalty)
+            self._outcome.before = Before(bases.movable(), stats, theta, penalty)
         self._outcome.effective_lrs = step.apply(theta)  # (4)
         memory.write(model.after(sums, theta), decision.memory)  # (5)
         self._outcome.of_step = (stats, decision, given, bases.sign)
@@ -287,7 +286,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         last = self.__dict__.get("_memory")
         like = scalar_template(self.param_groups, None if last is None else last.averages)
         self._memory = Memory(self._initial_memory(), like)
-        self._probes.forget()
+        self._outcome.before = None
         self._memory.prepare(self._bases.pairs, like)
 
     CHECKS: ClassVar[Mapping[str, Callable[[Any, Any], object]]] = {

@@ -76,6 +76,16 @@ def check_nonfinite(nonfinite: object) -> None:
         )
 
 
+def check_probe(probe: object) -> None:
+    """Refuse a probe that can't be called."""
+    if not callable(probe):
+        raise TypeError(
+            f"step() got as probe {type(probe).__name__}, expected a function that returns the "
+            "loss of the batch at the parameters as they are. Write optimizer.step(loss=loss, "
+            "probe=lambda: loss_function(model(inputs), targets))."
+        )
+
+
 def check_compiled(compiled: object) -> None:
     """Refuse what is no choice of whether to compile."""
     if not (isinstance(compiled, bool) or compiled == "auto"):

@@ -1,0 +1,83 @@
+"""Probes in several processes: each evaluates its own batch, and the differences are averaged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Adam
+
+from momo_wrap import ModelStats, MoMo, MoMoWrapper, StepDecision
+from tests.distributed import training
+from tests.distributed.training import Data, build_model
+from tests.distributed.world import run_world
+
+STEPS = 8
+
+
+class Every(MoMo):
+    """MoMo that has every third step probed, and notes what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__(training.BOUND)
+        self.seen: list[float] = []
+
+    def wants_probe(self, step: int) -> bool:
+        """Those of number 3, 6, ..."""
+        return step % 3 == 0
+
+    def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
+        """Note what was measured."""
+        self.seen.append(float(stats.probed_decrease))
+        return super().__call__(stats, memory)
+
+
+def train(form: str, *, probed: bool) -> tuple[list[float], dict[str, Tensor]]:
+    """Return what was measured, and the parameters in the end."""
+    whole = build_model()
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if form != "single" else (0, 1)
+    model: nn.Module = whole
+    if form == "DDP":
+        model = DistributedDataParallel(whole)
+    elif form == "FSDP2":
+        model = fully_shard(whole)
+    rule, data = Every(), Data(whole)
+    optimizer = MoMoWrapper(Adam(model.parameters(), lr=0.1), rule)
+    for _ in range(STEPS):
+        inputs, targets = data.next_batch(rank, ranks)
+
+        def evaluate(inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
+            loss: Tensor = nn.functional.mse_loss(model(inputs), targets)
+            return loss
+
+        loss = evaluate()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step(loss=loss, probe=evaluate if probed else None)
+    return rule.seen, training.whole(whole)
+
+
+@pytest.mark.parametrize("form", ["DDP", "FSDP2"])
+def test_differences_are_those_of_one_process(form: str) -> None:
+    expected, weights = train("single", probed=True)
+    assert [not math.isnan(value) for value in expected] == [k in (3, 6) for k in range(STEPS)]
+    for seen, found in run_world(2, train, form, probed=True):
+        assert seen == pytest.approx(expected, rel=1e-9, abs=1e-12, nan_ok=True)
+        for name, value in weights.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["DDP", "FSDP2"])
+def test_a_probe_changes_no_parameter(form: str) -> None:
+    pairs = zip(
+        run_world(2, train, form, probed=True), run_world(2, train, form, probed=False), strict=True
+    )
+    for (_, probed), (_, unprobed) in pairs:
+        for name, value in unprobed.items():
+            assert torch.equal(probed[name], value)
