@@ -46,7 +46,7 @@ def train(form: str, *, probed: bool) -> tuple[list[float], dict[str, Tensor]]:
     if form == "DDP":
         model = DistributedDataParallel(whole)
     elif form == "FSDP2":
-        model = fully_shard(whole)
+        fully_shard(whole)
     rule, data = Every(), Data(whole)
     optimizer = MoMoWrapper(Adam(model.parameters(), lr=0.1), rule)
     for _ in range(STEPS):

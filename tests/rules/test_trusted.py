@@ -553,7 +553,7 @@ LRS = [10.0**exponent for exponent in (-2.5, -2.0, -1.5, -1.0, -0.5, 0.0)]
     ("name", "seed"),
     [
         ("SGD", 0),
-        ("Adam", 1),
+        pytest.param("Adam", 1, marks=pytest.mark.slow),
         pytest.param("SGD", 1, marks=pytest.mark.slow),
         pytest.param("Adam", 0, marks=pytest.mark.slow),
     ],
