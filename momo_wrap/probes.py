@@ -27,6 +27,11 @@ from momo_wrap.rules import ModelStats
 Probe: TypeAlias = Callable[[], Loss]
 
 _WITHOUT_STATE = ("cpu", "meta")
+_INSTEAD = (
+    "probe=lambda: loss_function(model(inputs), targets).mean()",
+    "probe=lambda: loss_function(model(inputs), targets).real",
+    "probe=lambda: loss_function(model(inputs), targets)",
+)
 
 
 class Before:
@@ -106,7 +111,7 @@ class Before:
 
 def _evaluate(probe: Probe, like: Tensor) -> Tensor:
     """Return what a probe returns, like a 0-dim tensor."""
-    return as_scalar(checked_loss(probe(), "the probe returned"), like)
+    return as_scalar(checked_loss(probe(), "the probe returned", _INSTEAD), like)
 
 
 def _random_states(devices: Iterable[torch.device]) -> list[Tensor]:

@@ -67,19 +67,18 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         optimizer: The base optimizer, kept as `base`; or a list of them, which share one model of
             the loss and one θ, kept as a `JointOptimizer`.
         rule: The step rule; None: `MoMo(lower_bound=0.0)`.
-        adapter: How to read the base; None: the one of `adapter_for`. With several optimizers, a
-            list with an entry for each.
+        adapter: How to read the base; None: that of `adapter_for`. With several, one for each.
         weight_decay_form: What the base's weight decay λ_i does. "base": what it does in the base,
             shortened with the step; "scaled": the same as in AdamW, x_i <- x_i - θ α_i (u_i + λ_i
             x_i); "decoupled": x_i <- (1 - α_i λ_i) x_i - θ α_i u_i; "proximal", the paper's: x_i <-
-            (x_i - θ α_i u_i)/(1 + α_i λ_i); None: the rule's own form, "base" unless it says so.
+            (x_i - θ α_i u_i)/(1 + α_i λ_i); None: the rule's own form, "base" unless it says so. A
+            `ProposingAdapter` knows "base" alone.
         nonfinite: What to do where the loss or a gradient is not finite: "propagate", the step
             writes NaN, as the base's would; "skip", the step changes nothing and is counted;
             "raise", it changes nothing and raises. The last two wait for the device at every step.
         compiled: How the state of SGD and the Adam family is updated. False: by `base.step()`, as
-            that of all others. True: by compiled passes of the wrapper, in its stead, unless the
-            base has step hooks; compiling takes some seconds. "auto": on the CPU so, compiled for
-            2^24 parameters or more where there is a C++ compiler; elsewhere by `base.step()`.
+            that of all others. True: by compiled passes in its stead, unless the base has step
+            hooks. "auto": so on the CPU, compiled from 2^24 parameters on; else by `base.step()`.
         process_group: The ranks whose losses are averaged, and over which parameters are sharded:
             "auto", all of `torch.distributed` if it is initialised; a group; None, this one alone.
 
@@ -160,10 +159,10 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
 
         Args:
             closure: Reevaluates the model and returns the loss; runs with gradients enabled.
-            loss: The loss of the gradients: a one-element tensor on any device, or a Python number.
-            probe: Returns the loss of the same batch at the parameters as they are, without
-                gradients. It is called where the rule asks for it, with the parameters moved back
-                to where they were before the last step; see `momo_wrap.probes`.
+            loss: The loss of the gradients: a one-element tensor on any device, or a number.
+            probe: Returns the loss of the same batch at the parameters as they are. Give it at
+                every step; it is called where the rule asks for it, without gradients, with the
+                parameters moved back to where they were before the last step.
 
         Returns:
             The loss, as it was given, or the mean of those that were recorded. None where there is
@@ -199,8 +198,9 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         if other or not isinstance(loss, Tensor) or loss.dim() or loss.is_complex():
             loss = self._pending.evaluate(closure, loss)
         self._bases.prepare(self.compiled)
-        many = dist.is_available() and dist.is_initialized()
-        group = ranks_of(self.process_group) if many else None
+        group = (
+            ranks_of(self.process_group) if dist.is_available() and dist.is_initialized() else None
+        )
         cares = self.nonfinite != "propagate"
         if cares and must_skip(self.nonfinite, loss, self.param_groups, group):
             self._outcome.skipped += 1

@@ -146,8 +146,17 @@ def test_a_probe_that_raises_changes_nothing(error: type[BaseException]) -> None
 @pytest.mark.parametrize(
     ("returned", "error", "message"),
     [
-        (None, TypeError, "the probe returned None, expected a one-element tensor or a number"),
-        (torch.ones(2), ValueError, r"the probe returned a tensor of shape \[2\]"),
+        (None, TypeError, r"the probe returned None, expected .* or a number. Write probe=lambda:"),
+        (
+            torch.ones(2),
+            ValueError,
+            r"the probe returned a tensor of shape \[2\].*probe=lambda:.*mean",
+        ),
+        (
+            torch.ones(1) * 1j,
+            TypeError,
+            r"the probe returned a complex tensor.*probe=lambda:.*real",
+        ),
     ],
 )
 def test_a_probe_that_returns_no_loss(returned: Any, error: type[Exception], message: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from momo_wrap import MoMo, MoMoWrapper, StepRule, TrustedMoMo
+from momo_wrap.rules import WeightDecayForm
 from momo_wrap.sweep import OptimizerFactory
 
 Params = Iterable[nn.Parameter]
@@ -67,10 +67,9 @@ def wrapped(
     params: Params, lr: float, *, base: Callable[..., Any], rule: Callable[[], StepRule] = MoMo
 ) -> Optimizer:
     """Return a base with a step rule."""
-    with warnings.catch_warnings():
-        # Of Muon there is no reading adapter; that is no news here.
-        warnings.filterwarnings("ignore", message=".*ProposingAdapter")
-        return MoMoWrapper(base(params, lr), rule())
+    # The paper's form of weight decay, with which MoMo was measured.
+    form: WeightDecayForm | None = "proximal" if rule is MoMo else None
+    return MoMoWrapper(base(params, lr), rule(), weight_decay_form=form)
 
 
 BARE: dict[str, Callable[..., Optimizer]] = {

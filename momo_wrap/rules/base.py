@@ -91,7 +91,7 @@ class ModelStats:
             flat: dict[str, Any] = {
                 name: value.reshape(-1)
                 for name, value in vars(self).items()
-                if isinstance(value, Tensor) and name != "learning_rate"
+                if isinstance(value, Tensor) and name not in _WHOLE
             }
             return replace(self, **flat)
         mean_loss, displacement, decay_shift, predicted_decrease, gradient_decrease = self.groups
@@ -106,6 +106,10 @@ class ModelStats:
             gradient_decrease=gradient_decrease,
             groups=None,
         )
+
+
+# Statistics that no group has by itself.
+_WHOLE = ("learning_rate", "probed_decrease", "probed_prediction")
 
 
 @dataclass(frozen=True)
