@@ -134,10 +134,14 @@ class Bases:
         base, _ = self.pairs[0]
         self.sign = -1.0 if maximizes(base, base.param_groups[0]) else 1.0
 
-    def movable(self) -> list[Tensor]:
-        """Return the parameters that may move in the step that is planned."""
-        cells = [cell for plan in self._plans for cell in (*plan.cells, *plan.others)]
-        return [param for cell in cells for param in cell.params]
+    def movable(self) -> list[tuple[Tensor, int, int]]:
+        """Return what may move in the step that is planned: parameter, its group, its shards."""
+        found, first = [], 0
+        for plan in self._plans:
+            for cell in (*plan.cells, *plan.others):
+                found += [(param, first + cell.group, cell.shards) for param in cell.params]
+            first += plan.groups
+        return found
 
     def observe(self, weight_decay_form: WeightDecayForm) -> BaseStep:
         """Let the bases take in the gradients, and sum up what their steps would do."""
@@ -165,6 +169,8 @@ class _JointStep(BaseStep):
         self.sums = torch.cat([_complete(step.sums, rows) for step in steps], dim=1)
         if any(step.penalty is not None for step in steps):
             self.penalty = torch.cat([_penalty(step) for step in steps])
+            decays = [step.coupled_decay or [0.0] * len(step.averagings) for step in steps]
+            self.coupled_decay = [decay for its in decays for decay in its]
 
     def apply(self, thetas: Tensor) -> Tensor:
         """Move the parameters of all bases; see `BaseStep`."""

@@ -24,6 +24,7 @@ class PendingLosses:
         self._total: Loss = 0.0
         self._weights: Loss = 0.0
         self.count = 0
+        self.averaged = False  # whether the last loss was a mean of what was recorded
 
     def mark_due(self) -> None:
         """Note that the step that they belong to is taken now, or skipped.
@@ -52,6 +53,7 @@ class PendingLosses:
 
         It is the mean of what was recorded, by the closure too, else what was given or computed.
         """
+        self.averaged = False
         if self.count and loss is not None:
             raise TypeError(
                 f"step() got a loss, but {self.count} were recorded before. Write either "
@@ -84,6 +86,7 @@ class PendingLosses:
                 return checked_loss(returned, "the closure returned")
         mean = self._total / self._weights
         self.clear()
+        self.averaged = True
         return mean
 
 

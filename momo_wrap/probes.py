@@ -20,7 +20,8 @@ from torch import Tensor
 
 from momo_wrap.checks.arguments import Loss
 from momo_wrap.distributed import local
-from momo_wrap.engine.scalars import as_scalar
+from momo_wrap.engine.blocks import real
+from momo_wrap.engine.scalars import Scalar, as_scalar
 from momo_wrap.losses import checked_loss
 from momo_wrap.rules import ModelStats
 
@@ -38,21 +39,28 @@ class Before:
     """The parameters before a step that is to be probed, and what the model foretells of it.
 
     Args:
-        params: What is about to move. It is copied.
+        params: What is about to move, with its group and its `shards`. It is copied.
         stats: The model.
         theta: The fraction that is taken, 0-dim or of shape [groups].
-        penalty: λ ‖x‖²/2 where the base adds λ x to the gradients, else None.
+        decays: λ of each group where the base adds λ x to the gradients; else nothing.
+
+    Attributes:
+        foretold: By how much the model foretells the loss to fall, with λ ‖x‖²/2 in it; 0-dim.
     """
 
     def __init__(
-        self, params: Sequence[Tensor], stats: ModelStats, theta: Tensor, penalty: Tensor | None
+        self,
+        params: Sequence[tuple[Tensor, int, int]],
+        stats: ModelStats,
+        theta: Tensor,
+        decays: Sequence[Scalar],
     ) -> None:
-        self._before = [(p, local(p.detach()).clone()) for p in params]
+        self._before = [(p, local(p.detach()).clone()) for p, _, _ in params]
+        self._decays = [decays[group] * shards for _, group, shards in params] if decays else []
         whole = stats.predicted_decrease
         if theta.dim() and stats.groups is not None:
             whole = stats.groups.predicted_decrease
-        self._foretold = stats.value - stats.value_after_decay + (theta * whole).sum()
-        self._penalty = penalty
+        self.foretold = stats.value - stats.value_after_decay + (theta * whole).sum()
 
     def measure(
         self, probe: Probe, loss: Loss, like: Tensor, sign: float, *, own_loss: bool
@@ -67,9 +75,10 @@ class Before:
             own_loss: Whether the loss is what the probe would return now.
 
         Returns:
-            A 0-dim tensor; None where there is no way back.
+            A 0-dim tensor, with λ ‖x‖²/2 in the loss as it was at that step; None where there is no
+            way back.
         """
-        if not self._fit():
+        if not all(local(p.detach()).shape == before.shape for p, before in self._before):
             return None
         devices = {p.device for p, _ in self._before if p.device.type not in _WITHOUT_STATE}
         states = _random_states(devices)
@@ -82,20 +91,16 @@ class Before:
                 loss = _evaluate(probe, like)
         finally:
             _set_random_states(devices, states)
-        return sign * (then - as_scalar(loss, like))
+        return sign * (then - as_scalar(loss, like)) + self._penalties(like)
 
-    def compared(self, decrease: Tensor, penalty: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return what the step did, over all ranks, and what was foretold of it.
-
-        Where the base adds λ x to the gradients, both are of the loss with λ ‖x‖²/2.
-        """
-        if penalty is not None and self._penalty is not None:
-            decrease = decrease + (self._penalty - penalty)
-        return decrease, self._foretold
-
-    def _fit(self) -> bool:
-        """Return whether the parameters have the shapes that they had."""
-        return all(local(p.detach()).shape == before.shape for p, before in self._before)
+    def _penalties(self, like: Tensor) -> Tensor | float:
+        """Return by how much λ ‖x‖²/2 has fallen, without a difference of large numbers."""
+        fallen: Tensor | float = 0.0
+        for (param, before), decay in zip(self._before, self._decays, strict=False):
+            if isinstance(decay, Tensor) or decay != 0.0:
+                then, now = (real(x).to(like.dtype) for x in (before, local(param.detach())))
+                fallen = fallen + as_scalar(((then - now) * (then + now)).sum() * decay / 2, like)
+        return fallen
 
     @contextmanager
     def _moved_back(self) -> Iterator[None]:

@@ -134,6 +134,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
     def _changed(self, name: str) -> None:
         if name == "rule" and "_memory" in self.__dict__:
             self._memory.start_rule(self._initial_memory())
+            self._outcome.before = None
         elif name == "compiled":
             self._bases.forget()
 
@@ -205,7 +206,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         if cares and must_skip(self.nonfinite, loss, self.param_groups, group):
             self._outcome.skipped += 1
         else:
-            self._take(loss, group, probe, own_loss=not pending)
+            self._take(loss, group, probe, own_loss=not (other and self._pending.averaged))
         return loss
 
     def _take(self, loss: Loss, group: Ranks, probe: Probe | None, *, own_loss: bool) -> None:
@@ -230,14 +231,13 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         given, loss = loss, loss if penalty is None else loss + penalty
         coefficients = memory.coefficients(step.averagings)
         model = MomentumModel.of(memory.averages, coefficients, loss)  # (1), (2)
-        seen = bases.unknown, bases.unknown
-        if before is not None and probed is not None:
-            seen = before.compared(probed, penalty)
+        foretold = bases.unknown if before is None or probed is None else before.foretold
+        seen = bases.unknown if probed is None else probed, foretold
         stats = model.stats(sums, loss, bound, bases.largest_lr, seen)
         decision = self.rule(stats, memory.rule)  # (3)
         theta = checked_theta(decision, memory.rule, sums.shape[1])
         if probe is not None and self.rule.wants_probe(memory.steps + 1):
-            self._outcome.before = Before(bases.movable(), stats, theta, penalty)
+            self._outcome.before = Before(bases.movable(), stats, theta, step.coupled_decay)
         self._outcome.effective_lrs = step.apply(theta)  # (4)
         memory.write(model.after(sums, theta), decision.memory)  # (5)
         self._outcome.of_step = (stats, decision, given, bases.sign)

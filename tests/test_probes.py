@@ -328,3 +328,65 @@ def test_a_parameter_of_another_shape_is_not_probed() -> None:
     for param in problem.params:
         param.grad = torch.ones_like(param)
     optimizer.step(loss=1.0, probe=lambda: pytest.fail("there is no way back"))
+
+
+@pytest.mark.parametrize("change", ["decay", "no decay", "no gradient", "a group"])
+def test_the_penalty_is_that_of_the_step_that_is_probed(change: str) -> None:
+    """Whatever becomes of decays, gradients and groups before the next step."""
+    first = torch.tensor([3.0, 4.0], dtype=torch.float64, requires_grad=True)
+    second = torch.tensor([10.0], dtype=torch.float64, requires_grad=True)
+    rule = Every(-math.inf)
+    base = SGD([{"params": [first]}, {"params": [second]}], lr=1e-3, weight_decay=0.1)
+    optimizer = MoMoWrapper(base, rule)
+
+    def loss() -> Tensor:
+        return (first**2).sum() + second.sum()
+
+    def value() -> float:
+        with torch.no_grad():
+            return float(loss() + 0.1 / 2 * ((first**2).sum() + (second**2).sum()))
+
+    for _ in range(3):
+        before = value()
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step(loss=loss().detach(), probe=loss)
+    expected = before - value()
+    optimizer.zero_grad()
+    loss().backward()
+    if change == "decay":
+        optimizer.param_groups[0]["weight_decay"] = 0.2
+    elif change == "no decay":
+        for group in optimizer.param_groups:
+            group["weight_decay"] = 0.0
+    elif change == "no gradient":
+        second.grad = None
+    else:
+        late = torch.ones(50, dtype=torch.float64, requires_grad=True)
+        late.grad = torch.zeros_like(late)
+        optimizer.add_param_group({"params": [late]})
+    optimizer.step(loss=loss().detach(), probe=loss)
+    assert rule.seen[-1][0] == pytest.approx(expected, rel=1e-9)
+
+
+def test_losses_that_a_closure_records_are_not_those_of_the_probe() -> None:
+    problem, rule = Problem(), Every()
+    optimizer, rows = MoMoWrapper(Adam(problem.params, lr=0.1), rule), torch.arange(16)
+    before = problem.params
+
+    def closure() -> None:
+        optimizer.record_loss(problem.gradients())
+        optimizer.record_loss(1000.0)
+
+    for step in range(1, 5):
+        if step == 4:
+            expected = problem.loss(before, rows) - problem.loss(problem.params, rows)
+        before = [param.detach().clone() for param in problem.params]
+        optimizer.step(closure, probe=partial(problem.loss, problem.params, rows))  # type: ignore[arg-type]
+    assert rule.seen[-1][0] == pytest.approx(float(expected.detach()), rel=1e-9)
+
+
+def test_another_rule_is_told_of_no_probe_that_the_last_one_asked_for() -> None:
+    _, problem, optimizer = run(True, 3)
+    optimizer.rule = MoMo()
+    optimizer.step(loss=problem.gradients(), probe=lambda: pytest.fail("nobody asked"))

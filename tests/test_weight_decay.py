@@ -16,7 +16,7 @@ import pytest
 import torch
 from lion_pytorch import Lion
 from torch import Tensor
-from torch.optim import SGD, AdamW, NAdam, Optimizer, RAdam
+from torch.optim import SGD, Adagrad, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from momo_wrap import MoMo, MoMoStar, MoMoWrapper, ProposingAdapter, StepRule, TrustedMoMo
 from momo_wrap.adapters import LionAdapter
@@ -215,3 +215,23 @@ def test_a_decay_that_outweighs_the_gradient_is_a_whole_step() -> None:
     assert last_step(optimizer).theta == 1.0
     assert x.item() == pytest.approx(10.0 - 0.1 * (1.0 - 0.5))
     assert math.isfinite(kept(optimizer)[0]["momo_displacement"])
+
+
+@pytest.mark.parametrize("kind", [RMSprop, NAdam, Adagrad, SGD])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("compiled", ["auto", False])
+def test_gradients_with_decay_are_rounded_as_the_base_rounds_them(
+    kind: type[Any], dtype: torch.dtype, compiled: Any
+) -> None:
+    """A gradient that the decay cancels is 0 for the preconditioner, and so for the step."""
+    ends = []
+    for wrap in (False, True):
+        param = torch.ones(64, dtype=dtype, requires_grad=True)
+        base = kind([param], lr=1e-3, weight_decay=0.01)
+        optimizer = MoMoWrapper(base, MoMo(-math.inf), compiled=compiled) if wrap else base
+        for _ in range(3):
+            param.grad = torch.full_like(param, -0.01)
+            arguments: dict[str, Any] = {"loss": 1.0} if wrap else {}
+            optimizer.step(**arguments)
+        ends.append(param.detach().float())
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-5)

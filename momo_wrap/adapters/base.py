@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from momo_wrap.engine.passes import Engine
+from momo_wrap.engine.scalars import Scalar
 from momo_wrap.model import Averaging
 from momo_wrap.rules import WeightDecayForm
 
@@ -27,11 +28,13 @@ class BaseStep(ABC):
             three may be left out where weight decay is not a part of the step of its own.
         penalty: λ ‖x‖²/2 of each group, of shape [groups], where the base adds λ x to the
             gradients, so that they are those of the loss and this; None: nowhere.
+        coupled_decay: λ of each group where there is a penalty, 0 in other groups.
     """
 
     averagings: Sequence[Averaging]
     sums: Tensor
     penalty: Tensor | None = None
+    coupled_decay: Sequence[Scalar] = ()
 
     @abstractmethod
     def apply(self, thetas: Tensor) -> Tensor:

@@ -37,6 +37,8 @@ class LionAdapter(ReadingAdapter):
         """Return the option, if one is set, with which the base is another optimizer."""
         for group in base.param_groups:
             changed = [name for name in _VARIANTS if group.get(name)]
+            if group.get("weight_decay") and not group.get("weight_decouple", True):
+                return "with weight_decouple=False it adds its decay to the gradients themselves"
             if group.get("weight_decay"):
                 changed += [n for n in _DECAYS if group.get(n) or getattr(base, n, False)]
             if maximizes(base, group) and "maximize" not in group:
@@ -50,8 +52,8 @@ class LionAdapter(ReadingAdapter):
         return None
 
     def couples_weight_decay(self, base: Optimizer, group: ParamGroup) -> bool:
-        """Return whether an option of pytorch-optimizer says so; see `ReadingAdapter`."""
-        return not group.get("weight_decouple", True)
+        """Return that it does not; see `obstacle` and `ReadingAdapter`."""
+        return False
 
     def averaging(self, group: ParamGroup, state: State) -> Averaging:
         """Return the coefficients above; see `ReadingAdapter`."""

@@ -170,6 +170,7 @@ class PlannedStep(BaseStep):
         else:
             found = self._products([*products, _SQUARES])
             found, self.penalty = found[:-1], found[-1] / 2
+            self.coupled_decay = rates.coupled_decay
         if not gradient and not decays:
             return found * rates.factors
         if not gradient and rates.scaled_decay is not None:

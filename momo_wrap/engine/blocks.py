@@ -133,13 +133,22 @@ class Block:
         if column in self._copies:
             return self._copies[column]
         values = joined(self.pieces[column])
-        values = values if values.dtype is self.dtype else values.to(self.dtype)
         values = -values if column in self.negated else values
-        if column in self.decayed:
-            values = values + self.scalar("coupled_decay") * self.flat("param")
+        values = self._with_decay(values) if column in self.decayed else values
+        values = values if values.dtype is self.dtype else values.to(self.dtype)
         if self.packing is not None:
             self._copies[column] = values
         return values
+
+    def _with_decay(self, grad: Tensor) -> Tensor:
+        """Return g + λ x, rounded as a base rounds it: its preconditioner is made of that."""
+        decay, x = self.scalar("coupled_decay"), joined(self.pieces["param"])
+        if not isinstance(decay, Tensor):
+            return torch.add(grad, x, alpha=decay)
+        if grad.dtype is not self.dtype and grad.device.type == "cpu":
+            decay = decay.to(grad.dtype)  # as `alpha` is there
+        wide = torch.addcmul(grad.to(self.dtype), decay.to(self.dtype), x.to(self.dtype))
+        return wide.to(grad.dtype)
 
     def forget(self, *, keep_param: bool = False) -> None:
         """Drop the copies that were made, which take memory, perhaps but those of parameters."""

@@ -24,6 +24,7 @@ from momo_wrap.fast.updates import UPDATES, Update
 
 # Below that many parameters, compiling takes longer than it saves in thousands of steps.
 _WORTHWHILE_ELEMENTS = 2**24
+_FULL = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
 def choose_engine(
@@ -49,7 +50,9 @@ def choose_engine(
         return CompiledEngine
     # On the CPU a base goes from tensor to tensor, with a fused kernel or with many operations.
     is_fused = any(group.get("fused") for group in base.param_groups)
-    return UpdatingEngine if update.pays_uncompiled and not is_fused else Engine
+    # In lower precision it rounds more often than a base that is to be the same.
+    is_full = all(param.dtype in _FULL for param in params)
+    return UpdatingEngine if update.pays_uncompiled and not is_fused and is_full else Engine
 
 
 @functools.cache

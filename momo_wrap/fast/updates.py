@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,9 +57,10 @@ class AdamUpdate(Update):
     pays_uncompiled = True
 
     def is_ready(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> bool:
-        """Return whether there is a state, that of amsgrad included."""
+        """Return whether there is a state, that of amsgrad included, with usual step counts."""
         wanted = "max_exp_avg_sq" if group.get("amsgrad") else "step"
-        return all(wanted in state.get(param, {}) for param in params)
+        entries = [state.get(param, {}) for param in params]
+        return all(wanted in entry and _is_count(entry["step"]) for entry in entries)
 
     def count(self, cells: Sequence[tuple[ParamGroup, Sequence[Tensor]]], state: State) -> None:
         """Count the step for each parameter."""
@@ -86,6 +88,11 @@ class AdamUpdate(Update):
         return new
 
 
+def _is_count(step: object) -> bool:
+    """Return whether a step count is one that torch would have made; others are in files."""
+    return isinstance(step, Tensor) and step.is_floating_point()
+
+
 class NAdamUpdate(AdamUpdate):
     """Adam's update, and that of the product of the momenta."""
 
@@ -95,7 +102,7 @@ class NAdamUpdate(AdamUpdate):
         for group, params in cells:
             steps = wide(torch.stack([state[p]["step"] for p in params]))
             settings = {"beta1": group["betas"][0], "momentum_decay": group["momentum_decay"]}
-            momenta = torch.as_tensor(nesterov_momentum(settings, steps))
+            momenta: Any = nesterov_momentum(settings, steps)
             products = [state[p]["mu_product"] for p in params]
             torch._foreach_mul_(products, momenta.to(products[0].dtype).unbind())
 

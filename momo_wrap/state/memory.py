@@ -184,7 +184,7 @@ class Memory:
             for column in averages.unbind(1)
         ]
         entries[0].update({_RULE_PREFIX + name: v.clone() for name, v in self.rule.items()})
-        entries[0][_STEPS] = torch.tensor(self.steps)
+        entries[0][_STEPS] = torch.tensor(self.steps, device="cpu")
         return entries
 
     def weight_sums(self, first: int, averagings: Sequence[Averaging]) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import pytorch_optimizer
 import torch
 from lion_pytorch import Lion
 from torch import Tensor
@@ -105,6 +106,11 @@ PROPOSED: dict[str, tuple[Callable[[list[Tensor]], Optimizer], str, str]] = {
     "Lion with another decay": (
         lambda p: Lion(p, weight_decay=0.1, decoupled_weight_decay=True),
         "with decoupled_wd=True its step is not plain Lion's",
+        "2 MiB",
+    ),
+    "Lion with coupled decay": (
+        lambda p: pytorch_optimizer.Lion(p, weight_decay=0.1, weight_decouple=False),
+        "with weight_decouple=False it adds its decay to the gradients themselves",
         "2 MiB",
     ),
     "Lion with complex parameters": (

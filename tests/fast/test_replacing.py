@@ -287,6 +287,46 @@ def test_auto_is_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(True, 1) is CompiledEngine
 
 
+def test_auto_leaves_low_precision_to_the_base() -> None:
+    """Updated in float32 and rounded once, a state would be another one than the bare base's."""
+    for dtype, engine in ((torch.bfloat16, Engine), (torch.complex64, UpdatingEngine)):
+        params = [torch.empty(3, dtype=dtype), torch.empty(3)]
+        optimizer = AdamW(params)
+        assert choose_engine("auto", optimizer, adapter_for(optimizer), params) is engine
+
+
+def test_step_counts_that_torch_does_not_make() -> None:
+    """Those of a file may be integers, to which a base adds all the same."""
+    ends = []
+    for compiled in (False, "auto"):
+        param = torch.ones(3, requires_grad=True)
+        optimizer = MoMoWrapper(AdamW([param], lr=0.1), compiled=compiled)
+        for _ in range(3):
+            param.grad = torch.ones(3)
+            optimizer.step(loss=1.0)
+            optimizer.state[param]["step"] = optimizer.state[param]["step"].long()
+        ends.append(param.detach())
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.NAdam, torch.optim.RAdam])
+@pytest.mark.parametrize("compiled", ["auto", False])
+def test_another_default_device_at_a_step(kind: Any, compiled: Any) -> None:
+    ends = []
+    for device in ("cpu", "meta"):
+        param = torch.tensor([1.0, 2.0], requires_grad=True)
+        optimizer = MoMoWrapper(kind([param], lr=0.1), compiled=compiled)
+        param.grad = torch.ones(2)
+        optimizer.step(loss=1.0)
+        with torch.device(device):
+            for _ in range(8):
+                optimizer.step(loss=1.0)
+            steps = optimizer.state_dict()["param_groups"][0]["momo_steps"]
+        assert steps == 9
+        ends.append(param.detach())
+    assert torch.equal(*ends)
+
+
 def test_auto_looks_for_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     find = fast_engine._has_compiler.__wrapped__
     monkeypatch.delenv("CXX", raising=False)
