@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from momo_wrap import MoMo, MoMoWrapper, ProposingAdapter, StepRecord
+from momo_wrap.adapters import registry
 from tests.problems import last_step
 
 HALF = 25  # steps; a whole run is two halves
@@ -226,7 +227,7 @@ class Run:
 
 
 def wrapped(name: str, base: Optimizer, rule: MoMo) -> MoMoWrapper:
-    """Wrap in one line: with a warning, which tells the memory, where nothing reads the base."""
+    """Wrap in one line: with a warning, which tells the memory, where nothing is known of it."""
     if is_refused(name):
         with pytest.raises(TypeError, match="it estimates its learning rate from steps that"):
             MoMoWrapper(base, rule)
@@ -234,6 +235,10 @@ def wrapped(name: str, base: Optimizer, rule: MoMo) -> MoMoWrapper:
     if name in READ:
         wrapper = MoMoWrapper(base, rule)  # a warning would be an error
         assert not isinstance(wrapper.adapter, ProposingAdapter)
+        return wrapper
+    if f"{type(base).__module__}.{type(base).__qualname__}" in registry._proposing:
+        wrapper = MoMoWrapper(base, rule)
+        assert isinstance(wrapper.adapter, ProposingAdapter)
         return wrapper
     with pytest.warns(UserWarning, match=rf"{re.escape(type(base).__qualname__)}: .* MiB"):
         wrapper = MoMoWrapper(base, rule)

@@ -23,11 +23,16 @@ FAILED = math.nan
 Values = Mapping[str, Sequence[float]]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _packages() -> None:
+    """Skip where what the evidence needs is not there."""
+    for name in ("sklearn", "matplotlib", "schedulefree", "prodigyopt", "dadaptation"):
+        pytest.importorskip(name, reason="the examples and test extras are not installed")
+
+
 @pytest.fixture
 def evidence(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The modules of the report, by name."""
-    for name in ("sklearn", "matplotlib", "schedulefree", "prodigyopt", "dadaptation"):
-        pytest.importorskip(name, reason="the examples and test extras are not installed")
     names = ("report", "plan", "methods", "tasks", "measures", "comparing", "targets", "sections")
     return SimpleNamespace(**{n: load_script(f"evidence/{n}", monkeypatch) for n in names})
 

@@ -170,7 +170,8 @@ def test_scalars_are_in_the_groups() -> None:
     ours = {name for name in second if name.startswith("momo_")}
     of_model = ("loss_sum", "loss_weight_sum", "weight_sum", "displacement")
     assert ours == {f"momo_{name}" for name in of_model}
-    assert {name for name in first if name.startswith("momo_")} == ours | {"momo_rule_lower_bound"}
+    of_all = {"momo_rule_lower_bound", "momo_steps"}
+    assert {name for name in first if name.startswith("momo_")} == ours | of_all
     assert all(group[name].shape == () for group in (first, second) for name in ours)
 
 
