@@ -103,7 +103,7 @@ def numpy_vector(tensors: list[Tensor]) -> Array:
     ("weight_decay", "form", "steps"),
     [
         (0.01, "proximal", FEW),
-        pytest.param(0.01, "scaled", STEPS, marks=pytest.mark.slow),
+        pytest.param(0.0, "proximal", STEPS, marks=pytest.mark.slow),
         pytest.param(0.01, "proximal", STEPS, marks=pytest.mark.slow),
     ],
 )
