@@ -142,7 +142,9 @@ class Block:
 
     def _with_decay(self, grad: Tensor) -> Tensor:
         """Return g + λ x, rounded as a base rounds it: its preconditioner is made of that."""
-        decay, x = self.scalar("coupled_decay"), joined(self.pieces["param"])
+        decay = self.scalar("coupled_decay")
+        # Where nothing is rounded, the parameters may have been gathered already.
+        x = self.flat("param") if grad.dtype is self.dtype else joined(self.pieces["param"])
         if not isinstance(decay, Tensor):
             return torch.add(grad, x, alpha=decay)
         if grad.dtype is not self.dtype and grad.device.type == "cpu":

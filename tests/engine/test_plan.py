@@ -41,13 +41,19 @@ class Base:
 
 BETAS = [(0.8, 0.95), (0.9, 0.999), (0.5, 0.9)]
 BASES = {
-    "SGD": Base(SGD, {"lr": 0.05, "momentum": 0.9}, {"momentum": [0.9, 0.5, 0.7]}),
+    "SGD": Base(
+        SGD,
+        {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1},
+        {"momentum": [0.9, 0.5, 0.7], "weight_decay": [0.0, 0.2]},
+    ),
     "AdamW": Base(
         AdamW,
         {"lr": 0.02, "weight_decay": 0.1},
         {"betas": BETAS, "weight_decay": [0.0, 0.05, 0.3]},
     ),
-    "NAdam": Base(NAdam, {"lr": 0.02}, {"betas": BETAS, "momentum_decay": [4e-3, 0.1]}),
+    "NAdam": Base(
+        NAdam, {"lr": 0.02, "weight_decay": 0.1}, {"betas": BETAS, "momentum_decay": [4e-3, 0.1]}
+    ),
     "proposed": Base(
         SGD,
         {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1},
@@ -270,10 +276,7 @@ def run(worlds: Sequence[World], history: History) -> None:
 
 
 def unbounded(base: Base) -> Callable[[Optimizer], MoMoWrapper]:
-    form: Any = "decoupled" if base.adapter is None else None
-    return lambda inner: MoMoWrapper(
-        inner, MoMo(-math.inf), weight_decay_form=form, adapter=base.adapter
-    )
+    return lambda inner: MoMoWrapper(inner, MoMo(-math.inf), adapter=base.adapter)
 
 
 def run_beside_the_bare_optimizer(base: Base, groups: int, elements: int, history: History) -> None:
