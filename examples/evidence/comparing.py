@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from measures import Comparison, bare_of, gain, mean, wrapped_by
@@ -22,6 +22,7 @@ ONE_SETTING = {
     "Mechanic": 0.01,
     "schedule-free AdamW": 0.00215,
     "schedule-free SGD": 1.0,
+    "schedule-free Prodigy": 1.0,
 }
 # No task counts for more than this in a mean of shortfalls, also where a run failed.
 LARGEST_SHORTFALL = 10.0
@@ -38,42 +39,68 @@ def is_near(task: str, difference: float) -> bool:
     return difference >= -near(task) - 1e-4
 
 
+def tally(count: int, total: int, never: int) -> str:
+    """Return a count, with the tasks that were left out because the base never trains on them."""
+    return f"{count} of {total}" + f", {never} never trains" * (never > 0)
+
+
+def shortfall(gains: Mapping[str, float]) -> float:
+    """Return the mean shortfall over tasks, in units of what is near, from gains by task."""
+    lacks = [max(-found / near(task), 0.0) for task, found in gains.items()]
+    return mean(min(lack, LARGEST_SHORTFALL) for lack in lacks)
+
+
 @dataclass(frozen=True)
 class OneSetting:
     """A method at one learning rate, on all tasks that it has results of.
 
     Attributes:
         lr: The learning rate.
-        same_base: By task, the gain over the best tuned run of the same base, bare.
+        same_base: By task, the gain over the best tuned run of the same base, bare; without the
+            tasks on which that never trains.
         any_base: That over the best of all bare optimizers.
+        never: The tasks on which the bare base never trains.
     """
 
     lr: float
     same_base: dict[str, float]
     any_base: dict[str, float]
+    never: list[str]
 
     @property
-    def shortfall(self) -> float:
-        """The mean shortfall against all bare ones, in units of what is near."""
-        lacks = [max(-found / near(task), 0.0) for task, found in self.any_base.items()]
-        return mean(min(lack, LARGEST_SHORTFALL) for lack in lacks)
+    def near_same(self) -> int:
+        """On how many tasks the method is near its own base, tuned."""
+        return sum(is_near(*item) for item in self.same_base.items())
+
+    @property
+    def near_any(self) -> int:
+        """On how many tasks the method is near the best of all bare optimizers."""
+        return sum(is_near(*item) for item in self.any_base.items())
+
+    def __str__(self) -> str:
+        return tally(self.near_same, len(self.same_base), len(self.never))
 
 
-def at_one_setting(comparison: Comparison, method: str, lr: float) -> OneSetting:
+def at_one_setting(
+    comparison: Comparison, method: str, lr: float, tasks: Iterable[str] | None = None
+) -> OneSetting:
     """Return how a method does at one learning rate.
 
     Args:
         comparison: The results.
         method: The method; it counts on one task at least.
         lr: A learning rate of the grid.
+        tasks: The tasks; None: all.
     """
-    same, every = {}, {}
-    for task in comparison.common([method]):
+    same, every, never = {}, {}, []
+    for task in comparison.common([method], tasks):
         value = comparison.value(method, task, lr)
-        base = comparison.cells[bare_of(method), task].best
-        same[task] = gain(task, value, base)
         every[task] = gain(task, value, comparison.best_bare(task))
-    return OneSetting(lr, same, every)
+        if comparison.trains(method, task):
+            same[task] = gain(task, value, comparison.cells[bare_of(method), task].best)
+        else:
+            never.append(task)
+    return OneSetting(lr, same, every, never)
 
 
 def in_hindsight(
@@ -81,20 +108,41 @@ def in_hindsight(
 ) -> OneSetting:
     """Return how a method does at the learning rate that turned out best for all tasks together."""
     settings = [at_one_setting(comparison, method, lr) for lr in rates]
-    return min(settings, key=lambda setting: setting.shortfall)
+    return min(settings, key=lambda setting: shortfall(setting.any_base))
+
+
+def in_noise(
+    comparison: Comparison, task: str, own: tuple[str, float], other: tuple[str, float]
+) -> tuple[float, float]:
+    """Return the gain of one method and learning rate over another, and that in units of noise.
+
+    The noise is the root mean square of both standard deviations over seeds.
+
+    Args:
+        comparison: The results.
+        task: The task.
+        own: A method and its learning rate.
+        other: What it is compared with.
+    """
+    (value, reference) = (comparison.value(method, task, lr) for method, lr in (own, other))
+    deviations = [comparison.deviation(method, task, lr) for method, lr in (own, other)]
+    variances = [deviation**2 for deviation in deviations if math.isfinite(deviation)]
+    noise = math.sqrt(mean(variances)) if variances else 0.0
+    scale = 100.0 if task in SCORED else 100.0 / reference
+    difference = gain(task, value, reference)
+    return difference, difference / max(scale * noise, SMALLEST_NOISE)
 
 
 def at_their_bests(comparison: Comparison, method: str, task: str) -> tuple[float, float]:
-    """Return the gain of a method over its bare base, each at its best, and that in units of noise.
+    """Return the gain of a method over its bare base, each at its best, and in units of noise."""
+    base = bare_of(method)
+    own, bare = ((m, comparison.cells[m, task].best_lr) for m in (method, base))
+    return in_noise(comparison, task, own, bare)
 
-    The noise is the root mean square of both standard deviations over seeds.
-    """
-    own, bare = comparison.cells[method, task], comparison.cells[bare_of(method), task]
-    variances = [cell.deviation**2 for cell in (own, bare) if math.isfinite(cell.deviation)]
-    deviation = math.sqrt(mean(variances)) if variances else 0.0
-    scale = 100.0 if task in SCORED else 100.0 / bare.best
-    difference = gain(task, own.best, bare.best)
-    return difference, difference / max(scale * deviation, SMALLEST_NOISE)
+
+def trained(comparison: Comparison, method: str, tasks: Iterable[str] | None = None) -> list[str]:
+    """Return the tasks, of those given or of all, on which the base of a method trains."""
+    return [t for t in comparison.common([method], tasks) if comparison.trains(method, t)]
 
 
 @dataclass(frozen=True)
@@ -107,7 +155,7 @@ class Narrower:
 
 
 def narrower(comparison: Comparison, method: str, kind: str = "decades") -> list[Narrower]:
-    """Return the tasks on which a method tolerates less than its bare base.
+    """Return the tasks on which a method tolerates less than its bare base, if that trains.
 
     Args:
         comparison: The results.
@@ -116,7 +164,7 @@ def narrower(comparison: Comparison, method: str, kind: str = "decades") -> list
     """
     base = bare_of(method)
     found = []
-    for task in comparison.common([method, base]):
+    for task in trained(comparison, method):
         own, bare = (getattr(comparison.cells[name, task], kind) for name in (method, base))
         if own < bare:
             found.append(Narrower(task, own, bare))

@@ -23,6 +23,7 @@ LIKE = {
     "Mechanic": "AdamW",
     "schedule-free AdamW": "AdamW",
     "schedule-free SGD": "SGD-M",
+    "schedule-free Prodigy": "Adam",
 }
 assert LIKE.keys() == TUNERS.keys()
 
@@ -41,6 +42,8 @@ class Margin:
 
 WIDE = Margin(score=0.02, loss=0.05)
 STRICT = Margin(score=0.01, loss=0.02)
+# A base that goes less of the way from the untrained model to the best bare one does not train.
+LEAST_PROGRESS = 0.1
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,9 @@ class Comparison:
         cells: What was measured, by method and task.
         medians: For each task, medians over seeds by learning rate and method; ±inf if failed.
         by_seed: For each task, the values by learning rate, and by method and seed.
+        progress: By bare base and task, how far its best gets on the way from the untrained model,
+            which is the worst bare one at the lowest learning rate, to the best bare one; NaN where
+            none gets anywhere.
     """
 
     def __init__(
@@ -105,6 +111,7 @@ class Comparison:
         self.cells: dict[tuple[str, str], Cell] = {}
         self.medians: dict[str, pd.DataFrame] = {}
         self.by_seed: dict[str, pd.DataFrame] = {}
+        self.progress: dict[tuple[str, str], float] = {}
         self.runs = self.failed = 0
         for task in self.tasks:
             self._add(task, results[results["task"] == task])
@@ -124,7 +131,6 @@ class Comparison:
         at_strict = strict.set_index("optimizer")["decades"]
         own = self._own_tolerances(task, results)
         for row in wide.itertuples():
-            values = self.by_seed[task][row.optimizer].loc[row.best_lr]
             self.cells[row.optimizer, task] = Cell(
                 decades=_rounded(row.decades),
                 strict=_rounded(at_strict[row.optimizer]),
@@ -132,8 +138,18 @@ class Comparison:
                 highest=float(row.highest),
                 best=float(row.best),
                 best_lr=float(row.best_lr),
-                deviation=float(values[np.isfinite(values)].std(ddof=1)),
+                deviation=self.deviation(row.optimizer, task, row.best_lr),
             )
+        self._add_progress(task)
+
+    def _add_progress(self, task: str) -> None:
+        lowest = self.medians[task][list(BARE)].iloc[0]
+        known = lowest[np.isfinite(lowest)]
+        untrained = float(known.min() if task in SCORED else known.max())
+        way = self.best_bare(task) - untrained
+        for base in BARE:
+            gone = self.cells[base, task].best - untrained
+            self.progress[base, task] = gone / way if way else math.nan
 
     def _own_tolerances(self, task: str, results: pd.DataFrame) -> dict[str, float]:
         """Return the tolerances where each base with its wrapped forms is compared by itself."""
@@ -184,6 +200,15 @@ class Comparison:
         """Return the median over seeds at a learning rate of the grid."""
         return float(self.medians[task].loc[lr, method])
 
+    def deviation(self, method: str, task: str, lr: float) -> float:
+        """Return the standard deviation over the seeds that did not fail; NaN of less than two."""
+        values = self.by_seed[task][method].loc[lr]
+        return float(values[np.isfinite(values)].std(ddof=1))
+
+    def trains(self, method: str, task: str) -> bool:
+        """Tell whether the bare base of a method trains on a task at any learning rate."""
+        return self.progress[bare_of(method), task] > LEAST_PROGRESS
+
     def best_bare(self, task: str) -> float:
         """Return the best that any bare optimizer reaches at any learning rate."""
         best: Callable[..., float] = max if task in SCORED else min
@@ -207,7 +232,12 @@ def judged_by(task: str) -> str:
 
 
 def gain(task: str, value: float, reference: float) -> float:
-    """Return how much better a value is: in points of score, or in % of the reference's loss."""
+    """Return how much better a value is: in points of score, or in % of the reference's loss.
+
+    Against a reference that failed it is infinite, or 0 if the value is a failure too.
+    """
+    if not math.isfinite(reference):
+        return math.inf if math.isfinite(value) else 0.0
     if task in SCORED:
         return 100 * (value - reference)
     return 100 * (reference - value) / reference

@@ -11,6 +11,7 @@ from dadaptation import DAdaptAdam
 from lion_pytorch import Lion
 from mechanic_pytorch import mechanize
 from prodigyopt import Prodigy
+from prodigyplus import ProdigyPlusScheduleFree
 from schedulefree import AdamWScheduleFree, SGDScheduleFree
 from torch import nn
 from torch.optim import Optimizer
@@ -86,6 +87,7 @@ TUNERS: dict[str, OptimizerFactory] = {
     "Mechanic": mechanic,
     "schedule-free AdamW": AdamWScheduleFree,
     "schedule-free SGD": SGDScheduleFree,
+    "schedule-free Prodigy": ProdigyPlusScheduleFree,
 }
 
 

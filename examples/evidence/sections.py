@@ -12,9 +12,11 @@ from comparing import (
     in_hindsight,
     is_near,
     narrower,
+    shortfall,
+    trained,
     widest,
 )
-from measures import RULES, STRICT, WIDE, Comparison, wrapped_by
+from measures import LEAST_PROGRESS, RULES, STRICT, WIDE, Comparison, wrapped_by
 from methods import BARE, METHODS, TUNERS
 from targets import NOISE, targets
 from tasks import DESIGN, HELD_OUT, SCORED, TASKS
@@ -58,6 +60,26 @@ def _left_out(comparisons: Comparisons) -> str:
     return "\n".join(f"- {name}, {who}: {'; '.join(where)}" for (name, who), where in tasks.items())
 
 
+def never_trains(comparisons: Comparisons) -> str:
+    """List the bases that do not train on a task at any learning rate, bare."""
+    lines = [
+        f"- {name}, {base} on {task}: {100 * progress:.0f} % of the way; "
+        f"best {_forms(c, base, task)}; best of all bases {c.best_bare(task):.3g}"
+        for name, c in comparisons.items()
+        for (base, task), progress in c.progress.items()
+        if not c.trains(base, task)
+    ]
+    least = [p for c in comparisons.values() for p in c.progress.values() if p > LEAST_PROGRESS]
+    text = "\n".join(lines) or "All bases train on all tasks."
+    return f"{text}\n\nThe least of all others: {100 * min(least):.0f} %." if least else text
+
+
+def _forms(c: Comparison, base: str, task: str) -> str:
+    forms = {base: "bare", **{f"{base} + {rule}": f"with {rule}" for rule in RULES}}
+    present = {method: form for method, form in forms.items() if (method, task) in c.cells}
+    return ", ".join(f"{form} {c.cells[m, task].best:.3g}" for m, form in present.items())
+
+
 def against_targets(comparisons: Comparisons) -> str:
     """Hold what was measured against the targets."""
     rows = []
@@ -87,7 +109,8 @@ def _tolerances(c: Comparison) -> str:
         found = narrower(c, method) if is_wrapped else []
         own = narrower(c, method, "own") if is_wrapped else []
         counts = [str(len(tasks_lost)) if is_wrapped else "" for tasks_lost in (found, own)]
-        strict, by_own = (_mean(c.mean_width(method, tasks, kind)) for kind in ("strict", "own"))
+        strict = _mean(c.mean_width(method, tasks, "strict"))
+        by_own = _mean(c.mean_width(method, trained(c, method), "own"))
         means = [_mean(part) for part in parts]
         rows.append([method, str(len(tasks)), *means, counts[0], strict, by_own, counts[1]])
         where = [f"{n.task} ({_decades(n.decades)}, bare {_decades(n.bare)})" for n in found]
@@ -130,11 +153,8 @@ def _one_setting(c: Comparison) -> str:
 
 
 def _setting(found: OneSetting) -> list[str]:
-    counts = [
-        f"{sum(is_near(*item) for item in gains.items())} of {len(gains)}"
-        for gains in (found.same_base, found.any_base)
-    ]
-    return [f"{found.lr:g}", *counts, f"{found.shortfall:.1f}"]
+    every = f"{found.near_any} of {len(found.any_base)}"
+    return [f"{found.lr:g}", str(found), every, f"{shortfall(found.any_base):.1f}"]
 
 
 def bests(comparisons: Comparisons) -> str:
@@ -146,7 +166,7 @@ def _bests(c: Comparison) -> str:
     head = ["method", "tasks", "better", "as good", "worse", "better by > 1", "worse by > 1"]
     rows, lost = [], []
     for method in [m for rule in RULES for m in wrapped_by(rule) if c.common([m])]:
-        found = {task: at_their_bests(c, method, task) for task in c.common([method])}
+        found = {task: at_their_bests(c, method, task) for task in trained(c, method)}
         units = [unit for _, unit in found.values()]
         won, less = ([sum(sign * u > n for u in units) for n in (NOISE, 1)] for sign in (1, -1))
         counts = [won[0], len(units) - won[0] - less[0], less[0], won[1], less[1]]
@@ -176,13 +196,15 @@ def _every_task(c: Comparison) -> str:
             c, c.methods(), lambda m, t: f"{c.cells[m, t].best:.3g} at {c.cells[m, t].best_lr:g}"
         ),
         "At the fixed learning rate, against the tuned bare base": _grid(
-            c, list(fixed), lambda m, t: _difference(t, fixed[m].same_base[t])
+            c, list(fixed), lambda m, t: _difference(t, fixed[m].same_base.get(t))
         ),
         "At the fixed learning rate, against the best of all bare ones": _grid(
             c, list(fixed), lambda m, t: _difference(t, fixed[m].any_base[t])
         ),
         "Best against the best of the bare base, in units of noise": _grid(
-            c, wrapped, lambda m, t: _signed(at_their_bests(c, m, t)[1])
+            c,
+            wrapped,
+            lambda m, t: _signed(at_their_bests(c, m, t)[1]) if c.trains(m, t) else "never trains",
         ),
     }
     return "\n\n".join(f"{title}:\n\n{text}" for title, text in parts.items())
@@ -204,7 +226,9 @@ def _width(c: Comparison, method: str, task: str) -> str:
     return ("≥ " if at_the_end else "") + _decades(cell.decades)
 
 
-def _difference(task: str, found: float) -> str:
+def _difference(task: str, found: float | None) -> str:
+    if found is None:
+        return "never trains"
     text = _signed(found)
     return f"**{text}**" if is_near(task, found) else text
 
@@ -250,6 +274,7 @@ def _unit(task: str) -> str:
 
 SECTIONS: dict[str, Callable[[Comparisons], str]] = {
     "runs": runs,
+    "never trains": never_trains,
     "targets": against_targets,
     "tolerances": tolerances,
     "tuners": against_tuners,

@@ -11,8 +11,9 @@ from comparing import (
     ONE_SETTING,
     at_one_setting,
     at_their_bests,
-    is_near,
     narrower,
+    tally,
+    trained,
     widest,
 )
 from measures import RULES, Comparison, bare_of, wrapped_by
@@ -53,16 +54,18 @@ NONE_YET = Verdict("no results yet", None)
 
 def check_tolerance(comparison: Comparison, method: str) -> Verdict:
     """The mean tolerance is to be twice that of the bare base, and never less."""
-    tasks = comparison.common([method, bare_of(method)])
+    tasks = comparison.common([method])
     if not tasks:
         return NONE_YET
     ratio = width_ratio(comparison, method, tasks)
     lost = narrower(comparison, method)
-    measured = f"{ratio:.1f} x, narrower on {len(lost)} of {len(tasks)}"
-    held_out = comparison.common([method, bare_of(method)], HELD_OUT)
-    if held_out:
+    able = trained(comparison, method)
+    count = tally(len(lost), len(able), len(tasks) - len(able))
+    measured = f"{ratio:.1f} x, narrower on {count}"
+    if held_out := comparison.common([method], HELD_OUT):
         measured += f"; held out: {width_ratio(comparison, method, held_out):.1f} x, "
-        measured += f"{sum(loss.task in HELD_OUT for loss in lost)} of {len(held_out)}"
+        measured += f"{sum(loss.task in HELD_OUT for loss in lost)} of "
+        measured += f"{len(trained(comparison, method, HELD_OUT))}"
     return Verdict(measured, ratio >= 2 - 1e-9 and not lost)
 
 
@@ -76,28 +79,27 @@ def width_ratio(comparison: Comparison, method: str, tasks: Iterable[str]) -> fl
 
 def check_one_setting(comparison: Comparison, methods: Iterable[str]) -> Verdict:
     """At one setting each task is to be near the best tuned run of the same base, bare."""
-    same, every, total = 0, 0, 0
-    for method in methods:
-        if comparison.common([method]):
-            found = at_one_setting(comparison, method, ONE_SETTING[method])
-            same += sum(is_near(*item) for item in found.same_base.items())
-            every += sum(is_near(*item) for item in found.any_base.items())
-            total += len(found.same_base)
-    if not total:
+    present = [method for method in methods if comparison.common([method])]
+    found = [at_one_setting(comparison, method, ONE_SETTING[method]) for method in present]
+    if not found:
         return NONE_YET
-    measured = f"{same} of {total}; against the best of all bases: {every}"
-    return Verdict(measured, same == total)
+    same, total = sum(f.near_same for f in found), sum(len(f.same_base) for f in found)
+    every, pairs = sum(f.near_any for f in found), sum(len(f.any_base) for f in found)
+    count = tally(same, total, pairs - total)
+    return Verdict(f"{count}; against the best of all bases: {every} of {pairs}", same == total)
 
 
 def check_best(comparison: Comparison, methods: Iterable[str]) -> Verdict:
     """The best value is to be no worse than that of the bare base, but for the noise of seeds."""
-    pairs = [(method, task) for method in methods for task in comparison.common([method])]
-    if not pairs:
+    every = [(method, task) for method in methods for task in comparison.common([method])]
+    pairs = [pair for pair in every if comparison.trains(*pair)]
+    if not every:
         return NONE_YET
     units = [at_their_bests(comparison, method, task)[1] for method, task in pairs]
     lost, clearly = (sum(unit < -noise for unit in units) for noise in (1.0, NOISE))
     won = sum(unit > NOISE for unit in units)
-    measured = f"worse on {clearly} of {len(pairs)} (by more than 1 unit: {lost}), better on {won}"
+    count = tally(clearly, len(pairs), len(every) - len(pairs))
+    measured = f"worse on {count} (by more than 1 unit: {lost}), better on {won}"
     return Verdict(measured, not clearly)
 
 

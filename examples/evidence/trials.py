@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 from candidates import BASES, CANDIDATES, LEARNING_RATES, RULES
-from comparing import LARGEST_SHORTFALL, is_near, near
-from measures import Comparison, gain, judged_by, mean
+from comparing import is_near, shortfall, trained
+from measures import Comparison, gain, judged_by
 from plan import SEEDS
 from sections import table
 from tasks import DESIGN, SCORED
@@ -28,12 +28,17 @@ def trials(comparison: Comparison, path: Path = CANDIDATES) -> str:
     is_complete = results is not None and len(results) == needed
     if results is None or not is_complete or not set(DESIGN) <= set(comparison.tasks):
         return "There are no complete results yet."
+    able = {base: trained(comparison, base, DESIGN) for base in BASES}
     gains = {task: _gains(comparison, task, results) for task in DESIGN}
     head = ["rule", *(f"{base}, lr {lr:g}" for base in BASES for lr in LEARNING_RATES)]
     rows = [
         [
             f"`{rule}`",
-            *(_cell(gains, f"{base} + {rule}", lr) for base in BASES for lr in LEARNING_RATES),
+            *(
+                _cell({t: gains[t] for t in able[base]}, f"{base} + {rule}", lr)
+                for base in BASES
+                for lr in LEARNING_RATES
+            ),
         ]
         for rule in RULES
     ]
@@ -56,6 +61,5 @@ def _gains(comparison: Comparison, task: str, results: pd.DataFrame) -> pd.DataF
 def _cell(gains: dict[str, pd.DataFrame], method: str, lr: float) -> str:
     """Return the mean shortfall, and on how many tasks there is hardly any."""
     found = {task: float(frame.loc[lr, method]) for task, frame in gains.items()}
-    lacks = (min(max(-f / near(task), 0.0), LARGEST_SHORTFALL) for task, f in found.items())
     count = sum(is_near(task, f) for task, f in found.items())
-    return f"{mean(lacks):.1f} ({count})"
+    return f"{shortfall(found):.1f} ({count})"
