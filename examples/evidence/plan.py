@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 from problems import Schedule, constant, warmup_and_linear_decay
@@ -10,6 +11,29 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results" / "evidence"
 LEARNING_RATES = [float(f"{10 ** (-4 + 2 * i / 3):.3g}") for i in range(10)]
 SEEDS = [0, 1, 2]
 SCHEDULES: dict[str, Schedule] = {"constant": constant, "decay": warmup_and_linear_decay}
+
+
+def forget(path: Path, text: str) -> int:
+    """Remove the rows of all methods whose name has a text in it, so that they are run anew.
+
+    Args:
+        path: A file of results; if there is none, nothing is done.
+        text: The text, such as the name of a rule.
+
+    Returns:
+        How many rows were removed.
+    """
+    if not path.exists():
+        return 0
+    with path.open(newline="", encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    method = head.index("optimizer")
+    kept = [row for row in rows if text not in row[method]]
+    beside = path.with_name(path.name + ".part")
+    with beside.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([head, *kept])
+    beside.replace(path)  # whole, or as it was
+    return len(rows) - len(kept)
 
 
 def path_of(schedule: str, folder: Path = RESULTS) -> Path:

@@ -56,6 +56,7 @@ def train(
     make_problem: Callable[[], Problem],
     schedule: Schedule = constant,
     observe: Callable[[Any], object] | None = None,
+    evaluations: int = 0,
 ) -> dict[str, Any]:
     """Train once.
 
@@ -66,18 +67,23 @@ def train(
         make_problem: Makes the problem, from torch's seeded generator.
         schedule: Maps the step, from 0, and the number of steps to a factor of the learning rate.
         observe: Is called with the optimizer after each step.
+        evaluations: How often the model is judged during training: after the k-th such part of the
+            steps, rounded up.
 
     Returns:
-        What `Problem.evaluate` returns. A run whose loss is no longer finite ends with a loss (and
+        What `Problem.evaluate` returns at the end. With `evaluations` also `"steps"`, their number,
+        and `"evaluations"`, a text: what counts at each, the score if there is one, or the loss. A
+        run whose loss is no longer finite ends with a loss (and
         score, if the task has one) of NaN.
     """
     torch.manual_seed(seed)
     problem = make_problem()
     optimizer = make_optimizer(problem.model.parameters(), lr)
     scheduler = LambdaLR(optimizer, lambda step: schedule(step, problem.steps))
-    problem.model.train()
-    _mode(optimizer, "train")
-    for batch in problem.batches:
+    judged: list[str] = []
+    judged_after = moments(problem.steps, evaluations)
+    _set_mode(problem, optimizer, "train")
+    for step, batch in enumerate(problem.batches, start=1):
         loss = problem.loss(problem.model, batch)
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"the training loss is {loss.item()}")
@@ -87,8 +93,29 @@ def train(
         scheduler.step()
         if observe is not None:
             observe(optimizer)
-    _mode(optimizer, "eval")
-    problem.model.eval()
+        if step in judged_after:
+            found = judge(problem, optimizer)
+            judged.append(f"{float(found.get('score', found['loss'])):.5g}")
+            _set_mode(problem, optimizer, "train")
+    at_the_end = judge(problem, optimizer)
+    if evaluations:
+        at_the_end |= {"steps": problem.steps, "evaluations": " ".join(judged)}
+    return at_the_end
+
+
+def moments(steps: int, evaluations: int) -> list[int]:
+    """Return the steps, counted from 1, after which a model is judged: evenly spaced, rounded up.
+
+    Args:
+        steps: The number of steps.
+        evaluations: How often; the last is after the last step.
+    """
+    return [-(-k * steps // evaluations) for k in range(1, evaluations + 1)]
+
+
+def judge(problem: Problem, optimizer: Any) -> dict[str, Any]:
+    """Return what a model is worth as it is, at the parameters that are for evaluation."""
+    _set_mode(problem, optimizer, "eval")
     with torch.no_grad():
         return dict(problem.evaluate(problem.model))
 
@@ -110,8 +137,9 @@ def epochs(data: Batch, batch_size: int, steps: int) -> Iterator[Batch]:
         yield tuple(tensor[chosen] for tensor in data)
 
 
-def _mode(optimizer: Any, mode: str) -> None:
-    """Tell schedule-free optimizers, which train and evaluate at different parameters."""
+def _set_mode(problem: Problem, optimizer: Any, mode: str) -> None:
+    """Tell the model, and schedule-free optimizers, which evaluate at other parameters."""
+    getattr(problem.model, mode)()
     switch = getattr(optimizer, mode, None)
     if callable(switch):
         switch()

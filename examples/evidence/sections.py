@@ -101,7 +101,7 @@ def _tolerances(c: Comparison) -> str:
     head = ["method", "tasks", "mean", "design", "held out", "narrower", f"mean, {STRICT}"]
     head += ["mean, own", "narrower, own"]
     rows, lost = [], []
-    for method in _families(c):
+    for method in families(c):
         tasks, is_wrapped = c.common([method]), " + " in method
         parts = [
             c.mean_width(method, c.common([method], part)) for part in (TASKS, DESIGN, HELD_OUT)
@@ -144,7 +144,7 @@ def _one_setting(c: Comparison) -> str:
     head = ["method", "fixed lr", "near its bare base", "near the best bare", "shortfall"]
     head += ["best lr in hindsight", "near its bare base", "near the best bare", "shortfall"]
     rows = []
-    for method in _families(c):
+    for method in families(c):
         fixed = [""] * 4
         if method in ONE_SETTING:
             fixed = _setting(at_one_setting(c, method, ONE_SETTING[method]))
@@ -233,7 +233,7 @@ def _difference(task: str, found: float | None) -> str:
     return f"**{text}**" if is_near(task, found) else text
 
 
-def _families(c: Comparison) -> list[str]:
+def families(c: Comparison) -> list[str]:
     """Return the methods that count: each base with its wrapped forms, then the tuners."""
     order = [base + rule for base in BARE for rule in ("", *(f" + {rule}" for rule in RULES))]
     return [method for method in (*order, *TUNERS) if method in c.methods()]
