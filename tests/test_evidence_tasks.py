@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from momo_wrap import MoMoWrapper
 from tests.scripts import EXAMPLES, load_script
 
-pytest.importorskip("sklearn")
+for needed in ("sklearn", "prodigyplus"):
+    pytest.importorskip(needed, reason="the examples and test extras are not installed")
 
 DESIGN = ["digits, perceptron", "digits, conv net", "text, transformer", "digits, diffusion"]
 DESIGN += ["matrix completion"]

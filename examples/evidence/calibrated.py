@@ -19,7 +19,7 @@ from comparing import (
     shortfall,
     trained,
 )
-from measures import Comparison, bare_of
+from measures import RULES, Comparison, bare_of
 from methods import BARE
 from plan import LEARNING_RATES
 from sections import families, table
@@ -37,10 +37,18 @@ def calibrated_lr(
 
     Args:
         comparison: The results.
-        method: The method; it counts on one of the tasks at least.
+        method: The method.
         tasks: The tasks that it is chosen on.
+
+    Raises:
+        ValueError: Runs of the method are missing on one of the tasks.
     """
     chosen = list(tasks)
+    if missing := [task for task in chosen if (method, task) not in comparison.cells]:
+        raise ValueError(
+            f"The learning rate of {method} is chosen on {chosen}, but runs on {missing} are "
+            "missing. examples/evidence/sweeps.py makes them."
+        )
 
     def lacks(lr: float) -> float:
         return shortfall(at_one_setting(comparison, method, lr, chosen).same_base)
@@ -79,6 +87,34 @@ def standing(
     return Standing(ahead, len(units) - ahead - behind, behind)
 
 
+def in_short(comparisons: Mapping[str, Comparison]) -> str:
+    """Put the calibrated bare bases beside those with a rule at a cap that was never chosen."""
+    complete = {name: c for name, c in comparisons.items() if is_complete(c)}
+    columns = ["", *(f" + {rule}" for rule in RULES)]
+    head = ["near tuned bare, of the held-out tasks"]
+    head += [
+        f"{form.strip(' +') or 'bare, calibrated'}, {name}" for form in columns for name in complete
+    ]
+    rows = []
+    for base in BARE:
+        cells = [
+            str(held_out(c, base + form)) if has_all(c, base + form) else ""
+            for form in columns
+            for c in complete.values()
+        ]
+        rows.append([base, *cells])
+    return table(head, rows) if complete else "There are no complete results yet."
+
+
+def held_out(comparison: Comparison, method: str) -> OneSetting:
+    """Return how a method does on the held-out tasks at its one setting.
+
+    That is the one of `ONE_SETTING`; for a bare base, the best on the design tasks.
+    """
+    lr = ONE_SETTING.get(method) or calibrated_lr(comparison, method)
+    return at_one_setting(comparison, method, lr, HELD_OUT)
+
+
 def section(comparisons: Mapping[str, Comparison]) -> str:
     """Hold all methods at one learning rate against the calibrated bare bases."""
     parts = [
@@ -102,13 +138,14 @@ def in_words(comparison: Comparison) -> str:
 
 
 def _table(comparison: Comparison) -> str:
-    head = ["on the held-out tasks", "fixed lr", "near", "shortfall", "against calibrated bare"]
+    head = ["method", "fixed lr", "near", "shortfall", "ahead / level / behind"]
     head += ["lr chosen on design tasks", "near", "shortfall"]
-    rows = [_row(comparison, m) for m in families(comparison) if _has_all(comparison, m)]
+    rows = [_row(comparison, m) for m in families(comparison) if has_all(comparison, m)]
     return table(head, rows)
 
 
-def _has_all(comparison: Comparison, method: str) -> bool:
+def has_all(comparison: Comparison, method: str) -> bool:
+    """Tell whether a method counts on all tasks of both kinds."""
     needed = {*DESIGN, *HELD_OUT}
     return needed <= set(comparison.common([method]))
 

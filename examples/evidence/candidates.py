@@ -55,12 +55,16 @@ def methods() -> dict[str, OptimizerFactory]:
     }
 
 
+def run(processes: int | None = None) -> None:
+    """Run what is missing, in so many processes; None: as many as there are cores."""
+    tasks = {name: partial(train, make_problem=make) for name, make in DESIGN.items()}
+    sweep.run(tasks, methods(), LEARNING_RATES, SEEDS, CANDIDATES, processes=processes)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--processes", type=int, help="default: as many as there are cores")
-    processes = parser.parse_args().processes
-    tasks = {name: partial(train, make_problem=make) for name, make in DESIGN.items()}
-    sweep.run(tasks, methods(), LEARNING_RATES, SEEDS, CANDIDATES, processes=processes)
+    run(parser.parse_args().processes)
 
 
 if __name__ == "__main__":

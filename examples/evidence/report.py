@@ -14,10 +14,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import calibrated
 import figures
+import profile_figure
+import steps_to_target
 from candidates import CANDIDATES
 from measures import Comparison, summary
 from plan import RESULTS, SCHEDULES, path_of
+from profiles import PROFILES, SCHEDULE
 from sections import SECTIONS
 from trials import trials
 
@@ -53,14 +57,19 @@ def generated(comparisons: Mapping[str, Comparison]) -> dict[str, str]:
 
 
 def all_sections(folder: Path = RESULTS) -> dict[str, str]:
-    """Return the generated sections of the page and the table of the candidates, by name.
+    """Return the generated sections of the page, those of other files of results among them.
 
     Args:
         folder: Where the files of results are.
     """
     comparisons = load(folder)
-    tried = trials(comparisons["constant"], folder / CANDIDATES.name)
-    return {**generated(comparisons), "candidates": tried}
+    return {
+        **generated(comparisons),
+        "in short": calibrated.in_short(comparisons),
+        "calibrated": calibrated.section(comparisons),
+        "candidates": trials(comparisons["constant"], folder / CANDIDATES.name),
+        "profiles": steps_to_target.section(comparisons[SCHEDULE], folder / PROFILES.name),
+    }
 
 
 def replace_sections(page: str, sections: Mapping[str, str]) -> str:
@@ -104,6 +113,9 @@ def write(results: Path, page: Path, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     summary(comparisons).to_csv(output / "summary.csv", index=False, float_format="%.6g")
     figures.draw(comparisons, output)
+    race = steps_to_target.race(comparisons[SCHEDULE], results / PROFILES.name)
+    if race is not None:
+        profile_figure.draw(race).savefig(output / "profiles.png")
 
 
 def main() -> None:

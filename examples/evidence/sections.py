@@ -24,6 +24,8 @@ from tasks import DESIGN, HELD_OUT, SCORED, TASKS
 Comparisons = Mapping[str, Comparison]
 Row = Sequence[str]
 NONE = "—"
+FORMS = ("", *(f" + {rule}" for rule in RULES))
+FAMILIES = [*(base + form for base in BARE for form in FORMS), *TUNERS]
 
 
 def table(head: Row, rows: Iterable[Row], texts: int = 1) -> str:
@@ -235,8 +237,7 @@ def _difference(task: str, found: float | None) -> str:
 
 def families(c: Comparison) -> list[str]:
     """Return the methods that count: each base with its wrapped forms, then the tuners."""
-    order = [base + rule for base in BARE for rule in ("", *(f" + {rule}" for rule in RULES))]
-    return [method for method in (*order, *TUNERS) if method in c.methods()]
+    return [method for method in FAMILIES if method in c.methods()]
 
 
 def _by_schedule(comparisons: Comparisons, section: Callable[[Comparison], str]) -> str:

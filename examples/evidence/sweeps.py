@@ -2,13 +2,16 @@
 
     pip install -e ".[evidence]"
     python examples/evidence/sweeps.py                     # what is missing, then the report
+    python examples/evidence/sweeps.py --again TrustedMoMo # these rows anew, after a change
     python examples/evidence/sweeps.py --schedule constant --task "digits, conv net"
     python examples/evidence/sweeps.py --data DIR          # also what torchvision has put there
 
 trains every optimizer of `methods.py` on every task of `tasks.py`, at 10 learning rates over 6
-decades, with 3 seeds and two schedules. From nothing that takes some two hours on two cores; the
+decades, with 3 seeds and two schedules. From nothing that takes some three hours on two cores; the
 raw results in docs/results/evidence are taken up where they are, and each run that ends is kept.
-The report is that of `report.py`; for another `--folder` run that by itself.
+Afterwards `candidates.py` and `profiles.py` take up what is missing of theirs, unless some tasks,
+methods or another `--folder` were asked for; then the report of `report.py` is written. For another
+folder run that by itself.
 """
 
 from __future__ import annotations
@@ -18,10 +21,12 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+import candidates
+import profiles
 from methods import METHODS
-from plan import LEARNING_RATES, RESULTS, SCHEDULES, SEEDS, path_of
+from plan import LEARNING_RATES, RESULTS, SCHEDULES, SEEDS, forget, path_of
 from problems import train
-from report import PAGE, write
+from report import PAGE, load, write
 from tasks import TASKS
 from torchvision_images import found
 
@@ -35,6 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="a folder with datasets of torchvision")
     parser.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--processes", type=int, help="default: as many as there are cores")
+    parser.add_argument("--again", default="", help="run methods with this in their name anew")
     parser.add_argument("--folder", type=Path, default=RESULTS, help="default: %(default)s")
     return parser.parse_args()
 
@@ -44,6 +50,12 @@ def main() -> None:
     tasks = {**TASKS, **(found(arguments.data) if arguments.data else {})}
     if unknown := set(arguments.task or []) - tasks.keys():
         raise SystemExit(f"There are no tasks {sorted(unknown)}, only {list(tasks)}.")
+    is_whole = arguments.folder == RESULTS and not arguments.task
+    is_whole &= arguments.method == list(METHODS)
+    if arguments.again:
+        files = [path_of(name, arguments.folder) for name in arguments.schedule]
+        files += [candidates.CANDIDATES, profiles.PROFILES] if is_whole else []
+        print({path.name: forget(path, arguments.again) for path in files}, "rows removed")
     for name, task in product(arguments.schedule, arguments.task or tasks):
         sweep.run(
             {task: partial(train, make_problem=tasks[task], schedule=SCHEDULES[name])},
@@ -54,6 +66,9 @@ def main() -> None:
             settings={"schedule": name},
             processes=arguments.processes,
         )
+    if is_whole:
+        candidates.run(arguments.processes)
+        profiles.run(load()[profiles.SCHEDULE], processes=arguments.processes)
     if arguments.folder == RESULTS:
         write(RESULTS, PAGE, RESULTS)
 
