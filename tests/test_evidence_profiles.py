@@ -36,8 +36,9 @@ def test_moments_are_evenly_spaced_and_end_with_the_run(evidence: Any) -> None:
     assert evidence.problems.moments(200, 0) == []
 
 
-@pytest.mark.parametrize("task", [TUMOURS, "digits, ResNet"])
-@pytest.mark.parametrize("method", ["Adam", "Adam + TrustedMoMo"])
+@pytest.mark.parametrize(
+    ("task", "method"), [(TUMOURS, "Adam"), ("digits, ResNet", "Adam + TrustedMoMo")]
+)
 def test_evaluations_change_nothing_of_the_run(evidence: Any, task: str, method: str) -> None:
     """Nor with batch normalisation, whose averages an evaluation must not touch."""
     make, factory = evidence.tasks.TASKS[task], evidence.methods.METHODS[method]
