@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ from tests.evidence_results import CONV, FAILED, RATES, TEXT, compare, curve, sa
 from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[1]
-ONE = RATES.index(1.0)
+RULES = ("MoMo", "TrustedMoMo")
 
 for needed in ("sklearn", "matplotlib", "schedulefree", "prodigyopt", "prodigyplus"):
     pytest.importorskip(needed, reason="the examples and test extras are not installed")
@@ -186,13 +187,31 @@ def test_all_are_ahead_of_a_baseline_that_fails(evidence: Any) -> None:
 
 def test_rows_are_forgotten_and_others_kept(evidence: Any, tmp_path: Path) -> None:
     path = tmp_path / "constant.csv"
-    wrapped = {f"AdamW + {rule}": curve(rest=0.9) for rule in ("MoMo", "TrustedMoMo")}
+    wrapped = {f"AdamW + {rule}": curve(rest=0.9) for rule in RULES}
     save(evidence, {CONV: wrapped}, path)
     before = path.read_text().splitlines()
     removed = evidence.plan.forget(path, "TrustedMoMo")
     assert removed == 3 * len(RATES)
     assert path.read_text().splitlines() == [row for row in before if "TrustedMoMo" not in row]
     assert evidence.plan.forget(tmp_path / "nothing.csv", "TrustedMoMo") == 0
+
+
+def test_a_sweep_runs_a_rule_anew(
+    evidence: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows are gone before the sweep looks at what is missing."""
+    sweeps = load_script("evidence/sweeps", monkeypatch)
+    path = tmp_path / "decay.csv"
+    save(evidence, {CONV: {f"Adam + {rule}": curve(rest=0.9) for rule in RULES}}, path)
+    seen: list[set[str]] = []
+    monkeypatch.setattr(
+        sweeps.sweep, "run", lambda *_, **__: seen.append(set(pd.read_csv(path)["optimizer"]))
+    )
+    words = ["sweeps.py", "--again", "TrustedMoMo", "--folder", str(tmp_path), "--task", CONV]
+    monkeypatch.setattr("sys.argv", words)
+    sweeps.main()
+    assert len(seen) == 2  # schedules
+    assert all("Adam + MoMo" in names and "Adam + TrustedMoMo" not in names for names in seen)
 
 
 def test_what_the_readme_says_of_one_setting_is_measured(evidence: Any, comparisons: Any) -> None:

@@ -160,6 +160,24 @@ def test_times_are_medians_of_complete_methods(evidence: Any, tmp_path: Path) ->
     assert {task for task, time in times.items() if time == math.inf} == {CONV}
 
 
+def test_each_method_is_run_at_its_setting(
+    evidence: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, comparison = tmp_path / "profiles.csv", complete(evidence)
+    save(evidence, path, {"Adam": (RATES[3], [1] * 3), "Adam + TrustedMoMo": (100.0, [1] * 3)})
+    asked: dict[str, float] = {}
+
+    def run(tasks: Any, methods: Any, lrs: Any, seeds: Any, where: Path, **_: Any) -> None:
+        assert (list(tasks), seeds, where) == (list(evidence.tasks.TASKS), [0, 1, 2], path)
+        assert not asked.keys() & methods.keys()
+        asked.update(dict.fromkeys(methods, lrs[0]))
+
+    monkeypatch.setattr(evidence.profiles.sweep, "run", run)
+    evidence.profiles.run(comparison, path, again="TrustedMoMo")
+    assert asked == evidence.profiles.settings(comparison)
+    assert set(pd.read_csv(path)["optimizer"]) == {"Adam"}
+
+
 def test_figure_draws_the_profiles(evidence: Any, tmp_path: Path) -> None:
     path = tmp_path / "profiles.csv"
     methods = {"Adam": (RATES[3], [2] * 3), "Adam + TrustedMoMo": (100.0, [4] * 3)}

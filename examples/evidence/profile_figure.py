@@ -63,8 +63,10 @@ def _finish(figure: Figure, panels: list[Axes]) -> None:
         ("tune themselves", drawn[-1], "lower left"),
     ]
     for title, axes, where in legends:
+        if before := last.get_legend():
+            last.add_artist(before)  # a second legend would replace it
         handles, labels = axes.get_legend_handles_labels()
-        legend = last.legend(
+        last.legend(
             handles,
             labels,
             title=title,
@@ -73,6 +75,5 @@ def _finish(figure: Figure, panels: list[Axes]) -> None:
             frameon=False,
             alignment="left",
         )
-        last.add_artist(legend)
     figure.supxlabel("τ: steps to the target, over the fewest that any method needs")
     figure.supylabel("share of the ten tasks, ρ(τ)")
