@@ -36,6 +36,10 @@ class PendingLosses:
         # Each with the weight of its batch, which it keeps alive; none where none is called.
         self._probes: list[tuple[Probe, Loss]] = []
 
+    def __getstate__(self) -> dict[str, object]:
+        # Functions can't be saved, and copies of them would bring their model along.
+        return {**vars(self), "_probes": [], "_has_probe": False}
+
     def mark_due(self) -> None:
         """Note that the step that they belong to is taken now, or skipped.
 
@@ -52,10 +56,11 @@ class PendingLosses:
                 f"record_loss() got weight={its_weight}, expected a positive number, for example "
                 "the number of tokens of the batch."
             )
+        if probe is not None:
+            check_probe(probe, "record_loss()", _BOUND)
         if self._due:
             self.clear()
         if probe is not None:
-            check_probe(probe, "record_loss()", _BOUND)
             if self.before is not None:
                 self._keep(probe, its_weight)
             self._has_probe = True

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import math
+import pickle
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -228,3 +231,20 @@ def test_a_recorded_probe_that_returns_no_loss(returned: Any, error: type[Except
     with pytest.raises(error, match=r"the probe returned .*probe=lambda"):
         optimizer.step()
     assert torch.equal(flat(problem.params), before)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_of_the_optimizer_has_no_probes(duplicate: Callable[[Any], Any]) -> None:
+    """They would be those of another model; the losses are there."""
+    problem = Problem()
+    optimizer = MoMoWrapper(Adam(problem.params, lr=0.1), Every())
+    for _ in range(3):
+        optimizer.record_loss(problem.gradients(), probe=lambda: 1.0)
+        optimizer.step()
+    optimizer.record_loss(problem.gradients(), probe=lambda: pytest.fail("of the copy"))
+    copied = duplicate(optimizer)
+    copied.step()
+    assert math.isnan(copied.rule.seen[-1][0])
+    assert copied.last_step.loss == optimizer._pending._total
+    with pytest.raises(pytest.fail.Exception, match="of the copy"):
+        optimizer.step()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from momo_wrap import MoMo, MoMoWrapper, StepRule
@@ -327,3 +330,27 @@ def test_an_error_in_a_probe_changes_nothing(error: type[BaseException]) -> None
     assert torch.equal(flat(list(module.parameters())), kept[-1])
     assert int(module.network[-1].num_batches_tracked) == 4  # type: ignore[arg-type]
     assert not {"total", "log"} & set(vars(module))
+
+
+@pytest.mark.skipif(
+    "fork" not in multiprocessing.get_all_start_methods() or not dist.is_available(),
+    reason="needs a system that can fork, and torch.distributed",
+)
+@pytest.mark.filterwarnings("ignore:.*use of fork\\(\\) may lead to deadlocks")
+def test_ranks_measure_their_own_batches_and_take_the_mean(tmp_path: Path) -> None:
+    """Of two processes, each of which has every other batch."""
+
+    class Half(Probed):
+        def train_dataloader(self) -> Any:
+            own = task.batches()[self.global_rank :: 2]
+            return torch.utils.data.DataLoader(own, batch_size=None)  # type: ignore[arg-type]
+
+        def on_train_end(self) -> None:
+            assert isinstance(self.rule, Watching)
+            torch.save(self.rule.seen, tmp_path / f"{self.global_rank}.pt")
+
+    ddp: Any = {"strategy": "ddp_fork", "devices": 2, "use_distributed_sampler": False}
+    trainer(max_epochs=EPOCHS, **ddp).fit(Half())
+    found = expected(2)
+    for rank in range(2):
+        assert_same(torch.load(tmp_path / f"{rank}.pt"), found)
