@@ -1,21 +1,29 @@
-"""Losses that are recorded before the step, for accumulated gradients and for trainers."""
+"""Losses and probes that are recorded before the step, for accumulated gradients and trainers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from momo_wrap.checks.arguments import Loss
+from momo_wrap.checks.arguments import Loss, check_probe
+from momo_wrap.checks.losses import checked_loss
 from momo_wrap.distributed import whole
+from momo_wrap.probes import Before, Probe, probed_loss, same_function
 
 
 class PendingLosses:
-    """The weighted mean of the losses of the next step, without host synchronisation."""
+    """The weighted mean of the losses of the next step, without host synchronisation.
+
+    Attributes:
+        before: The parameters before the last step, where it is to be probed.
+        count: How many losses were recorded.
+    """
 
     def __init__(self) -> None:
+        self.before: Before | None = None
         self.clear()
 
     def clear(self) -> None:
@@ -24,7 +32,13 @@ class PendingLosses:
         self._total: Loss = 0.0
         self._weights: Loss = 0.0
         self.count = 0
-        self.averaged = False  # whether the last loss was a mean of what was recorded
+        self._has_probe = False
+        # Each with the weight of its batch, which it keeps alive; none where none is called.
+        self._probes: list[tuple[Probe, Loss]] = []
+
+    def __getstate__(self) -> dict[str, object]:
+        # Functions can't be saved, and copies of them would bring their model along.
+        return {**vars(self), "_probes": [], "_has_probe": False}
 
     def mark_due(self) -> None:
         """Note that the step that they belong to is taken now, or skipped.
@@ -33,7 +47,7 @@ class PendingLosses:
         """
         self._due = True
 
-    def add(self, loss: object, weight: object) -> None:
+    def add(self, loss: object, weight: object, probe: Probe | None) -> None:
         """Record a loss with its weight in the mean; see `MoMoWrapper.record_loss`."""
         value = _detached(checked_loss(loss, "record_loss() got as loss"))
         its_weight = _detached(checked_loss(weight, "record_loss() got as weight"))
@@ -42,18 +56,35 @@ class PendingLosses:
                 f"record_loss() got weight={its_weight}, expected a positive number, for example "
                 "the number of tokens of the batch."
             )
+        if probe is not None:
+            check_probe(probe, "record_loss()", _BOUND)
         if self._due:
             self.clear()
+        if probe is not None:
+            if self.before is not None:
+                self._keep(probe, its_weight)
+            self._has_probe = True
         self._total = self._total + value * its_weight
         self._weights = self._weights + its_weight
         self.count += 1
 
-    def evaluate(self, closure: object, loss: object) -> Loss:
-        """Return the loss of a step, and forget what was recorded.
+    def _keep(self, probe: Probe, weight: Loss) -> None:
+        if any(same_function(probe, other) for other, _ in self._probes):
+            raise ValueError(
+                "record_loss() got as probe for two batches of a step functions that return the "
+                "same, as those do that read a variable, which has become another batch since. "
+                f"Expected one that holds its batch. Write {_BOUND}."
+            )
+        self._probes.append((probe, weight))
 
-        It is the mean of what was recorded, by the closure too, else what was given or computed.
+    def evaluate(
+        self, closure: object, loss: object, probe: Probe | None
+    ) -> tuple[Loss, Probe | None, bool]:
+        """Return the loss of a step, its probe and whether that is of this very loss.
+
+        The loss is the mean of what was recorded, by the closure too, else what was given or
+        computed; likewise the probe. What was recorded is forgotten.
         """
-        self.averaged = False
         if self.count and loss is not None:
             raise TypeError(
                 f"step() got a loss, but {self.count} were recorded before. Write either "
@@ -65,7 +96,7 @@ class PendingLosses:
                 "write optimizer.step(loss=loss); with a closure, write optimizer.step(closure)."
             )
         if loss is not None:
-            return checked_loss(loss, "step() got as loss")
+            return checked_loss(loss, "step() got as loss"), probe, True
         if closure is None and not self.count:
             raise TypeError(
                 "step() needs the loss that the gradients belong to. After loss.backward(), write "
@@ -83,11 +114,17 @@ class PendingLosses:
                 returned = closure()
             # A trainer's closure may return nothing, or only the last of several losses.
             if not self.count:
-                return checked_loss(returned, "the closure returned")
-        mean = self._total / self._weights
+                return checked_loss(returned, "the closure returned"), probe, True
+        if probe is not None and self._has_probe:
+            raise TypeError(
+                "step() got a probe, but probes were recorded with the losses. Write either "
+                f"{_BOUND} and optimizer.step(), or optimizer.step(loss=loss, probe=probe)."
+            )
+        mean, probes, complete = self._total / self._weights, self._probes, False
+        if self._has_probe:
+            probe, complete = partial(_mean, probes), len(probes) == self.count
         self.clear()
-        self.averaged = True
-        return mean
+        return mean, probe, complete
 
 
 class RecordsLosses:
@@ -95,7 +132,7 @@ class RecordsLosses:
 
     _pending: PendingLosses
 
-    def record_loss(self, loss: Loss, weight: Loss = 1.0) -> None:
+    def record_loss(self, loss: Loss, weight: Loss = 1.0, *, probe: Probe | None = None) -> None:
         """Record a loss for the next `step()`, which then takes none.
 
         The mean of what was recorded is the loss of the step: that of several batches whose
@@ -106,12 +143,16 @@ class RecordsLosses:
             loss: The loss of a batch, before it is divided by the number of batches: a one-element
                 tensor on any device, or a number. No host synchronisation.
             weight: Its weight in the mean, such as the number of tokens.
+            probe: Returns this loss at the parameters as they are; see `step`, which then takes
+                none. It must hold its batch, as `functools.partial(loss_of, inputs, targets)`. It
+                is kept until `step()` where it is called there, else dropped at once.
 
         Raises:
-            TypeError: One is neither a tensor nor a number.
-            ValueError: A tensor has several elements, or the weight is not positive.
+            TypeError: One is neither a tensor nor a number, or the probe is no function.
+            ValueError: A tensor has several elements, the weight is not positive, or the probe is
+                that of another batch.
         """
-        self._pending.add(loss, weight)
+        self._pending.add(loss, weight, probe)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -120,33 +161,17 @@ class RecordsLosses:
         return False
 
 
-_INSTEAD = (
-    "optimizer.step(loss=loss.mean())",
-    "optimizer.step(loss=loss.real)",
-    "optimizer.step(loss=loss) with such a loss, for example float(loss), or return it from the "
-    "closure",
-)
+_BOUND = "optimizer.record_loss(loss, probe=functools.partial(loss_of, inputs, targets))"
 
 
-def checked_loss(loss: object, source: str, instead: Sequence[str] = _INSTEAD) -> Loss:
-    """Return a one-element tensor as it is or a number as a float; refuse what is no loss."""
-    if isinstance(loss, Tensor):
-        if loss.numel() != 1:
-            raise ValueError(
-                f"{source} a tensor of shape {list(loss.shape)}, expected one element. Reduce it "
-                f"as for backward(), e.g. {instead[0]}."
-            )
-        if loss.is_complex():
-            raise TypeError(
-                f"{source} a complex tensor, expected a real number. Write {instead[1]}."
-            )
-        return loss
-    if isinstance(loss, Real):
-        return float(loss)
-    raise TypeError(
-        f"{source} {'None' if loss is None else type(loss).__name__}, expected a one-element "
-        f"tensor or a number. Write {instead[2]}."
-    )
+def _mean(probes: Sequence[tuple[Probe, Loss]]) -> Loss:
+    """Return the weighted mean of what probes return, as `PendingLosses` takes it of losses."""
+    total: Loss = 0.0
+    weights: Loss = 0.0
+    for probe, weight in probes:
+        total = total + _detached(probed_loss(probe)) * weight
+        weights = weights + weight
+    return total / weights
 
 
 def _detached(value: Loss) -> Loss:

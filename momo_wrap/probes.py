@@ -13,16 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
+from types import FunctionType
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from momo_wrap.checks.arguments import Loss
+from momo_wrap.checks.losses import checked_loss
 from momo_wrap.distributed import local
 from momo_wrap.engine.blocks import real
 from momo_wrap.engine.scalars import Scalar, as_scalar
-from momo_wrap.losses import checked_loss
 from momo_wrap.rules import ModelStats
 
 Probe: TypeAlias = Callable[[], Loss]
@@ -116,7 +118,28 @@ class Before:
 
 def _evaluate(probe: Probe, like: Tensor) -> Tensor:
     """Return what a probe returns, like a 0-dim tensor."""
-    return as_scalar(checked_loss(probe(), "the probe returned", _INSTEAD), like)
+    return as_scalar(probed_loss(probe), like)
+
+
+def probed_loss(probe: Probe) -> Loss:
+    """Return what a probe returns, and refuse what is no loss."""
+    return checked_loss(probe(), "the probe returned", _INSTEAD)
+
+
+def same_function(one: object, other: object) -> bool:
+    """Return whether two functions have the same code, and the same variables, not only values."""
+    return one is other or (
+        isinstance(one, FunctionType)
+        and isinstance(other, FunctionType)
+        and one.__code__ is other.__code__
+        and _are(one.__closure__, other.__closure__)
+        and _are(one.__defaults__, other.__defaults__)
+        and one.__kwdefaults__ is other.__kwdefaults__
+    )
+
+
+def _are(some: tuple[object, ...] | None, others: tuple[object, ...] | None) -> bool:
+    return all(a is b for a, b in zip_longest(some or (), others or ()))
 
 
 def _random_states(devices: Iterable[torch.device]) -> list[Tensor]:

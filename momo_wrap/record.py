@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from momo_wrap.engine.scalars import as_scalar
-from momo_wrap.probes import Before
 from momo_wrap.rules import ModelStats, StepDecision
 
 
@@ -45,7 +44,6 @@ class Outcome:
     of_step: tuple[ModelStats, StepDecision, Tensor, float] | None = None
     effective_lrs: Tensor | None = None  # θα of each parameter group, [groups]
     skipped: int = 0
-    before: Before | None = None  # the last step, where it is to be probed
 
 
 class Results:

@@ -134,7 +134,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
     def _changed(self, name: str) -> None:
         if name == "rule" and "_memory" in self.__dict__:
             self._memory.start_rule(self._initial_memory())
-            self._outcome.before = None
+            self._pending.before = None
         elif name == "compiled":
             self._bases.forget()
 
@@ -189,7 +189,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
     def _step(
         self, closure: Callable[[], Loss] | None, loss: Loss | None, probe: Probe | None
     ) -> Loss | None:
-        pending = self._pending.count
+        own_loss, pending = True, self._pending.count
         if closure is None and loss is None and not pending and has_zero_lr(self.base):
             self._bases.prepare(self.compiled)
             self._bases.observe(self._form).apply(as_scalar(0.0, self._bases.like))
@@ -197,7 +197,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         # Nearly always it is a real 0-dim tensor, with which nothing can be wrong.
         other = closure is not None or pending
         if other or not isinstance(loss, Tensor) or loss.dim() or loss.is_complex():
-            loss = self._pending.evaluate(closure, loss)
+            loss, probe, own_loss = self._pending.evaluate(closure, loss, probe)
         self._bases.prepare(self.compiled)
         group = (
             ranks_of(self.process_group) if dist.is_available() and dist.is_initialized() else None
@@ -206,18 +206,18 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         if cares and must_skip(self.nonfinite, loss, self.param_groups, group):
             self._outcome.skipped += 1
         else:
-            self._take(loss, group, probe, own_loss=not (other and self._pending.averaged))
+            self._take(loss, group, probe, own_loss=own_loss)
         return loss
 
     def _take(self, loss: Loss, group: Ranks, probe: Probe | None, *, own_loss: bool) -> None:
         bases, memory, like = self._bases, self._memory, self._bases.like
         bound = signed_bound(self.rule, bases.sign)
-        before, probed = self._outcome.before, None
+        before, probed = self._pending.before, None
         if probe is not None:
             check_probe(probe)
             if before is not None:
                 probed = before.measure(probe, loss, like, bases.sign, own_loss=own_loss)
-        self._outcome.before = None
+        self._pending.before = None
         memory.prepare(bases.pairs, like)
         step = bases.observe(self.weight_decay_form or self.rule.weight_decay_form)
         # Nearly always there is nothing to convert.
@@ -237,7 +237,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         decision = self.rule(stats, memory.rule)  # (3)
         theta = checked_theta(decision, memory.rule, sums.shape[1])
         if probe is not None and self.rule.wants_probe(memory.steps + 1):
-            self._outcome.before = Before(bases.movable(), stats, theta, step.coupled_decay)
+            self._pending.before = Before(bases.movable(), stats, theta, step.coupled_decay)
         self._outcome.effective_lrs = step.apply(theta)  # (4)
         memory.write(model.after(sums, theta), decision.memory)  # (5)
         self._outcome.of_step = (stats, decision, given, bases.sign)
@@ -286,7 +286,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         last = self.__dict__.get("_memory")
         like = scalar_template(self.param_groups, None if last is None else last.averages)
         self._memory = Memory(self._initial_memory(), like)
-        self._outcome.before = None
+        self._pending.before = None
         self._memory.prepare(self._bases.pairs, like)
 
     CHECKS: ClassVar[Mapping[str, Callable[[Any, Any], object]]] = {

@@ -114,9 +114,9 @@ def test_parameters_are_where_they_were_bit_for_bit() -> None:
 def test_a_copy_is_kept_only_where_a_probe_follows() -> None:
     for steps in range(1, 8):
         *_, optimizer = run(True, steps)
-        assert (optimizer._outcome.before is not None) == (steps % 3 == 0)
+        assert (optimizer._pending.before is not None) == (steps % 3 == 0)
     *_, optimizer = run(False, 6)
-    assert optimizer._outcome.before is None
+    assert optimizer._pending.before is None
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

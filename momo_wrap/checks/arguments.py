@@ -76,13 +76,16 @@ def check_nonfinite(nonfinite: object) -> None:
         )
 
 
-def check_probe(probe: object) -> None:
+def check_probe(
+    probe: object,
+    source: str = "step()",
+    instead: str = "optimizer.step(loss=loss, probe=lambda: loss_function(model(inputs), targets))",
+) -> None:
     """Refuse a probe that can't be called."""
     if not callable(probe):
         raise TypeError(
-            f"step() got as probe {type(probe).__name__}, expected a function that returns the "
-            "loss of the batch at the parameters as they are. Write optimizer.step(loss=loss, "
-            "probe=lambda: loss_function(model(inputs), targets))."
+            f"{source} got as probe {type(probe).__name__}, expected a function that returns the "
+            f"loss of the batch at the parameters as they are. Write {instead}."
         )
 
 

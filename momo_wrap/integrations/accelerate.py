@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from momo_wrap.integrations import wrapper_of
+from momo_wrap.probes import Probe
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
 def backward(
-    accelerator: Accelerator, loss: Tensor, optimizer: object, weight: float = 1.0, **kwargs: Any
+    accelerator: Accelerator,
+    loss: Tensor,
+    optimizer: object,
+    weight: float = 1.0,
+    *,
+    probe: Probe | None = None,
+    **kwargs: Any,
 ) -> None:
     """Compute gradients with `accelerator.backward`, and record the loss for `optimizer.step()`.
 
@@ -27,11 +34,15 @@ def backward(
         loss: The loss of the batch.
         optimizer: The optimizer that `accelerator.prepare` returned for a `MoMoWrapper`.
         weight: The weight of this batch in the mean, where its loss has one in the gradients.
+        probe: Returns this loss at the parameters as they are, for rules that have steps probed;
+            see `MoMoWrapper.record_loss`. It must hold its batch, as `functools.partial(loss_of,
+            inputs, targets)`. In DDP it calls the module inside, `accelerator.unwrap_model(model)`.
         kwargs: What else `accelerator.backward` takes.
 
     Raises:
-        TypeError: The optimizer is not a prepared `MoMoWrapper`.
-        ValueError: The loss has several elements, or the weight is not positive.
+        TypeError: The optimizer is not a prepared `MoMoWrapper`, or the probe is no function.
+        ValueError: The loss has several elements, the weight is not positive, or the probe is that
+            of another batch.
 
     Example:
         >>> model, optimizer, loader = accelerator.prepare(model, MoMoWrapper(base), loader)
@@ -43,4 +54,4 @@ def backward(
     """
     wrapper = wrapper_of(optimizer)
     accelerator.backward(loss, **kwargs)
-    wrapper.record_loss(loss, weight)
+    wrapper.record_loss(loss, weight, probe=probe)

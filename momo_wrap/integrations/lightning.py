@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric, MetricCollection
 
 from momo_wrap.integrations import step_metrics, wrapper_of
+from momo_wrap.integrations.repeating import undone, with_own_container
 from momo_wrap.wrapper import MoMoWrapper
 
 if TYPE_CHECKING:
@@ -25,9 +30,11 @@ class MoMoCallback(pl.Callback):
     Lightning's closure returns the loss of the last batch only, divided by
     `accumulate_grad_batches`, and with a GradScaler none. The callback records the loss of every
     batch whose gradients add up, without that division and scale; the loss of a step is their mean.
+    Where the rule has a step probed, `training_step` is called once more with the batches of the
+    next one, without gradients and logs.
 
-    It records in automatic optimisation. In manual optimisation give `step` a closure that
-    returns the loss.
+    It does so in automatic optimisation. In manual optimisation give `step` a closure that
+    returns the loss, and a probe.
 
     Args:
         log: Whether to log, on steps, what `step_metrics` returns. Lightning waits for the values
@@ -46,15 +53,24 @@ class MoMoCallback(pl.Callback):
     def __init__(self, *, log: bool = True) -> None:
         super().__init__()
         self.log_metrics = log
+        self._arguments: tuple[Any, ...] = ()  # of training_step
+        self._number = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse an optimizer that is no wrapper."""
         wrapper_of(trainer.optimizers[0])
+        self._number = _number_of_arguments(pl_module)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the batch until its loss is recorded."""
+        self._arguments = (with_own_container(batch), batch_idx)[: self._number]
 
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
     ) -> None:
-        """Record the loss of a batch, as `training_step` returned it."""
+        """Record the loss of a batch, as `training_step` returned it, and its probe."""
         if pl_module.automatic_optimization:
             # Divided and scaled for the backward pass that comes next.
             loss = loss.detach() * trainer.accumulate_grad_batches
@@ -62,13 +78,42 @@ class MoMoCallback(pl.Callback):
             if scaler is not None:
                 loss = loss / scaler.scale(torch.ones_like(loss))
             # Automatic optimisation has one optimizer.
-            wrapper_of(trainer.optimizers[0]).record_loss(loss)
+            wrapper = wrapper_of(trainer.optimizers[0])
+            probe = partial(_evaluate, trainer, pl_module, *self._arguments)
+            wrapper.record_loss(loss, probe=probe if self._arguments else None)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any
     ) -> None:
         """Log θ and the effective learning rates."""
+        self._arguments = ()
         if self.log_metrics:
             for optimizer in trainer.optimizers:
                 if isinstance(optimizer, MoMoWrapper):
                     pl_module.log_dict(step_metrics(optimizer))
+
+
+def _number_of_arguments(module: pl.LightningModule) -> int:
+    """Return how many arguments `training_step` is given; 0 where it draws batches by itself."""
+    takes = signature(module.training_step)
+    if "dataloader_iter" in takes.parameters:
+        return 0
+    try:
+        takes.bind("batch", "batch_idx")
+    except TypeError:
+        return 1
+    return 2
+
+
+def _evaluate(trainer: pl.Trainer, module: pl.LightningModule, *arguments: Any) -> Any:
+    """Return the loss of a batch, and leave no trace.
+
+    The module itself is called: DDP would broadcast buffers, and leave it out the next time.
+    """
+    metrics = [part for part in module.modules() if isinstance(part, (Metric, MetricCollection))]
+    with (
+        undone(module, module, *metrics, without=((module, "log"),)),
+        trainer.precision_plugin.train_step_context(),
+    ):
+        output = module.training_step(*map(with_own_container, arguments))
+    return output["loss"] if isinstance(output, Mapping) else output

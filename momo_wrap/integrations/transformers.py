@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer
 
 from momo_wrap.integrations import step_metrics, wrapper_of
+from momo_wrap.integrations.repeating import undone, with_own_container
 
 
 class MoMoTrainer(Trainer):
@@ -16,7 +19,9 @@ class MoMoTrainer(Trainer):
     Trainer calls `optimizer.step()` bare. This one records the loss of each batch before, in the
     proportion in which its gradients count: however Trainer divides the losses of accumulated
     batches (by their number, or by `num_items_in_batch`), the loss of a step is the sum of the
-    divided ones. With the logs of the training loss come those of `step_metrics`.
+    divided ones. Where the rule has a step probed, the batches of the next one are evaluated once
+    more by Trainer's own `training_step`, without its gradients and logs. With the logs of the
+    training loss come those of `step_metrics`.
 
     A Trainer of another kind becomes one by `class MyTrainer(MoMoTrainer, Seq2SeqTrainer)`, unless
     it has a `training_step` of its own that does not call this one.
@@ -42,10 +47,25 @@ class MoMoTrainer(Trainer):
         if all(param.grad is None for param in params):
             # Trainer resets the model's gradients by itself, also those of a step that was skipped.
             wrapper.zero_grad()
+        probe = partial(self._loss_again, model, with_own_container(inputs), num_items_in_batch)
         loss = super().training_step(model, inputs, num_items_in_batch)
         # The sum is wanted, and the mean is taken.
-        wrapper.record_loss(loss * self.current_gradient_accumulation_steps)
+        wrapper.record_loss(loss * self.current_gradient_accumulation_steps, probe=probe)
         return loss
+
+    def _loss_again(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        num_items_in_batch: Tensor | int | None,
+    ) -> Tensor:
+        """Return the loss of a batch as it is recorded, and leave no trace."""
+        if isinstance(model, DistributedDataParallel):
+            model = model.module  # which would broadcast buffers, and leave it out the next time
+        without = ((self, "log"), (self.accelerator, "backward"))
+        with undone(model, self, self.accelerator, without=without):
+            loss = super().training_step(model, with_own_container(inputs), num_items_in_batch)
+        return loss * self.current_gradient_accumulation_steps
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and add θ and the effective learning rates to the logs of the training loss."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
+from unittest import mock
 
 import pytest
+import torch.distributed as dist
 
 
 @pytest.fixture(autouse=True)
@@ -16,3 +19,13 @@ def _fresh_state() -> Iterator[None]:
     if state is not None:
         state.AcceleratorState._reset_state(reset_partial_state=True)
         state.GradientState._reset_state()
+
+
+@pytest.fixture
+def alone_in_ddp() -> Iterator[None]:
+    """What a launcher sets for a single process; a trainer makes the group."""
+    rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    with mock.patch.dict(os.environ, rank | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}):
+        yield
+        if dist.is_initialized():
+            dist.destroy_process_group()

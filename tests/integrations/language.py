@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ class Bigram(nn.Module):
         self.logits = nn.Linear(2 * VOCABULARY, VOCABULARY)
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        one_hot = nn.functional.one_hot(input_ids, VOCABULARY).float()
+        one_hot = nn.functional.one_hot(input_ids, VOCABULARY).to(self.logits.weight)
         last_two = torch.cat([one_hot[:, :-2], one_hot[:, 1:-1]], dim=-1)
         logits = self.logits(last_two).flatten(0, 1)
         loss = nn.functional.cross_entropy(logits, labels[:, 2:].flatten(), ignore_index=PAD)
@@ -77,7 +77,7 @@ class Batches:
         return batch
 
 
-def token_mean(model: nn.Module, batches: list[Batch]) -> list[Tensor]:
+def token_mean(model: nn.Module, batches: Sequence[Batch]) -> list[Tensor]:
     """The losses of batches, each over the tokens of all; the labels are the next tokens."""
     labels = [batch["labels"][:, 1:] for batch in batches]
     count = sum(int((label != PAD).sum()) for label in labels)
@@ -90,7 +90,7 @@ def token_mean(model: nn.Module, batches: list[Batch]) -> list[Tensor]:
     return [total / count for total in sums]
 
 
-def batch_mean(model: nn.Module, batches: list[Batch]) -> list[Tensor]:
+def batch_mean(model: nn.Module, batches: Sequence[Batch]) -> list[Tensor]:
     """The losses of batches, each over the number of batches."""
     return [model(**batch)["loss"] / len(batches) for batch in batches]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.optimizer import Optimizer
 
-from momo_wrap import MoMo, MoMoWrapper, StepRecord
+from momo_wrap import MoMo, MoMoWrapper, StepRecord, StepRule
 from tests.problems import flat, last_step
 
 Batch = tuple[Tensor, Tensor]
@@ -41,13 +41,13 @@ def loss_of(model: Any, batch: Any) -> Tensor:
     return loss
 
 
-def wrapped(model: nn.Module, bound: float = 0.1) -> MoMoWrapper:
+def wrapped(model: nn.Module, bound: float = 0.1, rule: StepRule | None = None) -> MoMoWrapper:
     """An optimizer whose cap is too large and whose bound is reached, so that it needs the loss."""
     layers = [
         {"params": layer.parameters()} for layer in model.children() if list(layer.parameters())
     ]
     layers[0]["lr"] = 0.1  # type: ignore[assignment]
-    return MoMoWrapper(torch.optim.AdamW(layers, lr=0.3, weight_decay=0.01), MoMo(bound))
+    return MoMoWrapper(torch.optim.AdamW(layers, lr=0.3, weight_decay=0.01), rule or MoMo(bound))
 
 
 def decreasing(optimizer: Optimizer) -> LRScheduler:

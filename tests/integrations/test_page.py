@@ -14,7 +14,12 @@ from tests.problems import last_step
 from tests.test_docs import ROOT, a_model
 
 PAGE = (ROOT / "docs" / "trainers.md").read_text()
-SNIPPETS = dict(re.findall(r"^## (\w+)\n+```py\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE))
+SECTIONS = [section.split("\n", 1) for section in re.split(r"^## ", PAGE, flags=re.MULTILINE)]
+FOUND = {
+    name: "\n".join(re.findall(r"^```py\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE))
+    for name, text in SECTIONS
+}
+SNIPPETS = {name: snippets for name, snippets in FOUND.items() if snippets}
 
 
 def test_every_trainer_has_a_snippet() -> None:
