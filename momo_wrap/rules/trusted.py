@@ -10,13 +10,8 @@ import torch
 from torch import Tensor
 
 from momo_wrap.rules.arguments import ABOVE_0_TO_1, AT_LEAST_0, FROM_0_BELOW_1, FROM_2, Setting
-from momo_wrap.rules.base import (
-    ModelStats,
-    StepDecision,
-    StepRule,
-    gap_to_bound,
-    truncate,
-)
+from momo_wrap.rules.base import StepDecision, StepRule, gap_to_bound, truncate
+from momo_wrap.rules.stats import ModelStats
 
 # The memory that is averaged.
 _AVERAGES = ("weight", "observed", "predicted", "observed_square")
