@@ -21,6 +21,32 @@ from momo_wrap.rules.stats import ModelStats
 
 WeightDecayForm: TypeAlias = Literal["base", "proximal", "decoupled", "scaled"]
 
+# What averages of zeros fade to.
+_TINY = 1e-30
+
+# Of "no_progress" and "no_momentum", which no single step shows, the wrapper looks itself.
+ADVICE: Mapping[str, str] = {
+    "below_bound": (
+        "The losses have reached the lower bound that the rule was given, or are below it, so that "
+        "steps are not taken (θ = 0). If that is as good as it gets, training is done. Else give a "
+        "number that the loss never goes below, MoMoWrapper(optimizer, MoMo(lower_bound=-10.0)), "
+        "or none, MoMo(-math.inf); with maximize=True one that the objective never exceeds, or "
+        "MoMo(math.inf)."
+    ),
+    "no_progress": (
+        "Step after step was foretold to bring the loss at least halfway to the lower bound, and "
+        "the loss has not fallen: steps are too long, as the learning rate is far too large and "
+        "the bound far away. Write MoMoWrapper(optimizer, TrustedMoMo()), lower the learning rate, "
+        "or give a bound that can almost be reached, MoMo(lower_bound=...)."
+    ),
+    "no_momentum": (
+        "The rule judges a step by the loss of the next batch, and the base optimizer averages no "
+        "gradients, so that each step fits one batch alone: steps that are right look too long, "
+        "and are cut. Use a base with momentum, such as AdamW or SGD(params, lr, momentum=0.9), or "
+        "write MoMoWrapper(optimizer, MoMo())."
+    ),
+}
+
 
 @dataclass(frozen=True)
 class StepDecision:
@@ -107,6 +133,8 @@ class StepRule(ABC):
 
     Attributes:
         weight_decay_form: The form of weight decay where the user of the wrapper chooses none.
+        needs_momentum: Whether the rule can't judge steps by the gradients of single batches.
+        advice: What is said of each of the `symptoms`: the cause, and what to write instead.
 
     Raises:
         TypeError: The bound is not a number.
@@ -115,6 +143,8 @@ class StepRule(ABC):
 
     lower_bound: Setting = Setting(A_BOUND, 0.0)
     weight_decay_form: ClassVar[WeightDecayForm] = "base"
+    needs_momentum: ClassVar[bool] = False
+    advice: ClassVar[Mapping[str, str]] = ADVICE
 
     def wants_probe(self, step: int) -> bool:
         """Return whether a step is to be probed, where the user gives `step()` a probe.
@@ -138,6 +168,28 @@ class StepRule(ABC):
             Name to value; empty for a rule without memory.
         """
         return {}
+
+    def symptoms(self, stats: ModelStats, decision: StepDecision) -> Mapping[str, Tensor]:
+        """Return signs that the rule can't do its work, each true or false of a step.
+
+        Asked for at every 10th step. What is true of most of them is told in a warning, once, with
+        the text of `advice`. A subclass adds to what is returned here.
+
+        Args:
+            stats: The momentum model at the step.
+            decision: What the rule decided.
+
+        Returns:
+            By the names of `advice`, 0-dim tensors of dtype bool, computed without a host visit.
+            Here "below_bound": the model falls along the step, and the average of the losses is at
+            the bound or below it (up to 0.1 % of it), so that no step is taken.
+        """
+        bound = decision.lower_bound
+        size = bound.abs() if isinstance(bound, Tensor) else abs(bound)
+        reached = stats.mean_loss <= bound + (0.001 * size + _TINY)
+        # Where losses are 0 and gradients are, too, there is nothing left to do.
+        stopped = (decision.theta == 0).all() & (stats.predicted_decrease > _TINY)
+        return {"below_bound": reached & stopped}
 
     @abstractmethod
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
