@@ -58,9 +58,7 @@ class Diagnosis:
         if not self.thetas:
             since = f" since the {self.steps} steps of the state that was loaded" * (self.steps > 0)
             return f"{self.title}: no step was taken yet{since}."
-        shares = (
-            f"0 in {self.share_none:.0%}, 1 in {self.share_whole:.0%} of {self.sampled} sampled"
-        )
+        shares = f"0 in {self.share_none:.0%}, 1 in {self.share_whole:.0%}; sampled: {self.sampled}"
         rows = {
             "loss": f"{self.loss:.6g}",
             "model of the loss": f"{self.value:.6g}",
@@ -166,7 +164,8 @@ class Tally:
 
     def others(self, rule: StepRule) -> list[str]:
         """Return the names of what a single step does not show."""
-        lacks = rule.needs_momentum and self.lacks_momentum
+        cuts = math.isfinite(rule.lower_bound)  # or else the base's own steps are taken
+        lacks = rule.needs_momentum and self.lacks_momentum and cuts
         return ["no_progress"] * self._stalled + ["no_momentum"] * lacks
 
 

@@ -21,9 +21,6 @@ from momo_wrap.rules.stats import ModelStats
 
 WeightDecayForm: TypeAlias = Literal["base", "proximal", "decoupled", "scaled"]
 
-# What averages of zeros fade to.
-_TINY = 1e-30
-
 # Of "no_progress" and "no_momentum", which no single step shows, the wrapper looks itself.
 ADVICE: Mapping[str, str] = {
     "below_bound": (
@@ -181,14 +178,14 @@ class StepRule(ABC):
 
         Returns:
             By the names of `advice`, 0-dim tensors of dtype bool, computed without a host visit.
-            Here "below_bound": the model falls along the step, and the average of the losses is at
-            the bound or below it (up to 0.1 % of it), so that no step is taken.
+            Here "below_bound": the model falls along the step, which is not taken (θ = 0), and the
+            average of the losses is below the bound, or above by less than 0.1 % of it. A loss of
+            exactly 0 is not below a bound of 0: training is done.
         """
         bound = decision.lower_bound
         size = bound.abs() if isinstance(bound, Tensor) else abs(bound)
-        reached = stats.mean_loss <= bound + (0.001 * size + _TINY)
-        # Where losses are 0 and gradients are, too, there is nothing left to do.
-        stopped = (decision.theta == 0).all() & (stats.predicted_decrease > _TINY)
+        reached = stats.mean_loss < bound + 0.001 * size
+        stopped = (decision.theta == 0).all() & (stats.predicted_decrease > 0)
         return {"below_bound": reached & stopped}
 
     @abstractmethod

@@ -114,7 +114,7 @@ class TrustedMoMo(StepRule):
         return {
             **super().symptoms(stats, decision),
             "rising_loss": rises,
-            "tiny_steps": tiny & ~rises,
+            "tiny_steps": tiny & rises.logical_not(),
         }
 
     def initial_memory(self, lower_bound: float) -> dict[str, float]:
