@@ -13,11 +13,13 @@ from momo_wrap.adapters import (
     adapter_for,
     register_adapter,
 )
+from momo_wrap.diagnosis import Diagnosis
 from momo_wrap.joint import JointOptimizer
 from momo_wrap.model import Averaging
 from momo_wrap.record import StepRecord
 from momo_wrap.recorder import Recorder
 from momo_wrap.rules import ModelStats, MoMo, MoMoStar, StepDecision, StepRule, TrustedMoMo
+from momo_wrap.warning import MoMoWarning
 from momo_wrap.wrapper import MoMoWrapper
 
 __version__ = "0.1.0"
@@ -25,9 +27,11 @@ __version__ = "0.1.0"
 __all__ = [
     "Adapter",
     "Averaging",
+    "Diagnosis",
     "JointOptimizer",
     "MoMo",
     "MoMoStar",
+    "MoMoWarning",
     "MoMoWrapper",
     "ModelStats",
     "ProposingAdapter",

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.optim import Optimizer
 
+from momo_wrap.diagnosis import WINDOW, Diagnosis, Tally
+from momo_wrap.distributed import ProcessGroup, ranks_of
 from momo_wrap.engine.scalars import as_scalar
-from momo_wrap.rules import ModelStats, StepDecision
+from momo_wrap.joint import members
+from momo_wrap.model import Averaging
+from momo_wrap.rules import ModelStats, StepDecision, StepRule
+from momo_wrap.state.memory import Memory
+from momo_wrap.warning import MoMoWarning, users_level
+
+# Steps from one whose symptoms are counted to the next.
+SAMPLED_EVERY = 10
 
 
 @dataclass(frozen=True)
@@ -44,12 +60,18 @@ class Outcome:
     of_step: tuple[ModelStats, StepDecision, Tensor, float] | None = None
     effective_lrs: Tensor | None = None  # θα of each parameter group, [groups]
     skipped: int = 0
+    tally: Tally = field(default_factory=Tally)
 
 
 class Results:
-    """What an optimizer tells of its last step."""
+    """What an optimizer tells of its last step, and of how it fares."""
 
+    base: Optimizer
+    rule: StepRule
+    process_group: ProcessGroup
+    param_groups: list[dict[str, Any]]
     _outcome: Outcome
+    _memory: Memory
 
     @property
     def last_step(self) -> StepRecord | None:
@@ -73,3 +95,76 @@ class Results:
         """Return the learning rates θα that the last step amounted to; empty before the first."""
         lrs = self._outcome.effective_lrs
         return [] if lrs is None else list(lrs.unbind())
+
+    def diagnosis(self) -> Diagnosis:
+        """Return how the optimizer fares, and what is wrong where it can't do its work.
+
+        It waits for the device. Call it at any time, also before the first step.
+
+        Returns:
+            A `Diagnosis`, which prints well: values of the last step, how often θ was 0 and 1, and
+            the symptoms that there are, each with its remedy.
+        """
+        last = self.last_step
+        if last is None or self._outcome.of_step is None:
+            return Diagnosis(self._title, self._memory.steps)
+        stats, decision, _, _ = self._outcome.of_step
+        samples, sums, symptoms = self._outcome.tally.summary(self.rule, stats, decision)
+        effective_lrs = torch.stack(self.effective_lrs()).tolist()
+        lrs = [group.get("lr", math.nan) for group in self.param_groups[: len(effective_lrs)]]
+        return Diagnosis(
+            self._title,
+            self._memory.steps,
+            last.loss.item(),
+            last.value_after_decay.item(),
+            last.lower_bound.item(),
+            tuple(last.theta.reshape(-1).tolist()),
+            tuple(effective_lrs),
+            tuple(float(lr) for lr in lrs),
+            samples,
+            sums[0] / samples,
+            sums[1] / samples,
+            {name: self.rule.advice[name] for name in symptoms},
+        )
+
+    def _sample(self, averagings: Sequence[Averaging]) -> None:
+        """Count the symptoms of the step that was just taken; warn of what was there for long."""
+        assert self._outcome.of_step is not None
+        stats, decision, _, _ = self._outcome.of_step
+        if stats.loss.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return  # a replay would not come here
+        tally = self._outcome.tally
+        tally.add(self.rule, stats, decision, averagings)
+        is_full = tally.samples == WINDOW
+        if is_full:
+            tally.read()
+        for name in tally.held(self.rule) if is_full else tally.others(self.rule):
+            if name not in tally.told:
+                tally.told.add(name)
+                self._warn(name, self.diagnosis() if is_full else None)
+
+    def _warn(self, name: str, now: Diagnosis | None) -> None:
+        """Tell a symptom, on the first of several ranks, which all have the same numbers."""
+        group = ranks_of(self.process_group)
+        if group is not None and dist.get_rank(group) > 0:
+            return
+        found = (
+            ""
+            if now is None
+            else (
+                f", step {now.steps} (loss {now.loss:.4g}, lower bound {now.lower_bound:.4g}, "
+                f"θ = 0 in {now.share_none:.0%} of the steps)"
+            )
+        )
+        warnings.warn(
+            f"{self._title}{found}: {self.rule.advice[name]} print(optimizer.diagnosis()) tells "
+            "more. To hear this no more, write warnings.filterwarnings('ignore', "
+            "category=momo_wrap.MoMoWarning).",
+            MoMoWarning,
+            stacklevel=users_level(),
+        )
+
+    @property
+    def _title(self) -> str:
+        bases = ", ".join(type(member).__name__ for member in members(self.base))
+        return f"{type(self.rule).__name__} over {bases}"

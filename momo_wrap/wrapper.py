@@ -34,7 +34,7 @@ from momo_wrap.joint import JointOptimizer, joined, members
 from momo_wrap.losses import PendingLosses, RecordsLosses
 from momo_wrap.model import Averaging, MomentumModel
 from momo_wrap.probes import Before, Probe
-from momo_wrap.record import Outcome, Results
+from momo_wrap.record import SAMPLED_EVERY, Outcome, Results
 from momo_wrap.rules import MoMo, StepRule, WeightDecayForm, checked_theta, signed_bound
 from momo_wrap.state.loading import check_loaded, with_entries
 from momo_wrap.state.memory import Memory
@@ -59,9 +59,9 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
 
     The wrapper shares `param_groups`, `state` and `defaults` with the base. A scheduler may be
     built on either; the learning rates that it sets are the upper bounds α_i. Sums and scalars are
-    computed in at least float32, without host synchronisation. Register step hooks on the wrapper.
-    Those of the base (and global ones, once more) run inside `base.step()`, which is called with
-    lr=0, so that parameters have not moved yet.
+    computed in at least float32, and read on the host at every 500th step alone, for `diagnosis`.
+    Register step hooks on the wrapper. Those of the base (and global ones, once more) run inside
+    `base.step()`, which is called with lr=0, so that parameters have not moved yet.
 
     Args:
         optimizer: The base optimizer, kept as `base`; or a list of them, which share one model of
@@ -114,9 +114,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
                 "twice. Wrap the base itself: MoMoWrapper(optimizer.base)."
             )
         rule = MoMo() if rule is None else rule
-        check_arguments(base, rule, adapter, nonfinite)
-        check_compiled(compiled)
-        decay_form(weight_decay_form, rule)
+        check_arguments(base, rule, adapter, nonfinite, compiled, weight_decay_form)
         pairs = zip(members(base), adapters_for(base, adapter), strict=True)
         bases = Bases(list(pairs), self._weight_sums)
         check_process_group(process_group, base.param_groups)
@@ -135,6 +133,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         if name == "rule" and "_memory" in self.__dict__:
             self._memory.start_rule(self._initial_memory())
             self._pending.before = None
+            self._outcome.tally.start_rule()
         elif name == "compiled":
             self._bases.forget()
 
@@ -227,8 +226,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         sums, penalty = step.sums, step.penalty
         if group is not None:
             loss, sums, penalty, probed = reduced(loss, sums, penalty, probed, group)
-        penalty = None if penalty is None else penalty.sum()
-        given, loss = loss, loss if penalty is None else loss + penalty
+        given, loss = loss, loss if penalty is None else loss + penalty.sum()
         coefficients = memory.coefficients(step.averagings)
         model = MomentumModel.of(memory.averages, coefficients, loss)  # (1), (2)
         foretold = bases.unknown if before is None or probed is None else before.foretold
@@ -241,6 +239,8 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         self._outcome.effective_lrs = step.apply(theta)  # (4)
         memory.write(model.after(sums, theta), decision.memory)  # (5)
         self._outcome.of_step = (stats, decision, given, bases.sign)
+        if memory.steps % SAMPLED_EVERY == 0:
+            self._sample(step.averagings)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset all gradients, and forget the losses that were recorded with them.

@@ -48,6 +48,7 @@ OWN_FORM: dict[str, tuple[Callable[..., Optimizer], float, ProposingAdapter]] = 
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*averages no gradients:momo_wrap.MoMoWarning")
 @pytest.mark.parametrize("rule", [MoMo(BOUND), MoMoStar(), TrustedMoMo(BOUND)], ids=repr)
 @pytest.mark.parametrize(("make", "lr", "adapter"), OWN_FORM.values(), ids=OWN_FORM)
 def test_is_the_part_of_a_proposed_step_that_is_taken(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Sequence
 
@@ -22,6 +21,7 @@ from momo_wrap.adapters.rmsprop import RMSpropAdapter
 from momo_wrap.adapters.sgd import SGDAdapter
 from momo_wrap.joint import members
 from momo_wrap.model import Averaging
+from momo_wrap.warning import users_level
 
 # By type, or by the qualified name of an optimizer of another package, which is not imported.
 _adapters: dict[type[Optimizer] | str, Adapter] = {
@@ -138,17 +138,9 @@ def adapter_for(optimizer: Optimizer) -> Adapter:
         f"MoMoWrapper uses {proposing!r} for {name}: {reason}. While a step is taken, that needs "
         f"{proposing.memory(optimizer) / 2**20:.3g} MiB more than the bare optimizer. To hear this "
         "no more, write warnings.filterwarnings('ignore', 'MoMoWrapper uses ProposingAdapter').",
-        stacklevel=_users_level(),
+        stacklevel=users_level(),
     )
     return proposing
-
-
-def _users_level() -> int:
-    """Return the `stacklevel` of the caller's first frame outside of this package."""
-    frame, level = inspect.currentframe(), 0
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("momo_wrap."):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def adapters_for(

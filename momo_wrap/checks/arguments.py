@@ -18,15 +18,21 @@ Compiled: TypeAlias = bool | Literal["auto"]
 NonFinite: TypeAlias = Literal["propagate", "skip", "raise"]
 
 
-def check_arguments(optimizer: object, rule: object, adapter: object, nonfinite: object) -> None:
-    """Refuse arguments of `MoMoWrapper` of the wrong type; rule and adapter may be None."""
+def check_arguments(
+    optimizer: object,
+    rule: StepRule,
+    adapter: object,
+    nonfinite: object,
+    compiled: object,
+    weight_decay_form: WeightDecayForm | None,
+) -> None:
+    """Refuse arguments of `MoMoWrapper` that are wrong; adapter and form of decay may be None."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"MoMoWrapper expects a torch.optim.Optimizer, got {type(optimizer).__name__}. Write "
             "MoMoWrapper(torch.optim.AdamW(model.parameters(), lr=1e-2))."
         )
-    if rule is not None:
-        check_rule(rule)
+    check_rule(rule)
     for entry in adapter if isinstance(adapter, (list, tuple)) else [adapter]:
         if not (entry is None or isinstance(entry, Adapter)):
             raise TypeError(
@@ -34,6 +40,8 @@ def check_arguments(optimizer: object, rule: object, adapter: object, nonfinite:
                 "MoMoWrapper(optimizer, adapter=MyAdapter())."
             )
     check_nonfinite(nonfinite)
+    check_compiled(compiled)
+    decay_form(weight_decay_form, rule)
 
 
 def check_unknown_arguments(arguments: Mapping[str, object]) -> None:

@@ -1,8 +1,6 @@
 """Step rules: which fraction θ of the base's step is taken."""
 
 from momo_wrap.rules.base import (
-    GroupStats,
-    ModelStats,
     StepDecision,
     StepRule,
     WeightDecayForm,
@@ -13,6 +11,7 @@ from momo_wrap.rules.base import (
 )
 from momo_wrap.rules.momo import MoMo
 from momo_wrap.rules.momo_star import MoMoStar
+from momo_wrap.rules.stats import GroupStats, ModelStats
 from momo_wrap.rules.trusted import TrustedMoMo
 
 __all__ = [

@@ -10,106 +10,39 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from momo_wrap.rules.arguments import A_BOUND, Setting
+from momo_wrap.rules.stats import ModelStats
 
 WeightDecayForm: TypeAlias = Literal["base", "proximal", "decoupled", "scaled"]
 
-
-class GroupStats(NamedTuple):
-    """What each parameter group contributes to the momentum model, of shape [groups].
-
-    Attributes:
-        mean_loss: f̄_i/ρ_i, the average of all losses, as the group averages.
-        displacement: e_i/ρ_i, what the group's own moves have done to the model.
-        decay_shift: (c_i - 1) ⟨d_i, x_i⟩/ρ_i, what its weight decay does.
-        predicted_decrease: N_i/ρ_i.
-        gradient_decrease: α_i ⟨d_i, u_i⟩/ρ_i.
-    """
-
-    mean_loss: Tensor
-    displacement: Tensor
-    decay_shift: Tensor
-    predicted_decrease: Tensor
-    gradient_decrease: Tensor
-
-
-@dataclass(frozen=True)
-class ModelStats:
-    """What a step rule knows of this step. All tensors are on one device, and 0-dim.
-
-    Values are those of a minimisation: for a base with `maximize=True` the loss and the bound have
-    changed sign.
-
-    Attributes:
-        loss: f_k, the loss of this batch.
-        mean_loss: f̄/ρ, the average of the losses so far.
-        value: (f̄ + e)/ρ, the loss that the momentum model has at the current parameters.
-        value_after_decay: h/ρ, the same after weight decay has done its part of the step; equal to
-            `value` without weight decay.
-        predicted_decrease: N/ρ, by how much the whole step of the base lowers the model.
-        gradient_decrease: Σ_i α_i ⟨d_i, u_i⟩/ρ, the same without the shrinking factor of the
-            proximal weight decay.
-        lower_bound: The bound f* that the user gave.
-        learning_rate: α, the largest learning rate of the parameter groups.
-        groups: What each parameter group contributes, of shape [groups]; None: there is one group.
-        probed_decrease: By how much the last step lowered the loss of this batch, which had no part
-            in it, as a probe has measured it; NaN where there was none. 0-dim, also in `by_group`.
-        probed_prediction: By how much the model had foretold the loss to fall with that very move.
-    """
-
-    loss: Tensor
-    mean_loss: Tensor
-    value: Tensor
-    value_after_decay: Tensor
-    predicted_decrease: Tensor
-    gradient_decrease: Tensor
-    lower_bound: float
-    learning_rate: Tensor
-    groups: GroupStats | None = None
-    probed_decrease: Tensor = torch.tensor(math.nan)  # noqa: RUF009
-    probed_prediction: Tensor = torch.tensor(math.nan)  # noqa: RUF009
-
-    @property
-    def by_group(self) -> ModelStats:
-        """The models of single groups, each as if no other had ever moved: shape [groups].
-
-        That of group i has all the losses, and of displacement, weight decay and decrease the
-        group's own:
-
-            value:              (f̄_i + e_i)/ρ_i
-            value_after_decay:  (f̄_i + e_i + (c_i - 1) ⟨d_i, x_i⟩)/ρ_i
-
-        It is computed where it is asked for, so that other rules do not pay for it.
-        """
-        if self.groups is None:
-            flat: dict[str, Any] = {
-                name: value.reshape(-1)
-                for name, value in vars(self).items()
-                if isinstance(value, Tensor) and name not in _WHOLE
-            }
-            return replace(self, **flat)
-        mean_loss, displacement, decay_shift, predicted_decrease, gradient_decrease = self.groups
-        value = mean_loss + displacement
-        return replace(
-            self,
-            loss=self.loss.expand_as(value),
-            mean_loss=mean_loss,
-            value=value,
-            value_after_decay=value + decay_shift,
-            predicted_decrease=predicted_decrease,
-            gradient_decrease=gradient_decrease,
-            groups=None,
-        )
-
-
-# Statistics that no group has by itself.
-_WHOLE = ("learning_rate", "probed_decrease", "probed_prediction")
+# Of "no_progress" and "no_momentum", which no single step shows, the wrapper looks itself.
+ADVICE: Mapping[str, str] = {
+    "below_bound": (
+        "The losses have reached the lower bound that the rule was given, or are below it, so that "
+        "steps are not taken (θ = 0). If that is as good as it gets, training is done. Else give a "
+        "number that the loss never goes below, MoMoWrapper(optimizer, MoMo(lower_bound=-10.0)), "
+        "or none, MoMo(-math.inf); with maximize=True one that the objective never exceeds, or "
+        "MoMo(math.inf)."
+    ),
+    "no_progress": (
+        "Step after step was foretold to bring the loss at least halfway to the lower bound, and "
+        "the loss has not fallen: steps are too long, as the learning rate is far too large and "
+        "the bound far away. Write MoMoWrapper(optimizer, TrustedMoMo()), lower the learning rate, "
+        "or give a bound that can almost be reached, MoMo(lower_bound=...)."
+    ),
+    "no_momentum": (
+        "The rule judges a step by the loss of the next batch, and the base optimizer averages no "
+        "gradients, so that each step fits one batch alone: steps that are right look too long, "
+        "and are cut. Use a base with momentum, such as AdamW or SGD(params, lr, momentum=0.9), or "
+        "write MoMoWrapper(optimizer, MoMo())."
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -197,6 +130,8 @@ class StepRule(ABC):
 
     Attributes:
         weight_decay_form: The form of weight decay where the user of the wrapper chooses none.
+        needs_momentum: Whether the rule can't judge steps by the gradients of single batches.
+        advice: What is said of each of the `symptoms`: the cause, and what to write instead.
 
     Raises:
         TypeError: The bound is not a number.
@@ -205,6 +140,8 @@ class StepRule(ABC):
 
     lower_bound: Setting = Setting(A_BOUND, 0.0)
     weight_decay_form: ClassVar[WeightDecayForm] = "base"
+    needs_momentum: ClassVar[bool] = False
+    advice: ClassVar[Mapping[str, str]] = ADVICE
 
     def wants_probe(self, step: int) -> bool:
         """Return whether a step is to be probed, where the user gives `step()` a probe.
@@ -228,6 +165,28 @@ class StepRule(ABC):
             Name to value; empty for a rule without memory.
         """
         return {}
+
+    def symptoms(self, stats: ModelStats, decision: StepDecision) -> Mapping[str, Tensor]:
+        """Return signs that the rule can't do its work, each true or false of a step.
+
+        Asked for at every 10th step. What is true of most of them is told in a warning, once, with
+        the text of `advice`. A subclass adds to what is returned here.
+
+        Args:
+            stats: The momentum model at the step.
+            decision: What the rule decided.
+
+        Returns:
+            By the names of `advice`, 0-dim tensors of dtype bool, computed without a host visit.
+            Here "below_bound": the model falls along the step, which is not taken (θ = 0), and the
+            average of the losses is below the bound, or above by less than 0.1 % of it. A loss of
+            exactly 0 is not below a bound of 0: training is done.
+        """
+        bound = decision.lower_bound
+        size = bound.abs() if isinstance(bound, Tensor) else abs(bound)
+        reached = stats.mean_loss < bound + 0.001 * size
+        stopped = (decision.theta == 0).all() & (stats.predicted_decrease > 0)
+        return {"below_bound": reached & stopped}
 
     @abstractmethod
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from momo_wrap.rules.base import ModelStats, StepDecision, StepRule, truncate
+from momo_wrap.rules.base import StepDecision, StepRule, truncate
+from momo_wrap.rules.stats import ModelStats
 
 
 class MoMo(StepRule):

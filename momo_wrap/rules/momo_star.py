@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from momo_wrap.rules.base import ModelStats, StepDecision, StepRule, truncate
+from momo_wrap.rules.base import StepDecision, StepRule, truncate
+from momo_wrap.rules.stats import ModelStats
 
 
 class MoMoStar(StepRule):

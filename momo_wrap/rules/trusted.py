@@ -5,18 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from momo_wrap.rules.arguments import ABOVE_0_TO_1, AT_LEAST_0, FROM_0_BELOW_1, FROM_2, Setting
-from momo_wrap.rules.base import (
-    ModelStats,
-    StepDecision,
-    StepRule,
-    gap_to_bound,
-    truncate,
-)
+from momo_wrap.rules.base import StepDecision, StepRule, gap_to_bound, truncate
+from momo_wrap.rules.stats import ModelStats
+
+_ADVICE = {
+    "rising_loss": (
+        "The loss rises, beyond what the noise of batches explains, where the model foretold that "
+        "it falls, so that the rule shortens its steps further and further. Pass the loss "
+        "that the gradients are of, step(loss=loss), with the same sign and of the same kind at "
+        "each step; if the loss rises by itself, as from harder data, write "
+        "MoMoWrapper(optimizer, MoMo())."
+    ),
+    "tiny_steps": (
+        "The step size that the rule trusts is next to nothing, as none of the decrease of the "
+        "loss was seen that the model foretold. Pass the loss that the gradients are of, "
+        "step(loss=loss), in float32; if it is, write MoMoWrapper(optimizer, MoMo()), or set the "
+        "rule anew, optimizer.rule = TrustedMoMo(), to start over."
+    ),
+}
 
 # The memory that is averaged.
 _AVERAGES = ("weight", "observed", "predicted", "observed_square")
@@ -85,6 +97,25 @@ class TrustedMoMo(StepRule):
     window: Setting = Setting(FROM_2, 20.0)
     confidence: Setting = Setting(AT_LEAST_0, 2.0)
     start: Setting = Setting(ABOVE_0_TO_1, 0.05)
+    needs_momentum: ClassVar[bool] = True
+    advice: ClassVar[Mapping[str, str]] = {**StepRule.advice, **_ADVICE}
+
+    def symptoms(self, stats: ModelStats, decision: StepDecision) -> Mapping[str, Tensor]:
+        """Return also whether the loss rises, beyond noise, and whether steps are next to nothing.
+
+        "rising_loss" is A < -2 s and P > 0; "tiny_steps", where the loss does not rise, a θ below
+        1e-9 that closes less than a 1e-6th of what the first step did of the gap to the bound.
+        """
+        memory, decrease = decision.memory, stats.predicted_decrease
+        error = self._error(memory, memory)  # n is off by one step
+        rises = (memory["observed"] < -2.0 * error) & (memory["predicted"] > 0)
+        gap, theta = gap_to_bound(stats, stats.lower_bound), decision.theta_uncapped
+        tiny = (theta < 1e-9) & (theta * decrease < 1e-6 * self.start * gap) & (decrease > 0)
+        return {
+            **super().symptoms(stats, decision),
+            "rising_loss": rises,
+            "tiny_steps": tiny & rises.logical_not(),
+        }
 
     def initial_memory(self, lower_bound: float) -> dict[str, float]:
         """Return zeros: no step size is trusted yet, and nothing was judged."""

@@ -97,6 +97,7 @@ def numpy_vector(tensors: list[Tensor]) -> Array:
     return vector
 
 
+@pytest.mark.filterwarnings("ignore:.*averages no gradients:momo_wrap.MoMoWarning")
 # A rule sees nothing of the base but the statistics of the model, so that few bases tell a wrong
 # formula: one that has all terms, and one at which the losses of batches are followed.
 @pytest.mark.parametrize(

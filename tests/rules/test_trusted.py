@@ -314,6 +314,7 @@ def test_without_a_bound_it_is_the_base(kind: Make) -> None:
     assert relative_distance(found, trajectory(lambda p: kind(p, lr=0.01), 60)) < 1e-12
 
 
+@pytest.mark.filterwarnings("ignore:.*averages no gradients:momo_wrap.MoMoWarning")
 @kinds
 def test_caps_that_are_too_large_give_the_same_steps(kind: Make) -> None:
     def wrapped(lr: float) -> Callable[[Params], Optimizer]:
@@ -323,6 +324,7 @@ def test_caps_that_are_too_large_give_the_same_steps(kind: Make) -> None:
     assert relative_distance(found, trajectory(wrapped(1e2), 60)) < 1e-9
 
 
+@pytest.mark.filterwarnings("ignore:.*averages no gradients:momo_wrap.MoMoWarning")
 @kinds
 def test_a_scaled_loss_is_trained_alike(kind: Make) -> None:
     """SGD's steps are as long where the cap is too large, and Adam's whatever the scale."""

@@ -8,6 +8,7 @@ from typing_extensions import assert_type
 
 from momo_wrap import (
     Adapter,
+    Diagnosis,
     MoMo,
     MoMoStar,
     MoMoWrapper,
@@ -27,6 +28,7 @@ assert_type(optimizer.step(), Tensor | float | None)
 optimizer.record_loss(torch.ones(()), weight=3)
 assert_type(optimizer.last_step, StepRecord | None)
 assert_type(optimizer.effective_lrs(), list[Tensor])
+assert_type(optimizer.diagnosis(), Diagnosis)
 assert_type(optimizer.base, torch.optim.Optimizer)
 assert_type(optimizer.rule, StepRule)
 assert_type(adapter_for(optimizer.base), Adapter)

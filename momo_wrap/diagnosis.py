@@ -1,0 +1,208 @@
+"""Whether a wrapped optimizer can do its work: symptoms, counted on the device and rarely read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from momo_wrap.engine.scalars import as_scalar
+from momo_wrap.model import Averaging
+from momo_wrap.rules import ModelStats, StepDecision, StepRule
+
+# Sampled steps from one visit to the host to the next.
+WINDOW = 50
+# What is summed up of each sampled step, before the symptoms of the rule.
+_OWN = ("none", "whole", "to_bound", "gap")
+
+
+@dataclass(frozen=True, repr=False)
+class Diagnosis:
+    """How a wrapped optimizer fares: what `MoMoWrapper.diagnosis()` returns, and prints well.
+
+    Values are in the sign of the user's objective, also with `maximize=True`.
+
+    Attributes:
+        title: The rule and the base.
+        steps: How many steps were taken, those before a checkpoint among them.
+        loss: The loss that the last step was given; NaN, as the next two, before the first step.
+        value: h/ρ, the loss that the momentum model had before that step.
+        lower_bound: f*, the bound that was aimed at.
+        thetas: The fraction of the base's step that was taken, or those of the parameter groups.
+        effective_lrs: θα of each parameter group.
+        lrs: α of each parameter group, NaN for a base without learning rates.
+        sampled: How many steps the next two values and the symptoms are from.
+        share_none: The share of the sampled steps with θ = 0, in [0, 1].
+        share_whole: The share with θ = 1.
+        symptoms: What was there in more than half of the sampled steps, by the names of
+            `StepRule.advice`: the cause, and what to write instead.
+    """
+
+    title: str
+    steps: int
+    loss: float = math.nan
+    value: float = math.nan
+    lower_bound: float = math.nan
+    thetas: tuple[float, ...] = ()
+    effective_lrs: tuple[float, ...] = ()
+    lrs: tuple[float, ...] = ()
+    sampled: int = 0
+    share_none: float = math.nan
+    share_whole: float = math.nan
+    symptoms: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        if not self.thetas:
+            since = f" since the {self.steps} steps of the state that was loaded" * (self.steps > 0)
+            return f"{self.title}: no step was taken yet{since}."
+        shares = f"0 in {self.share_none:.0%}, 1 in {self.share_whole:.0%}; sampled: {self.sampled}"
+        rows = {
+            "loss": f"{self.loss:.6g}",
+            "model of the loss": f"{self.value:.6g}",
+            "lower bound": f"{self.lower_bound:.6g}",
+            "θ": f"{_listed(self.thetas)} ({shares})",
+            "effective lr": f"{_listed(self.effective_lrs)} (lr {_listed(self.lrs)})",
+        }
+        lines = [f"{self.title}, {self.steps} steps"]
+        lines += [f"  {name:<18} {value}" for name, value in rows.items()]
+        lines += [f"  {name}: {advice}" for name, advice in self.symptoms.items()]
+        return "\n".join(lines if self.symptoms else [*lines, "  no symptoms"])
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+class Tally:
+    """In how many of the sampled steps each symptom was there, in one tensor on the device.
+
+    It is not saved, and starts anew where the rule is set.
+
+    Attributes:
+        samples: How many steps are in the tensor.
+        told: The names of the symptoms that were told.
+        lacks_momentum: Whether no group of the base averages its gradients.
+    """
+
+    def __init__(self) -> None:
+        self.told: set[str] = set()
+        self.start_rule()
+
+    def start_rule(self) -> None:
+        """Forget what was counted, but not what was told."""
+        self.samples, self.lacks_momentum = 0, False
+        self._sums: Tensor | None = None
+        self._names: list[str] = []
+        self._last: list[float] = []  # the sums of the last window
+        self._first_gap = math.nan  # of the first
+        self._stalled = False  # whether the last window got nowhere
+
+    def add(
+        self,
+        rule: StepRule,
+        stats: ModelStats,
+        decision: StepDecision,
+        averagings: Sequence[Averaging],
+    ) -> None:
+        """Count a step, without a visit to the host.
+
+        Args:
+            rule: The step rule.
+            stats: What it saw.
+            decision: What it answered.
+            averagings: How each parameter group averages.
+        """
+        row, names = _row(rule, stats, decision)
+        if self._sums is None or names != self._names or self._sums.device != row.device:
+            self.start_rule()
+            self._sums, self._names = torch.zeros_like(row), names
+        # Not in place: it may have been made in another inference mode.
+        self._sums = self._sums + row
+        self.samples += 1
+        self.lacks_momentum = all(
+            not isinstance(own.decay, Tensor) and own.decay == 0.0 for own in averagings
+        )
+
+    def read(self) -> None:
+        """Bring the sums of a full window to the host, the only visit, and start another one."""
+        assert self._sums is not None
+        sums = [*self._sums.tolist()]
+        _, _, to_bound, gap = sums[: len(_OWN)]
+        if not self._last:
+            self._first_gap = gap
+        # Not where it ends: the last digits of a loss do not fall either.
+        elif to_bound > WINDOW / 2:
+            self._stalled = self._last[3] <= gap and gap > 0.01 * self._first_gap
+        else:
+            self._stalled = False
+        self._last, self.samples = sums, 0
+        self._sums = torch.zeros_like(self._sums)
+
+    def held(self, rule: StepRule) -> list[str]:
+        """Return the names of what was there in most steps of the last full window."""
+        return _most(self._names, self._last, WINDOW) + self.others(rule)
+
+    def summary(
+        self, rule: StepRule, stats: ModelStats, decision: StepDecision
+    ) -> tuple[int, list[float], list[str]]:
+        """Return the number of samples, the sums of `_OWN`, and the symptoms; visits the host.
+
+        The samples are those of the last full window and since, or else the last step.
+        """
+        parts = [self._last] if self._last else []
+        samples, names = self.samples + len(parts) * WINDOW, self._names
+        if self.samples and self._sums is not None:
+            parts.append(self._sums.tolist())
+        if not samples:
+            row, names = _row(rule, stats, decision)
+            samples, parts = 1, [row.tolist()]
+        sums = [sum(values) for values in zip(*parts, strict=True)]
+        return samples, sums, _most(names, sums, samples) + self.others(rule)
+
+    def others(self, rule: StepRule) -> list[str]:
+        """Return the names of what a single step does not show."""
+        cuts = math.isfinite(rule.lower_bound)  # or else the base's own steps are taken
+        lacks = rule.needs_momentum and self.lacks_momentum and cuts
+        return ["no_progress"] * self._stalled + ["no_momentum"] * lacks
+
+
+def _row(rule: StepRule, stats: ModelStats, decision: StepDecision) -> tuple[Tensor, list[str]]:
+    """Return what is summed up of a step, `_OWN` and the symptoms by name."""
+    theta, bound = decision.theta, stats.lower_bound
+    foretold = theta.amin() * stats.predicted_decrease
+    symptoms = rule.symptoms(stats, decision)
+    values = [
+        (theta == 0).all(),
+        (theta == 1).all(),
+        # The step was to close at least half of a gap to the bound that there was.
+        (foretold >= (stats.value_after_decay - bound) / 2) & (foretold > 0),
+        stats.mean_loss - bound,
+        *(_checked(name, value, rule) for name, value in symptoms.items()),
+    ]
+    return torch.stack([as_scalar(value, stats.loss) for value in values]), [*symptoms]
+
+
+def _checked(name: str, value: object, rule: StepRule) -> Tensor:
+    """Return a symptom; refuse what can't be counted or explained."""
+    kind = type(rule).__name__
+    if not (isinstance(value, Tensor) and value.dim() == 0):
+        found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(
+            f"{kind}.symptoms has {name!r} of {found}, expected a 0-dim tensor that is True where "
+            "the symptom is there. Compute it from the tensors in stats and decision."
+        )
+    if name not in rule.advice:
+        raise ValueError(
+            f"{kind}.symptoms has {name!r}, for which there is no advice. Write advice = "
+            f"{{**StepRule.advice, {name!r}: '...'}} in the class, with the cause and the remedy."
+        )
+    return value
+
+
+def _most(names: Sequence[str], sums: Sequence[float], samples: int) -> list[str]:
+    """Return the names of what was there in more than half of the samples."""
+    pairs = zip(names, sums[len(_OWN) :], strict=False)
+    return [name for name, count in pairs if count > samples / 2]

@@ -1,0 +1,18 @@
+"""Warnings: their category, and the line of the user's code that they show."""
+
+from __future__ import annotations
+
+import inspect
+
+
+class MoMoWarning(UserWarning):
+    """A wrapped optimizer can't do its work as it was set up; the text says why, and what to do."""
+
+
+def users_level() -> int:
+    """Return the `stacklevel` of the caller's first frame outside of this package and torch."""
+    frame, level = inspect.currentframe(), 0
+    inside = ("momo_wrap.", "torch.")
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(inside):
+        frame, level = frame.f_back, level + 1
+    return level
