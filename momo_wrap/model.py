@@ -31,7 +31,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -239,7 +239,7 @@ class MomentumModel:
         loss: Tensor,
         lower_bound: float,
         learning_rate: Tensor,
-        probed: Sequence[Tensor] = (),
+        probed: Sequence[Any] = (),
     ) -> ModelStats:
         """Add up the groups, equation (2').
 
@@ -248,7 +248,7 @@ class MomentumModel:
             loss: The loss of this step, of the function that is minimised.
             lower_bound: The user's bound, likewise.
             learning_rate: The largest of the groups, 0-dim.
-            probed: The decrease that a probe found, and what was foretold of it.
+            probed: What `ModelStats` has of probes, in its order.
 
         Returns:
             What a step rule may ask for.

@@ -6,7 +6,9 @@ evaluation, at the parameters x before the step, gives
     o = f(x; ξ) - f(x'; ξ) ,    E[o] = f(x) - f(x')
 
 an unbiased measurement of what the step did to the expected loss, without the noise between batches
-and without whatever else moves the loss.
+and without whatever else moves the loss. The gradient g of that batch, which is there for the next
+step, gives the slope at the end, s = ⟨g, x - x'⟩. Where the loss is a parabola along the step, its
+least value is at r* = r (o - s/2)/(o - s) of a step that was r long.
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ class Before:
         decays: Sequence[Scalar],
     ) -> None:
         self._before = [(p, local(p.detach()).clone()) for p, _, _ in params]
+        self._shards = [shards for _, _, shards in params]
         self._decays = [decays[group] * shards for _, group, shards in params] if decays else []
         whole = stats.predicted_decrease
         if theta.dim() and stats.groups is not None:
@@ -67,7 +70,7 @@ class Before:
     def measure(
         self, probe: Probe, loss: Loss, like: Tensor, sign: float, *, own_loss: bool
     ) -> Tensor | None:
-        """Return by how much the step has lowered the loss of the next batch, on this rank.
+        """Return what the step has done to the loss of the next batch, on this rank.
 
         Args:
             probe: Returns the loss of the batch at the parameters as they are.
@@ -77,8 +80,9 @@ class Before:
             own_loss: Whether the loss is what the probe would return now.
 
         Returns:
-            A 0-dim tensor, with λ ‖x‖²/2 in the loss as it was at that step; None where there is no
-            way back.
+            By how much the loss has fallen, and by how much it would have if it had been as steep
+            all the way as it is at the end, shape [2], with λ ‖x‖²/2 in the loss as it was at that
+            step; None where there is no way back.
         """
         if not all(local(p.detach()).shape == before.shape for p, before in self._before):
             return None
@@ -93,7 +97,22 @@ class Before:
                 loss = _evaluate(probe, like)
         finally:
             _set_random_states(devices, states)
-        return sign * (then - as_scalar(loss, like)) + self._penalties(like)
+        fallen = sign * (then - as_scalar(loss, like)) + self._penalties(like)
+        return torch.stack([fallen, self._slope(like, sign)])
+
+    def _slope(self, like: Tensor, sign: float) -> Tensor:
+        """Return ⟨g, x - x'⟩, times `shards`; g has the decay of a base that adds it."""
+        slope = torch.zeros_like(as_scalar(0.0, like))
+        for i, (param, before) in enumerate(self._before):
+            if param.grad is None or param.grad.layout is not torch.strided:
+                continue
+            now = local(param.detach())
+            then, now, grad = (real(x).to(like.dtype) for x in (before, now, local(param.grad)))
+            part = sign * self._shards[i] * (grad * (then - now)).sum()
+            if self._decays:
+                part = part + self._decays[i] * ((then - now) * now).sum()
+            slope = slope + as_scalar(part, like)
+        return slope
 
     def _penalties(self, like: Tensor) -> Tensor | float:
         """Return by how much λ ‖x‖²/2 has fallen, without a difference of large numbers."""
@@ -114,6 +133,15 @@ class Before:
             yield
         finally:
             torch._foreach_copy_(params, kept)
+
+
+def what_was_seen(
+    before: Before | None, measured: Tensor | None, unknown: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the decrease that was measured, the one that was foretold, and the slope."""
+    if before is None or measured is None:
+        return unknown, unknown, unknown
+    return measured[0], before.foretold, measured[1]
 
 
 def _evaluate(probe: Probe, like: Tensor) -> Tensor:

@@ -198,7 +198,7 @@ class StepRule(ABC):
                 must not be changed in place.
 
         Returns:
-            The decision. Tensors of `memory` must not be in it, as they are overwritten.
+            The decision. A tensor of `memory` that is in it stays what it is.
         """
 
     def __repr__(self) -> str:

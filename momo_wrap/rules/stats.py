@@ -50,6 +50,12 @@ class ModelStats:
         probed_decrease: By how much the last step lowered the loss of this batch, which had no part
             in it, as a probe has measured it; NaN where there was none. 0-dim, also in `by_group`.
         probed_prediction: By how much the model had foretold the loss to fall with that very move.
+        probed_slope: ⟨g, x - x'⟩ of that move from x to x' and the gradient g of this batch at x':
+            by how much the loss would have fallen had it been as steep all the way as it is at the
+            end.
+        step: The number of this step, from 1 on, a number on the host.
+        has_probe: Whether `step()` was given a probe, likewise on the host.
+        was_probed: Whether the last step was probed, likewise.
     """
 
     loss: Tensor
@@ -63,6 +69,10 @@ class ModelStats:
     groups: GroupStats | None = None
     probed_decrease: Tensor = torch.tensor(math.nan)  # noqa: RUF009
     probed_prediction: Tensor = torch.tensor(math.nan)  # noqa: RUF009
+    probed_slope: Tensor = torch.tensor(math.nan)  # noqa: RUF009
+    step: int = 0
+    has_probe: bool = False
+    was_probed: bool = False
 
     @property
     def by_group(self) -> ModelStats:
@@ -98,4 +108,4 @@ class ModelStats:
 
 
 # Statistics that no group has by itself.
-_WHOLE = ("learning_rate", "probed_decrease", "probed_prediction")
+_WHOLE = ("learning_rate", "probed_decrease", "probed_prediction", "probed_slope")

@@ -10,8 +10,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from momo_wrap.rules.arguments import ABOVE_0_TO_1, AT_LEAST_0, FROM_0_BELOW_1, FROM_2, Setting
+from momo_wrap.rules.arguments import (
+    ABOVE_0_TO_1,
+    AT_LEAST_0,
+    AT_LEAST_1,
+    FROM_0_BELOW_1,
+    FROM_2,
+    Setting,
+)
 from momo_wrap.rules.base import StepDecision, StepRule, gap_to_bound, truncate
+from momo_wrap.rules.probed import REMEMBERED, is_due, judged
 from momo_wrap.rules.stats import ModelStats
 
 _ADVICE = {
@@ -97,6 +105,7 @@ class TrustedMoMo(StepRule):
     window: Setting = Setting(FROM_2, 20.0)
     confidence: Setting = Setting(AT_LEAST_0, 2.0)
     start: Setting = Setting(ABOVE_0_TO_1, 0.05)
+    every: Setting = Setting(AT_LEAST_1, 10.0)
     needs_momentum: ClassVar[bool] = True
     advice: ClassVar[Mapping[str, str]] = {**StepRule.advice, **_ADVICE}
 
@@ -120,7 +129,15 @@ class TrustedMoMo(StepRule):
     def initial_memory(self, lower_bound: float) -> dict[str, float]:
         """Return zeros: no step size is trusted yet, and nothing was judged."""
         names = ("trusted", *_AVERAGES, "last_mean_loss", "prediction", "last_step_size", "last_lr")
-        return dict.fromkeys(names, 0.0)
+        return dict.fromkeys((*names, *REMEMBERED), 0.0)
+
+    def wants_probe(self, step: int) -> bool:
+        """Return whether a step is to be probed; see `every`."""
+        return is_due(step, self._every)
+
+    @property
+    def _every(self) -> int:
+        return math.ceil(self.every)
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Return θ of equation (3), limited by what is trusted; see `StepRule`."""
@@ -133,9 +150,11 @@ class TrustedMoMo(StepRule):
         has_started = memory["trusted"] > info.tiny  # smaller numbers could not grow
         averages = self._averages(stats.loss, memory, has_started)
         # Where the learning rate was lowered, the limit of θ stays; where it was raised, it falls.
-        followed = self._followed(averages, memory) / torch.maximum(lr, memory["last_lr"])
+        trusted, by_probes = self._trusted(stats, averages, memory)
+        followed = trusted / torch.maximum(lr, memory["last_lr"])
         gap = gap_to_bound(stats, stats.lower_bound)
-        first = self.start * (gap / decrease.abs())  # where the model rises, it may rise by as much
+        start = self.start * (0.2 if stats.has_probe else 1.0)  # from which probes find out soon
+        first = start * (gap / decrease.abs())  # where the model rises, it may rise by as much
         # Of a flat model, or after a step that has failed, no step size is known.
         limit = torch.where(has_started, followed, first).nan_to_num(nan=0.0, posinf=0.0)
         # Equation (3) without the case of an infinite θ, which is above every limit.
@@ -147,12 +166,25 @@ class TrustedMoMo(StepRule):
         remembered = {
             "trusted": limit * last_lr,
             **averages,
+            **by_probes,
             "last_mean_loss": stats.mean_loss,
             "prediction": torch.addcmul(stats.value_after_decay, theta, finite, value=-1.0),
             "last_step_size": theta * lr,
             "last_lr": last_lr,
         }
         return StepDecision(theta, uncapped, stats.lower_bound, remembered)
+
+    def _trusted(
+        self, stats: ModelStats, averages: Mapping[str, Tensor], memory: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the step size that is trusted, and what is remembered of probes.
+
+        Where probes are given, they alone decide.
+        """
+        if stats.was_probed:
+            return judged(stats, memory, self._every)
+        known = {name: memory[name] for name in REMEMBERED}
+        return memory["trusted"] if stats.has_probe else self._followed(averages, memory), known
 
     def _averages(
         self, loss: Tensor, memory: Mapping[str, Tensor], has_started: Tensor

@@ -1,0 +1,31 @@
+"""Situations on which nothing was chosen: rules are judged on them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from further.judged_classes import clipped_waves, documents_dropout, random_labels, separable
+from further.judged_moving import attacked, blobs_variational, bootstrap, steering
+from further.judged_regression import adapter, outliers, rotating_weights, screened_poisson
+from further.judged_sequences import memory, sorting
+from further.situations import Situation
+
+JUDGED: dict[str, Callable[[], Situation]] = {
+    "outliers, Friedman": outliers,
+    "screened Poisson equation": screened_poisson,
+    "adapter, batches of four": adapter,
+    "rotating weights": rotating_weights,
+    "clipped, waves": clipped_waves,
+    "random labels, clusters": random_labels,
+    "documents, dropout": documents_dropout,
+    "separable, logistic": separable,
+    "memory, plain RNN": memory,
+    "sorting, transformer": sorting,
+    "bootstrap, gratings": bootstrap,
+    "steering, policy gradient": steering,
+    "attacked classifier": attacked,
+    "blobs, variational": blobs_variational,
+}
+# A bound that suits the loss where 0 does not. Advantages have mean 0 and variance 1, so that the
+# loss is -cov(advantage, z²/2), with z standard normal: not below -0.71 in expectation.
+JUDGED_BOUNDS: dict[str, float] = {"steering, policy gradient": -2.0}
