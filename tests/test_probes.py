@@ -25,7 +25,7 @@ class Every(MoMo):
 
     def __init__(self, lower_bound: float = BOUND) -> None:
         super().__init__(lower_bound)
-        self.seen: list[tuple[float, float]] = []
+        self.seen: list[tuple[float, float, float]] = []
         self.foretold: list[float] = []
 
     def wants_probe(self, step: int) -> bool:
@@ -35,7 +35,9 @@ class Every(MoMo):
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Note both, and what the model says before and after the step."""
         decision = super().__call__(stats, memory)
-        self.seen.append((float(stats.probed_decrease), float(stats.probed_prediction)))
+        seen = stats.probed_decrease, stats.probed_prediction, stats.probed_slope
+        assert stats.has_probe >= stats.was_probed == bool(seen[0].isfinite())
+        self.seen.append((float(seen[0]), float(seen[1]), float(seen[2])))
         after = stats.value_after_decay - decision.theta * stats.predicted_decrease
         self.foretold.append(float(stats.value - after))
         return decision
@@ -75,17 +77,21 @@ def test_it_is_the_difference_of_the_losses_of_one_batch(
             problem.params, torch.autograd.grad(loss, problem.params), strict=True
         ):
             param.grad = grad
-        expected, foretold = math.nan, math.nan
+        expected, foretold, slope = math.nan, math.nan, math.nan
         if step > 1 and (step - 1) % 3 == 0:
             then = problem.loss(before, rows)
             expected, foretold = sign * float((then - loss).detach()), rule.foretold[-1]
+            now, moved = flat(problem.params).detach(), flat(before) - flat(problem.params).detach()
+            grads = flat([param.grad for param in problem.params if param.grad is not None])
+            slope = sign * float(grads @ moved)
             if penalised:
+                slope += 0.1 * float(now @ moved)
                 squares = (flat(before) ** 2).sum() - (flat(problem.params) ** 2).sum()
                 expected += 0.1 / 2 * float(squares.detach())
         before = [param.detach().clone() for param in problem.params]
         optimizer.step(loss=loss, probe=partial(problem.loss, problem.params, rows))
         assert rule.seen[-1] == pytest.approx(
-            (expected, foretold), rel=1e-9, abs=1e-12, nan_ok=True
+            (expected, foretold, slope), rel=1e-9, abs=1e-12, nan_ok=True
         )
 
 
@@ -105,7 +111,10 @@ def run(probe: bool, steps: int = 12) -> tuple[list[int], Problem, MoMoWrapper]:
 
 
 def test_parameters_are_where_they_were_bit_for_bit() -> None:
-    called, probed, _ = run(True)
+    called, probed, optimizer = run(True)
+    stats = optimizer._outcome.of_step
+    assert stats is not None
+    assert stats[0].step == 12
     _, unprobed, _ = run(False)
     assert called == [4, 7, 10]
     assert torch.equal(flat(probed.params), flat(unprobed.params))
@@ -201,7 +210,7 @@ def test_random_numbers_are_the_same_for_both_losses_and_do_not_move_on() -> Non
     torch.manual_seed(1)
     rule = trained(copy.deepcopy(model), 1e-30, dropped)
     after = torch.rand(1)
-    assert [seen for seen, _ in rule.seen if not math.isnan(seen)] == [0.0, 0.0]
+    assert [seen for seen, *_ in rule.seen if not math.isnan(seen)] == [0.0, 0.0]
     torch.manual_seed(1)
     for _ in range(8):
         dropped(model)
@@ -307,7 +316,7 @@ def test_numbers_of_steps_go_on_after_a_load_and_one_probe_is_left_out() -> None
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for _ in range(5):
         resumed.step(loss=twin.gradients(), probe=lambda: 1.0)
-    assert [not math.isnan(seen) for seen, _ in rule.seen] == [False, False, False, True, False]
+    assert [not math.isnan(seen) for seen, *_ in rule.seen] == [False, False, False, True, False]
 
 
 def test_a_skipped_step_leaves_the_probe_to_the_next() -> None:
@@ -317,7 +326,7 @@ def test_a_skipped_step_leaves_the_probe_to_the_next() -> None:
         loss = problem.gradients()
         optimizer.step(loss=math.nan if step == 4 else loss, probe=lambda: 1.0)
     assert optimizer.skipped_steps == 1
-    assert [not math.isnan(seen) for seen, _ in rule.seen] == [False, False, False, True]
+    assert [not math.isnan(seen) for seen, *_ in rule.seen] == [False, False, False, True]
 
 
 def test_a_parameter_of_another_shape_is_not_probed() -> None:

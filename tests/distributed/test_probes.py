@@ -34,7 +34,7 @@ class Every(MoMo):
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Note what was measured."""
-        self.seen.append(float(stats.probed_decrease))
+        self.seen += [float(stats.probed_decrease), float(stats.probed_slope)]
         return super().__call__(stats, memory)
 
 
@@ -66,7 +66,9 @@ def train(form: str, *, probed: bool) -> tuple[list[float], dict[str, Tensor]]:
 @pytest.mark.parametrize("form", ["DDP", "FSDP2"])
 def test_differences_are_those_of_one_process(form: str) -> None:
     expected, weights = train("single", probed=True)
-    assert [not math.isnan(value) for value in expected] == [k in (3, 6) for k in range(STEPS)]
+    assert [not math.isnan(value) for value in expected] == [
+        k in (3, 6) for k in range(STEPS) for _ in range(2)
+    ]
     for seen, found in run_world(2, train, form, probed=True):
         assert seen == pytest.approx(expected, rel=1e-9, abs=1e-12, nan_ok=True)
         for name, value in weights.items():

@@ -114,7 +114,7 @@ def on_its_way(**values: float) -> Memory:
         "last_step_size": 2.0,
         "last_lr": 8.0,
     }
-    return {name: scalar(value) for name, value in {**kept, **values}.items()}
+    return {**fresh(TrustedMoMo()), **{k: scalar(v) for k, v in {**kept, **values}.items()}}
 
 
 @pytest.mark.parametrize(
@@ -639,5 +639,5 @@ def test_with_infinite_confidence_nothing_shrinks() -> None:
 def test_settings_are_in_the_repr() -> None:
     assert repr(TrustedMoMo(1, rate=0.2)) == (
         "TrustedMoMo(lower_bound=1.0, required=0.2, rate=0.2, window=20.0, confidence=2.0, "
-        "start=0.05)"
+        "start=0.05, every=10.0)"
     )
