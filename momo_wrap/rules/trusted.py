@@ -74,6 +74,19 @@ class TrustedMoMo(StepRule):
     proportion; where it is raised, as in a warm-up, r is not, and where it is 0, r waits. With
     several groups, α is the largest learning rate.
 
+    Where `step()` is given a probe, the loss of one batch before and after a step decides instead:
+
+        θ_k, and t, as above; at a probe of a step from x to x', with o = f(x; ξ) - f(x'; ξ), its slope
+        s = ⟨∇f(x'; ξ), x - x'⟩ and p what the model foretold,
+        grow, if o > 0.4 p, or o > 0 and s > 2/3 o:      r <- max( r , t e^κ' )
+        shrink, if o < 0:                               r <- r e^{-κ'}
+        anneal, if s < -o:                              r <- r e^{-n/k}
+
+    each beyond one standard error of the average over the last 8 probes, with κ' = 0.06 √n where n
+    steps lie between probes, and k the step. So noise between batches, gradients that are clipped,
+    and losses that move by themselves are of no account. r_1 is then a hundredth of the way to the
+    bound.
+
     On a quadratic along its gradient, Δ̂/Δ = 1 - r/(2 r*) where r* is the exact line search: c = 0.2
     lets the steps be 1.6 times as long.
 
@@ -92,7 +105,10 @@ class TrustedMoMo(StepRule):
             1 - 1/window per step.
         confidence: How many standard errors the observed decrease must be short for r to shrink, at
             least 0. With `math.inf` r never shrinks.
-        start: The fraction of the step size to the bound that r is at first, above 0 and at most 1.
+        start: The fraction of the step size to the bound that r is at first, above 0 and at most 1;
+            a fifth of it with probes.
+        every: Each how many steps are probed, where `step()` is given a probe, at least 1; the
+            first 4 `every` all are. With `math.inf` none is, and losses decide.
 
     Raises:
         TypeError: A setting is not a number.
@@ -118,6 +134,8 @@ class TrustedMoMo(StepRule):
         memory, decrease = decision.memory, stats.predicted_decrease
         error = self._error(memory, memory)  # n is off by one step
         rises = (memory["observed"] < -2.0 * error) & (memory["predicted"] > 0)
+        if self._by_probes(stats):  # to which a loss that rises by itself is nothing
+            rises = torch.zeros_like(rises)
         gap, theta = gap_to_bound(stats, stats.lower_bound), decision.theta_uncapped
         tiny = (theta < 1e-9) & (theta * decrease < 1e-6 * self.start * gap) & (decrease > 0)
         return {
@@ -133,11 +151,10 @@ class TrustedMoMo(StepRule):
 
     def wants_probe(self, step: int) -> bool:
         """Return whether a step is to be probed; see `every`."""
-        return is_due(step, self._every)
+        return self.every < math.inf and is_due(step, math.ceil(self.every))
 
-    @property
-    def _every(self) -> int:
-        return math.ceil(self.every)
+    def _by_probes(self, stats: ModelStats) -> bool:
+        return stats.has_probe and self.every < math.inf
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Return θ of equation (3), limited by what is trusted; see `StepRule`."""
@@ -153,7 +170,7 @@ class TrustedMoMo(StepRule):
         trusted, by_probes = self._trusted(stats, averages, memory)
         followed = trusted / torch.maximum(lr, memory["last_lr"])
         gap = gap_to_bound(stats, stats.lower_bound)
-        start = self.start * (0.2 if stats.has_probe else 1.0)  # from which probes find out soon
+        start = self.start * (0.2 if self._by_probes(stats) else 1.0)  # from which probes find out soon
         first = start * (gap / decrease.abs())  # where the model rises, it may rise by as much
         # Of a flat model, or after a step that has failed, no step size is known.
         limit = torch.where(has_started, followed, first).nan_to_num(nan=0.0, posinf=0.0)
@@ -181,10 +198,11 @@ class TrustedMoMo(StepRule):
 
         Where probes are given, they alone decide.
         """
-        if stats.was_probed:
-            return judged(stats, memory, self._every)
+        by_probes = self._by_probes(stats)
+        if by_probes and stats.was_probed:
+            return judged(stats, memory, math.ceil(self.every))
         known = {name: memory[name] for name in REMEMBERED}
-        return memory["trusted"] if stats.has_probe else self._followed(averages, memory), known
+        return memory["trusted"] if by_probes else self._followed(averages, memory), known
 
     def _averages(
         self, loss: Tensor, memory: Mapping[str, Tensor], has_started: Tensor
