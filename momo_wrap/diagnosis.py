@@ -16,7 +16,7 @@ from momo_wrap.rules import ModelStats, StepDecision, StepRule
 # Sampled steps from one visit to the host to the next.
 WINDOW = 50
 # What is summed up of each sampled step, before the symptoms of the rule.
-_OWN = ("none", "whole", "to_bound", "gap")
+_OWN = ("none", "whole", "to_bound", "gap", "first_gap")
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,7 +98,9 @@ class Tally:
         self._names: list[str] = []
         self._last: list[float] = []  # the sums of the last window
         self._first_gap = math.nan  # of the first
-        self._stalled = False  # whether the last window got nowhere
+        self._start = math.nan  # the gap of the first step in it
+        self._stalled = self._no_lower = False  # what the last windows have shown
+        self._is_high = False
 
     def add(
         self,
@@ -115,7 +117,7 @@ class Tally:
             decision: What it answered.
             averagings: How each parameter group averages.
         """
-        row, names = _row(rule, stats, decision)
+        row, names = _row(rule, stats, decision, first=not self.samples and not self._last)
         if self._sums is None or names != self._names or self._sums.device != row.device:
             self.start_rule()
             self._sums, self._names = torch.zeros_like(row), names
@@ -130,20 +132,26 @@ class Tally:
         """Bring the sums of a full window to the host, the only visit, and start another one."""
         assert self._sums is not None
         sums = [*self._sums.tolist()]
-        _, _, to_bound, gap = sums[: len(_OWN)]
+        _, _, to_bound, gap, start = sums[: len(_OWN)]
         if not self._last:
-            self._first_gap = gap
+            self._first_gap, self._start = gap, start
         # Not where it ends: the last digits of a loss do not fall either.
         elif to_bound > WINDOW / 2:
             self._stalled = self._last[3] <= gap and gap > 0.01 * self._first_gap
         else:
             self._stalled = False
+        was_lower, self._was_lower = (
+            self._was_lower,
+            not 0.0 < 0.98 * self._start <= gap / WINDOW < math.inf,
+        )
+        self._no_lower = not (was_lower or self._was_lower)
         self._last, self.samples = sums, 0
         self._sums = torch.zeros_like(self._sums)
 
     def held(self, rule: StepRule) -> list[str]:
         """Return the names of what was there in most steps of the last full window."""
-        return _most(self._names, self._last, WINDOW) + self.others(rule)
+        found = _most(self._names, self._last, WINDOW) + self.others(rule)
+        return found or ["no_lower"] * self._no_lower  # the others say why
 
     def summary(
         self, rule: StepRule, stats: ModelStats, decision: StepDecision
@@ -157,10 +165,11 @@ class Tally:
         if self.samples and self._sums is not None:
             parts.append(self._sums.tolist())
         if not samples:
-            row, names = _row(rule, stats, decision)
+            row, names = _row(rule, stats, decision, first=True)
             samples, parts = 1, [row.tolist()]
         sums = [sum(values) for values in zip(*parts, strict=True)]
-        return samples, sums, _most(names, sums, samples) + self.others(rule)
+        found = _most(names, sums, samples) + self.others(rule)
+        return samples, sums, found or ["no_lower"] * self._no_lower
 
     def others(self, rule: StepRule) -> list[str]:
         """Return the names of what a single step does not show."""
@@ -169,9 +178,12 @@ class Tally:
         return ["no_progress"] * self._stalled + ["no_momentum"] * lacks
 
 
-def _row(rule: StepRule, stats: ModelStats, decision: StepDecision) -> tuple[Tensor, list[str]]:
+def _row(
+    rule: StepRule, stats: ModelStats, decision: StepDecision, *, first: bool
+) -> tuple[Tensor, list[str]]:
     """Return what is summed up of a step, `_OWN` and the symptoms by name."""
     theta, bound = decision.theta, stats.lower_bound
+    gap = stats.mean_loss - bound
     foretold = theta.amin() * stats.predicted_decrease
     symptoms = rule.symptoms(stats, decision)
     values = [
@@ -179,7 +191,8 @@ def _row(rule: StepRule, stats: ModelStats, decision: StepDecision) -> tuple[Ten
         (theta == 1).all(),
         # The step was to close at least half of a gap to the bound that there was.
         (foretold >= (stats.value_after_decay - bound) / 2) & (foretold > 0),
-        stats.mean_loss - bound,
+        gap,
+        gap if first else torch.zeros_like(gap),
         *(_checked(name, value, rule) for name, value in symptoms.items()),
     ]
     return torch.stack([as_scalar(value, stats.loss) for value in values]), [*symptoms]

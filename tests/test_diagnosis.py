@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from lion_pytorch import Lion
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, AdamW, Optimizer, RMSprop
 
 from momo_wrap import (
@@ -169,6 +169,26 @@ def test_maximising_is_told_in_the_users_sign() -> None:
     assert f"  loss               {now.loss:.6g}\n" in str(now)
 
 
+@pytest.mark.parametrize("rule", [MoMo, TrustedMoMo])
+def test_a_network_that_steps_have_ruined_is_told(rule: Any) -> None:
+    """Clipped gradients let the model foretell too little, and steps grow without end."""
+    torch.manual_seed(0)
+    centres = 2.0 * torch.randn(5, 20)
+    layers = [nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 5)]
+    model = nn.Sequential(*layers)
+    optimizer = MoMoWrapper(torch.optim.Adam(model.parameters(), lr=100.0), rule())
+
+    def loss() -> Tensor:
+        labels = torch.randint(5, (32,))
+        value = nn.functional.cross_entropy(model(centres[labels] + torch.randn(32, 20)), labels)
+        model.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.03)
+        return value
+
+    assert names(optimizer, train(optimizer, loss, 1510)) == ["no_lower"]
+
+
 def test_a_cap_that_is_far_too_large_for_momo_is_told_once() -> None:
     problem = Problem(dtype=torch.float32)
     optimizer = MoMoWrapper(AdamW(problem.params, lr=100.0))
@@ -247,7 +267,7 @@ def test_a_step_size_that_has_collapsed_is_told_once() -> None:
 
     optimizer = MoMoWrapper(AdamW(problem.params, lr=1.0), TrustedMoMo())
     told = train(optimizer, constant, 2100)
-    assert names(optimizer, told) == ["tiny_steps"]
+    assert names(optimizer, told) == ["no_lower", "tiny_steps"]
     assert optimizer.diagnosis().thetas[0] < 1e-9
 
 
@@ -309,7 +329,7 @@ def counts(rule: StepRule, steps: int) -> tuple[list[int], list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("rule", "most"), [(MoMo(), 30), (TrustedMoMo(), 56)], ids=["MoMo", "TrustedMoMo"]
+    ("rule", "most"), [(MoMo(), 31), (TrustedMoMo(), 57)], ids=["MoMo", "TrustedMoMo"]
 )
 def test_no_step_visits_the_host_but_those_that_read(rule: StepRule, most: int) -> None:
     visits, operations = counts(rule, 510)

@@ -21,7 +21,7 @@ from momo_wrap.rules.stats import ModelStats
 
 WeightDecayForm: TypeAlias = Literal["base", "proximal", "decoupled", "scaled"]
 
-# Of "no_progress" and "no_momentum", which no single step shows, the wrapper looks itself.
+# "no_progress", "no_lower" and "no_momentum", which no single step shows, the wrapper finds itself.
 ADVICE: Mapping[str, str] = {
     "below_bound": (
         "The losses have reached the lower bound that the rule was given, or are below it, so that "
@@ -35,6 +35,12 @@ ADVICE: Mapping[str, str] = {
         "the loss has not fallen: steps are too long, as the learning rate is far too large and "
         "the bound far away. Write MoMoWrapper(optimizer, TrustedMoMo()), lower the learning rate, "
         "or give a bound that can almost be reached, MoMo(lower_bound=...)."
+    ),
+    "no_lower": (
+        "The loss is not lower than at the start of the training. If it is one that should fall, "
+        "steps are too long, or the network was ruined by them: begin again with a lower learning "
+        "rate, or write MoMoWrapper(optimizer, TrustedMoMo()) and pass a probe, "
+        "step(loss=loss, probe=lambda: loss_function(model(inputs), targets))."
     ),
     "no_momentum": (
         "The rule judges a step by the loss of the next batch, and the base optimizer averages no "

@@ -76,8 +76,7 @@ class TrustedMoMo(StepRule):
 
     Where `step()` is given a probe, the loss of one batch before and after a step decides instead:
 
-        θ_k, and t, as above; at a probe of a step from x to x', with o = f(x; ξ) - f(x'; ξ), its slope
-        s = ⟨∇f(x'; ξ), x - x'⟩ and p what the model foretold,
+        o = f(x; ξ) - f(x'; ξ) ,   s = ⟨∇f(x'; ξ), x - x'⟩ ,   p what the model foretold of it,
         grow, if o > 0.4 p, or o > 0 and s > 2/3 o:      r <- max( r , t e^κ' )
         shrink, if o < 0:                               r <- r e^{-κ'}
         anneal, if s < -o:                              r <- r e^{-n/k}
@@ -170,7 +169,9 @@ class TrustedMoMo(StepRule):
         trusted, by_probes = self._trusted(stats, averages, memory)
         followed = trusted / torch.maximum(lr, memory["last_lr"])
         gap = gap_to_bound(stats, stats.lower_bound)
-        start = self.start * (0.2 if self._by_probes(stats) else 1.0)  # from which probes find out soon
+        start = self.start * (
+            0.2 if self._by_probes(stats) else 1.0
+        )  # from which probes find out soon
         first = start * (gap / decrease.abs())  # where the model rises, it may rise by as much
         # Of a flat model, or after a step that has failed, no step size is known.
         limit = torch.where(has_started, followed, first).nan_to_num(nan=0.0, posinf=0.0)
