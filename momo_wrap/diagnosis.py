@@ -140,11 +140,8 @@ class Tally:
             self._stalled = self._last[3] <= gap and gap > 0.01 * self._first_gap
         else:
             self._stalled = False
-        was_lower, self._was_lower = (
-            self._was_lower,
-            not 0.0 < 0.98 * self._start <= gap / WINDOW < math.inf,
-        )
-        self._no_lower = not (was_lower or self._was_lower)
+        was_high, self._is_high = self._is_high, 0 < 0.98 * self._start <= gap / WINDOW < math.inf
+        self._no_lower = was_high and self._is_high
         self._last, self.samples = sums, 0
         self._sums = torch.zeros_like(self._sums)
 
