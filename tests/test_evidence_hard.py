@@ -152,6 +152,7 @@ def save_hard(
     values = {}
     for task in hard.SITUATIONS:
         without, probed = own.get(task, ([2.0] * 3, [2.0] * 3))
+        of: dict[tuple[str, float], Sequence[float]]
         of = {("Adam", lr): [value] * 3 for lr, value in bare.items()}
         of |= {("Adam + TrustedMoMo", 100.0): without}
         values[task] = of | {("Adam + TrustedMoMo, probed", 100.0): probed}
@@ -170,17 +171,19 @@ def test_known_outcomes_of_hard_tasks(evidence: Any, tmp_path: Path) -> None:
             "bandit": ([2.0] * 3, [2.2] * 3),
             "dropout": ([2.1] * 3, [2.0] * 3),
             "curriculum": ([2.04] * 3, [2.04] * 3),  # 2 %
+            "contrastive": ([2.02] * 3, [1.9] * 3),
             "memory, plain RNN": ([nan, nan, 2.0], [2.0, nan, 2.0]),
             "attacked classifier": ([2.0] * 3, [nan] * 3),
         },
     )
     text = evidence.hard_results.section(path)
     assert "| near tuned bare Adam | chosen on (26) | judged on (14) |" in text
-    # Shortfalls: 2.5 and 1 units over 26 tasks; 5 and 1 with probes; 10 over 14 that failed.
-    assert "| Adam + TrustedMoMo | 25 of 26 | 13 of 14 | 0.1 | 0.7 |" in text
+    # Shortfalls: 2.5, 1 and 0.5 units over 26 tasks; 5 and 1 with probes; 10 over 14 failed.
+    assert "| Adam + TrustedMoMo | 25 of 26 | 13 of 14 | 0.2 | 0.7 |" in text
     assert "| Adam + TrustedMoMo, probed | 25 of 26 | 13 of 14 | 0.2 | 0.7 |" in text
     assert "| Adam, bare, at 0.01 | 26 of 26 | 14 of 14 | 0.0 | 0.0 |" in text
-    assert "93 %. It is **missed**: near on 96 % of those chosen on, 93 % of those" in text
+    assert "(93.3 %). It is **missed**: the rule is near on 25 of the 26 that it was" in text
+    assert "chosen on (96.2 %) and 13 of the 14 that it was judged on (92.9 %)." in text
     assert "| bandit | loss | 2 at 0.01 | **0.0** | −10.0 |" in text
     assert "| dropout | loss | 2 at 0.01 | −5.0 | **0.0** |" in text
     assert "| curriculum | loss | 2 at 0.01 | **−2.0** | **−2.0** |" in text
@@ -188,18 +191,23 @@ def test_known_outcomes_of_hard_tasks(evidence: Any, tmp_path: Path) -> None:
     assert "| attacked classifier | loss | 2 at 0.01 | **0.0** | failed |" in text
     assert "- Not near with probes, chosen on: bandit (−10.0 %)\n" in text
     assert "- Not near with probes, judged on: attacked classifier (failed)\n" in text
-    assert "not with them: bandit (−10.0 %); attacked classifier (failed)\n" in text
+    assert "as far as near is: attacked classifier\n" in text
+    assert "not with them: bandit; attacked classifier\n" in text
+    assert "2 %: bandit (0.0 to −10.0); attacked classifier (0.0 to failed)\n" in text
+    assert "Better with probes by as much: 3 of 40 tasks\n" in text
     assert "failed without probes: memory, plain RNN (2)\n" in text
     assert "failed with probes: memory, plain RNN (1); attacked classifier (3)\n" in text
     # 80 evaluations in 400 steps are 0.2 a step, of 3 forward passes.
-    assert "that is 6.7 % of all forward and backward passes" in text
+    assert "they add 6.7 % to all forward and backward passes" in text
+    assert "in a long run 3.3 %" in text
 
 
 def test_aim_is_reached_where_it_is(evidence: Any, tmp_path: Path) -> None:
     path = tmp_path / "hard.csv"
     save_hard(evidence, path, {"bandit": ([2.0] * 3, [2.2] * 3)})
     text = evidence.hard_results.section(path)
-    assert "It is reached: near on 96 % of those chosen on, 100 % of those judged on." in text
+    assert "It is reached: the rule is near on 25 of the 26" in text
+    assert "14 of the 14 that it was judged on (100.0 %).\n" in text
 
 
 def test_scores_are_compared_in_points(evidence: Any, tmp_path: Path) -> None:
