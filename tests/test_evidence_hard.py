@@ -184,6 +184,7 @@ def test_known_outcomes_of_hard_tasks(evidence: Any, tmp_path: Path) -> None:
     assert "| Adam, bare, at 0.01 | 26 of 26 | 14 of 14 | 0.0 | 0.0 |" in text
     assert "(93.3 %). It is **missed**: the rule is near on 25 of the 26 that it was" in text
     assert "chosen on (96.2 %) and 13 of the 14 that it was judged on (92.9 %)." in text
+    assert "are the easier ones" not in text
     assert "| bandit | loss | 2 at 0.01 | **0.0** | −10.0 |" in text
     assert "| dropout | loss | 2 at 0.01 | −5.0 | **0.0** |" in text
     assert "| curriculum | loss | 2 at 0.01 | **−2.0** | **−2.0** |" in text
@@ -207,7 +208,8 @@ def test_aim_is_reached_where_it_is(evidence: Any, tmp_path: Path) -> None:
     save_hard(evidence, path, {"bandit": ([2.0] * 3, [2.2] * 3)})
     text = evidence.hard_results.section(path)
     assert "It is reached: the rule is near on 25 of the 26" in text
-    assert "14 of the 14 that it was judged on (100.0 %).\n" in text
+    assert "14 of the 14 that it was judged on (100.0 %)." in text
+    assert "near on 39 of 40 (97.5 %). The tasks that it was judged on are the easier ones" in text
 
 
 def test_scores_are_compared_in_points(evidence: Any, tmp_path: Path) -> None:

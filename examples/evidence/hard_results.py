@@ -148,6 +148,19 @@ def aim(splits: Mapping[str, Outcomes]) -> str:
         f"The aim is to be near, with probes, on 28 of 30 such tasks ({100 * AIM:.1f} %). It is "
         f"{'reached' if is_reached else '**missed**'}: the rule is near on {told}."
         f"{'' if is_reached else ' One setting is not right everywhere, with probes neither.'}"
+        f"{_easier(*parts.values())}"
+    )
+
+
+def _easier(chosen: tuple[int, int], judged: tuple[int, int]) -> str:
+    """Warn of reading much into a share on new tasks that is the higher one."""
+    if judged[0] / judged[1] <= chosen[0] / chosen[1]:
+        return ""
+    near, count = chosen[0] + judged[0], chosen[1] + judged[1]
+    return (
+        f" On all together it is near on {near} of {count} ({100 * near / count:.1f} %). The tasks "
+        "that it was judged on are the easier ones for it: their share alone is no estimate for "
+        "other hard tasks."
     )
 
 
