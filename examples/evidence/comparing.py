@@ -30,13 +30,23 @@ SMALLEST_NOISE = 0.1  # in points or %: less is taken for this
 
 
 def near(task: str) -> float:
+    """Return how far from a tuned run of a task is still near; see `margin`."""
+    return margin(is_score=task in SCORED)
+
+
+def margin(*, is_score: bool) -> float:
     """Return how far from a tuned run is still near: 1 point of score, 2 % of loss."""
-    return 1.0 if task in SCORED else 2.0
+    return 1.0 if is_score else 2.0
 
 
 def is_near(task: str, difference: float) -> bool:
     """Tell whether a gain is none, or a loss that is small."""
-    return difference >= -near(task) - 1e-4
+    return is_within(difference, near(task))
+
+
+def is_within(difference: float, margin: float) -> bool:
+    """Tell whether a gain is none, or a loss that is at most a margin, but for rounding."""
+    return difference >= -margin - 1e-4
 
 
 def tally(count: int, total: int, never: int) -> str:
@@ -46,8 +56,12 @@ def tally(count: int, total: int, never: int) -> str:
 
 def shortfall(gains: Mapping[str, float]) -> float:
     """Return the mean shortfall over tasks, in units of what is near, from gains by task."""
-    lacks = [max(-found / near(task), 0.0) for task, found in gains.items()]
-    return mean(min(lack, LARGEST_SHORTFALL) for lack in lacks)
+    return mean_lack(found / near(task) for task, found in gains.items())
+
+
+def mean_lack(units: Iterable[float]) -> float:
+    """Return the mean shortfall, from gains in units of what is near."""
+    return mean(min(max(-unit, 0.0), LARGEST_SHORTFALL) for unit in units)
 
 
 @dataclass(frozen=True)

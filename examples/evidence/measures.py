@@ -232,13 +232,18 @@ def judged_by(task: str) -> str:
 
 
 def gain(task: str, value: float, reference: float) -> float:
+    """Return how much better a value is; see `gain_over`."""
+    return gain_over(value, reference, is_score=task in SCORED)
+
+
+def gain_over(value: float, reference: float, *, is_score: bool) -> float:
     """Return how much better a value is: in points of score, or in % of the reference's loss.
 
     Against a reference that failed it is infinite, or 0 if the value is a failure too.
     """
     if not math.isfinite(reference):
         return math.inf if math.isfinite(value) else 0.0
-    if task in SCORED:
+    if is_score:
         return 100 * (value - reference)
     return 100 * (reference - value) / reference
 

@@ -174,7 +174,7 @@ def _bests(c: Comparison) -> str:
         counts = [won[0], len(units) - won[0] - less[0], less[0], won[1], less[1]]
         rows.append([method, str(len(units)), *map(str, counts)])
         where = [
-            f"{task} ({_signed(gain)} {_unit(task)}, {_signed(unit)} units)"
+            f"{task} ({signed(gain)} {_unit(task)}, {signed(unit)} units)"
             for task, (gain, unit) in found.items()
             if unit < -NOISE
         ]
@@ -198,15 +198,15 @@ def _every_task(c: Comparison) -> str:
             c, c.methods(), lambda m, t: f"{c.cells[m, t].best:.3g} at {c.cells[m, t].best_lr:g}"
         ),
         "At the fixed learning rate, against the tuned bare base": _grid(
-            c, list(fixed), lambda m, t: _difference(t, fixed[m].same_base.get(t))
+            c, list(fixed), lambda m, t: difference(t, fixed[m].same_base.get(t))
         ),
         "At the fixed learning rate, against the best of all bare ones": _grid(
-            c, list(fixed), lambda m, t: _difference(t, fixed[m].any_base[t])
+            c, list(fixed), lambda m, t: difference(t, fixed[m].any_base[t])
         ),
         "Best against the best of the bare base, in units of noise": _grid(
             c,
             wrapped,
-            lambda m, t: _signed(at_their_bests(c, m, t)[1]) if c.trains(m, t) else "never trains",
+            lambda m, t: signed(at_their_bests(c, m, t)[1]) if c.trains(m, t) else "never trains",
         ),
     }
     return "\n\n".join(f"{title}:\n\n{text}" for title, text in parts.items())
@@ -228,10 +228,10 @@ def _width(c: Comparison, method: str, task: str) -> str:
     return ("≥ " if at_the_end else "") + _decades(cell.decades)
 
 
-def _difference(task: str, found: float | None) -> str:
+def difference(task: str, found: float | None) -> str:
     if found is None:
         return "never trains"
-    text = _signed(found)
+    text = signed(found)
     return f"**{text}**" if is_near(task, found) else text
 
 
@@ -262,7 +262,7 @@ def _decades(value: float) -> str:
     return f"{value:.2f}" if value >= 0 else NONE
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
     if value == -float("inf"):
         return "failed"
     text = f"{value:+.1f}" if abs(value) < 99.95 else f"{value:+.0f}"

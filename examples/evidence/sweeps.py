@@ -9,9 +9,9 @@
 trains every optimizer of `methods.py` on every task of `tasks.py`, at 10 learning rates over 6
 decades, with 3 seeds and two schedules. From nothing that takes some three hours on two cores; the
 raw results in docs/results/evidence are taken up where they are, and each run that ends is kept.
-Afterwards `candidates.py` and `profiles.py` take up what is missing of theirs, unless some tasks,
-methods or another `--folder` were asked for; then the report of `report.py` is written. For another
-folder run that by itself.
+Afterwards `candidates.py`, `profiles.py` and `hard_tasks.py` take up what is missing of theirs,
+unless some tasks, methods or another `--folder` were asked for; then the report of `report.py` is
+written. For another folder run that by itself.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from itertools import product
 from pathlib import Path
 
 import candidates
+import hard_tasks
 import profiles
 from methods import METHODS
 from plan import LEARNING_RATES, RESULTS, SCHEDULES, SEEDS, forget, path_of
@@ -54,7 +55,11 @@ def main() -> None:
     is_whole &= arguments.method == list(METHODS)
     if arguments.again:
         files = [path_of(name, arguments.folder) for name in arguments.schedule]
-        files += [candidates.CANDIDATES, profiles.PROFILES] if is_whole else []
+        files += (
+            [candidates.CANDIDATES, profiles.PROFILES, hard_tasks.HARD_TASKS, hard_tasks.PROBED]
+            if is_whole
+            else []
+        )
         print({path.name: forget(path, arguments.again) for path in files}, "rows removed")
     for name, task in product(arguments.schedule, arguments.task or tasks):
         sweep.run(
@@ -69,6 +74,7 @@ def main() -> None:
     if is_whole:
         candidates.run(arguments.processes)
         profiles.run(load()[profiles.SCHEDULE], processes=arguments.processes)
+        hard_tasks.run(processes=arguments.processes)
     if arguments.folder == RESULTS:
         write(RESULTS, PAGE, RESULTS)
 

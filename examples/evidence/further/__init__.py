@@ -1,1 +1,1 @@
-"""Situations that rules for step sizes find hard: half to choose on, half to judge."""
+"""Situations that rules for step sizes find hard: some to choose on, others to judge."""

@@ -1,4 +1,4 @@
-"""Situations on which nothing was chosen: rules are judged on them alone."""
+"""Situations on which nothing was chosen, by name: the rule is judged on them alone."""
 
 from __future__ import annotations
 
@@ -26,6 +26,3 @@ JUDGED: dict[str, Callable[[], Situation]] = {
     "attacked classifier": attacked,
     "blobs, variational": blobs_variational,
 }
-# A bound that suits the loss where 0 does not. Advantages have mean 0 and variance 1, so that the
-# loss is -cov(advantage, z²/2), with z standard normal: not below -0.71 in expectation.
-JUDGED_BOUNDS: dict[str, float] = {"steering, policy gradient": -2.0}

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import torch
-from further.regression import perceptron
-from further.situations import Situation
-from further.vision import accuracy, flat_digits
 from images import cross_entropy
 from problems import Batch, epochs
 from torch import Tensor, nn
 from torch.nn import functional
+
+from further.regression import perceptron
+from further.situations import Situation
+from further.vision import accuracy, flat_digits
 
 
 def curriculum() -> Situation:
@@ -42,7 +43,8 @@ def changing_weights() -> Situation:
         images, targets, weight = batch
         outputs = model(images)
         missing = (outputs[:, 10:] - images).square().mean()
-        return functional.cross_entropy(outputs[:, :10], targets) + weight * missing
+        total: Tensor = functional.cross_entropy(outputs[:, :10], targets) + weight * missing
+        return total
 
     def batches() -> Iterator[Batch]:
         for step, (images, targets) in enumerate(epochs((train, labels), 64, steps)):
@@ -63,7 +65,8 @@ def bandit() -> Situation:
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         contexts, actions, advantages = batch
         chosen = model(contexts).log_softmax(dim=1).gather(1, actions[:, None])[:, 0]
-        return -(advantages * chosen).mean()
+        total: Tensor = -(advantages * chosen).mean()
+        return total
 
     def batches() -> Iterator[Batch]:
         baseline = torch.zeros(())
@@ -102,7 +105,8 @@ def actor_critic() -> Situation:
         chosen = log_policy.gather(1, actions[:, None])[:, 0]
         entropy = -(log_policy.exp() * log_policy).sum(dim=1).mean()
         critic = (returns - values).square().mean()
-        return -(advantages * chosen).mean() + 0.5 * critic - 0.01 * entropy
+        total: Tensor = -(advantages * chosen).mean() + 0.5 * critic - 0.01 * entropy
+        return total
 
     @torch.no_grad()
     def played(*, greedy: bool, generator: torch.Generator | None = None) -> list[Tensor]:
@@ -128,7 +132,7 @@ def actor_critic() -> Situation:
         return [x[alive] for x in (*columns, torch.cat(returns[::-1]))]
 
     def evaluate(_model: nn.Module) -> Mapping[str, Tensor]:
-        states, _, returns = played(greedy=False, generator=torch.Generator().manual_seed(9))
+        _, _, returns = played(greedy=False, generator=torch.Generator().manual_seed(9))
         return {"score": returns[:count].mean() / 0.95 ** (2 * SIZE - 3)}
 
     batches = (tuple(played(greedy=False)) for _ in range(200))
@@ -151,17 +155,21 @@ def _adversarial(
     model = Players(noise, width, dimension)
 
     def judged(model: nn.Module, x: Tensor, label: float) -> Tensor:
+        assert isinstance(model, Players)
         logits = model.discriminator(x)
         return functional.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
 
     def discriminating(model: nn.Module, batch: Batch) -> Tensor:
+        assert isinstance(model, Players)
         real, noises = batch
         return judged(model, real, 1.0) + judged(model, model.generator(noises).detach(), 0.0)
 
     def generating(model: nn.Module, batch: Batch) -> Tensor:
+        assert isinstance(model, Players)
         return judged(model, model.generator(batch[1]), 1.0)
 
     def evaluate(model: nn.Module) -> Mapping[str, Tensor]:
+        assert isinstance(model, Players)
         generator = torch.Generator().manual_seed(10)
         with torch.random.fork_rng():
             torch.manual_seed(11)

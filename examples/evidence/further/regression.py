@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 
 import torch
-from further.situations import Situation
 from problems import Batch
 from torch import Tensor, nn
+
+from further.situations import Situation
 
 
 def perceptron(*widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     """Return a perceptron with these widths, from input to output."""
     layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (inputs, outputs) in enumerate(pairwise(widths)):
         layers += [activation()] * (i > 0) + [nn.Linear(inputs, outputs)]
     return nn.Sequential(*layers)
 
@@ -75,7 +77,7 @@ def _slope(outputs: Tensor, inputs: Tensor) -> Tensor:
 
 
 def poisson() -> Situation:
-    """u'' = -9 π² sin(3 π x), u = 0 at both ends: a network that solves it."""
+    """A network that solves u'' = -9 π² sin(3 π x), u = 0 at both ends."""
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         with torch.enable_grad():
@@ -84,7 +86,8 @@ def poisson() -> Situation:
                 3 * torch.pi * x
             )
             ends = model(torch.tensor([[0.0], [1.0]]))
-            return 1e-2 * residual.square().mean() + 10.0 * ends.square().mean()
+            total: Tensor = 1e-2 * residual.square().mean() + 10.0 * ends.square().mean()
+            return total
 
     test = torch.linspace(0, 1, 200)[:, None]
 
@@ -135,7 +138,8 @@ def coordinates() -> Situation:
     def picture(places: Tensor) -> Tensor:
         x, y = places.T
         rings = torch.sin(12 * ((x - 0.3) ** 2 + (y - 0.6) ** 2))
-        return (rings + ((x + y) % 0.5 > 0.25).float())[:, None]
+        values: Tensor = (rings + ((x + y) % 0.5 > 0.25).float())[:, None]
+        return values
 
     def batches() -> Iterator[Batch]:
         for _ in range(500):

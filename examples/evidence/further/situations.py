@@ -1,4 +1,4 @@
-"""What a situation consists of, and the loop that trains it, with probes where a rule wants them."""
+"""What a situation consists of, and the loop that trains it, with or without probes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from problems import Batch
+from problems import Batch, CountedLoss
 from torch import Tensor, nn
 
 from momo_wrap import MoMoWrapper
@@ -68,7 +68,8 @@ def train(
         observe: Is called with the first player's optimizer after each step.
 
     Returns:
-        What `Situation.evaluate` returns.
+        What `Situation.evaluate` returns, `"steps"`, the number of steps of all optimizers, and
+        `"probe_evaluations"`, how often probes were evaluated.
 
     Raises:
         FloatingPointError: A training loss is not finite.
@@ -78,10 +79,10 @@ def train(
     model = situation.model.train()
     players = situation.players or [model]
     optimizers: list[Any] = [make_optimizer(player.parameters(), lr) for player in players]
+    probed, steps = CountedLoss(), 0
     for batch in situation.batches:
         for player, loss_of, optimizer in zip(players, situation.losses, optimizers, strict=True):
-            evaluate = partial(loss_of, model, batch)
-            loss = evaluate()
+            loss = loss_of(model, batch)
             if not math.isfinite(loss.item()):
                 raise FloatingPointError(f"the training loss is {loss.item()}")
             model.zero_grad()
@@ -89,12 +90,15 @@ def train(
             if situation.clip < math.inf:
                 nn.utils.clip_grad_norm_(player.parameters(), situation.clip)
             if isinstance(optimizer, MoMoWrapper):
-                optimizer.step(loss=loss, probe=evaluate if probes else None)
+                probe = partial(probed, loss_of, model, batch) if probes else None
+                optimizer.step(loss=loss, probe=probe)
             else:
                 optimizer.step()
+            steps += 1
         situation.after_step(model)
         if observe is not None:
             observe(optimizers[0])
     model.eval()
     with torch.no_grad():
-        return dict(situation.evaluate(model))
+        found = situation.evaluate(model)
+    return {**found, "steps": steps, "probe_evaluations": probed.count}

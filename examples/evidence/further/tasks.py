@@ -1,4 +1,4 @@
-"""The situations, by name."""
+"""Situations on which the constants of a rule were chosen, by name."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from further.vision import (
     variational,
 )
 
-# Rules were chosen on these, and judged on the others.
-DESIGN: dict[str, Callable[[], Situation]] = {
+# The constants of the rule were chosen on these; it is judged on those of judged.py.
+CHOSEN_ON: dict[str, Callable[[], Situation]] = {
     "heavy tails, perceptron": heavy_tails_perceptron,
     "Poisson equation": poisson,
     "coordinate network": coordinates,
@@ -43,8 +43,6 @@ DESIGN: dict[str, Callable[[], Situation]] = {
     "curriculum": curriculum,
     "bandit": bandit,
     "adversarial, ring": ring,
-}
-HELD_OUT: dict[str, Callable[[], Situation]] = {
     "heavy tails, linear": heavy_tails_linear,
     "heat equation": heat,
     "deep linear": deep_linear,
@@ -60,6 +58,3 @@ HELD_OUT: dict[str, Callable[[], Situation]] = {
     "actor-critic": actor_critic,
     "adversarial, correlated": correlated,
 }
-# A bound that suits the loss where 0 does not: it goes below 0.
-BOUNDS = {"bandit": -10.0, "actor-critic": -1.0}
-TASKS = {**DESIGN, **HELD_OUT}

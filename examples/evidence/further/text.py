@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import torch
-from further.situations import Situation
 from problems import Batch
 from sequences import CONTEXT, LanguageModel, text, token_loss
 from torch import Tensor, nn
+
+from further.situations import Situation
 
 
 class Recurrent(nn.Module):
     """An embedding, a recurrent layer and a head."""
 
-    def __init__(self, layer: type[nn.GRU] | type[nn.LSTM], characters: int, width: int) -> None:
+    def __init__(self, layer: type[nn.GRU | nn.LSTM], characters: int, width: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(characters, width)
         self.memory = layer(width, width, batch_first=True)

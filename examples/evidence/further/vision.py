@@ -6,12 +6,13 @@ import copy
 from collections.abc import Iterator, Mapping
 
 import torch
-from further.regression import perceptron
-from further.situations import Situation
 from images import cross_entropy, digits
 from problems import Batch, epochs
 from torch import Tensor, nn
 from torch.nn import functional
+
+from further.regression import perceptron
+from further.situations import Situation
 
 
 def flat_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -117,6 +118,7 @@ def variational() -> Situation:
     train, test, *_ = flat_digits()
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
+        assert isinstance(model, Autoencoder)
         images, noise = batch
         mean, log_variance = model.encoder(images).chunk(2, dim=1)
         logits = model.decoder(mean + (log_variance / 2).exp() * noise)
@@ -173,6 +175,7 @@ def _distillation(model: Distillation, steps: int, momentum: float, sharpness: f
     train, test, labels, test_labels = flat_digits()
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
+        assert isinstance(model, Distillation)
         targets = torch.softmax(sharpness * (batch[1] - model.centre), dim=1)
         return functional.cross_entropy(10.0 * model.student(batch[0]), targets)
 
@@ -185,6 +188,7 @@ def _distillation(model: Distillation, steps: int, momentum: float, sharpness: f
             yield one, outputs
 
     def follow(model: nn.Module) -> None:
+        assert isinstance(model, Distillation)
         with torch.no_grad():
             for own, new in zip(
                 model.teacher.parameters(), model.student.parameters(), strict=True
@@ -192,6 +196,7 @@ def _distillation(model: Distillation, steps: int, momentum: float, sharpness: f
                 own.lerp_(new, 1 - momentum)
 
     def evaluate(model: nn.Module) -> Mapping[str, Tensor]:
+        assert isinstance(model, Distillation)
         own, other = (functional.normalize(model.student[:-1](x), dim=1) for x in (train, test))
         gram = own.T @ own + 0.1 * torch.eye(own.shape[1])
         weights = torch.linalg.solve(gram, own.T @ functional.one_hot(labels).float())
