@@ -100,6 +100,10 @@ class Before:
         fallen = sign * (then - as_scalar(loss, like)) + self._penalties(like)
         return torch.stack([fallen, self._slope(like, sign)])
 
+    def seen(self, measured: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the decrease that `measure` found, the one that was foretold, and the slope."""
+        return measured[0], self.foretold, measured[1]
+
     def _slope(self, like: Tensor, sign: float) -> Tensor:
         """Return ⟨g, x - x'⟩, times `shards`; g has the decay of a base that adds it."""
         slope = torch.zeros_like(as_scalar(0.0, like))
@@ -133,15 +137,6 @@ class Before:
             yield
         finally:
             torch._foreach_copy_(params, kept)
-
-
-def what_was_seen(
-    before: Before | None, measured: Tensor | None, unknown: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the decrease that was measured, the one that was foretold, and the slope."""
-    if before is None or measured is None:
-        return unknown, unknown, unknown
-    return measured[0], before.foretold, measured[1]
 
 
 def _evaluate(probe: Probe, like: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from momo_wrap.engine.scalars import as_scalar, scalar_template
 from momo_wrap.joint import JointOptimizer, joined, members
 from momo_wrap.losses import PendingLosses, RecordsLosses
 from momo_wrap.model import Averaging, MomentumModel
-from momo_wrap.probes import Before, Probe, what_was_seen
+from momo_wrap.probes import Before, Probe
 from momo_wrap.record import SAMPLED_EVERY, Outcome, Results
 from momo_wrap.rules import MoMo, StepRule, WeightDecayForm, checked_theta, signed_bound
 from momo_wrap.state.loading import check_loaded, with_entries
@@ -229,7 +229,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         given, loss = loss, loss if penalty is None else loss + penalty.sum()
         coefficients = memory.coefficients(step.averagings)
         model = MomentumModel.of(memory.averages, coefficients, loss)  # (1), (2)
-        seen = what_was_seen(before, probed, bases.unknown)
+        seen = (bases.unknown,) * 3 if before is None or probed is None else before.seen(probed)
         known = (*seen, memory.steps + 1, probe is not None, probed is not None)
         stats = model.stats(sums, loss, bound, bases.largest_lr, known)
         decision = self.rule(stats, memory.rule)  # (3)
