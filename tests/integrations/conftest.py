@@ -25,7 +25,8 @@ def _fresh_state() -> Iterator[None]:
 def alone_in_ddp() -> Iterator[None]:
     """What a launcher sets for a single process; a trainer makes the group."""
     rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    with mock.patch.dict(os.environ, rank | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}):
+    more = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "OMP_NUM_THREADS": "1"}
+    with mock.patch.dict(os.environ, rank | more):
         yield
         if dist.is_initialized():
             dist.destroy_process_group()
