@@ -66,8 +66,15 @@ def full_batch(problem: Problem) -> Problem:
     return problem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 @pytest.mark.parametrize("make", BASES.values(), ids=BASES)
+def test_a_healthy_run_of_others_is_silent(make: Any, rule: Any) -> None:
+    test_a_healthy_run_is_silent(make, rule)
+
+
+@pytest.mark.parametrize("rule", [TrustedMoMo])
+@pytest.mark.parametrize("make", [BASES["SGD-M"]])
 def test_a_healthy_run_is_silent(make: Any, rule: Any) -> None:
     for problem in (Problem(dtype=torch.float32), full_batch(Problem(dtype=torch.float32))):
         optimizer = MoMoWrapper(make(problem.params), rule())

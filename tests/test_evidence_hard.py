@@ -17,7 +17,7 @@ import torch
 
 from momo_wrap.sweep.results_file import COLUMNS
 from tests.evidence_results import compare, curve
-from tests.scripts import load_script
+from tests.scripts import EXAMPLES, load_script
 
 for needed in ("sklearn", "matplotlib", "schedulefree", "prodigyopt", "prodigyplus"):
     pytest.importorskip(needed, reason="the examples and test extras are not installed")
@@ -298,3 +298,16 @@ def test_the_page_has_what_the_results_give(evidence: Any) -> None:
     for name, text in found.items():
         assert "no complete results" not in text
         assert f"<!-- generated: {name} -->\n\n{text}\n\n<!-- end -->" in page
+
+
+def test_readme_has_what_the_results_give(evidence: Any) -> None:
+    """Of the 40 tasks, how many are near tuned bare Adam."""
+    results = evidence.hard_results.sweep.load(evidence.hard_tasks.HARD_TASKS)
+    found = evidence.hard_results.outcomes(results)
+    counts = {
+        method: sum(outcome.is_near(method) for outcome in found.values())
+        for method in ("Adam + TrustedMoMo", "Adam + TrustedMoMo, probed")
+    }
+    readme = " ".join((EXAMPLES.parent / "README.md").read_text(encoding="utf-8").split())
+    without, probed = counts.values()
+    assert f"near tuned Adam on {without} of 40 without probes and on {probed} with them" in readme

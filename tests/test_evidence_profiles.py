@@ -37,7 +37,11 @@ def test_moments_are_evenly_spaced_and_end_with_the_run(evidence: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "method"), [(TUMOURS, "Adam"), ("digits, ResNet", "Adam + TrustedMoMo")]
+    ("task", "method"),
+    [
+        (TUMOURS, "Adam"),
+        pytest.param("digits, ResNet", "Adam + TrustedMoMo", marks=pytest.mark.slow),
+    ],
 )
 def test_evaluations_change_nothing_of_the_run(evidence: Any, task: str, method: str) -> None:
     """Nor with batch normalisation, whose averages an evaluation must not touch."""

@@ -14,6 +14,8 @@ from momo_wrap.rules.stats import ModelStats
 _REQUIRED = 0.4
 # r grows by e^κ at most for each step, and as a random walk would where not each is probed.
 _RATE = 0.06
+# By how much it grows, for each step, where losses show that it may.
+BY_LOSSES = _RATE / 2.0
 # The number of probes that averages are over.
 _WINDOW = 8
 _MEANS = ("came_true", "falls_on", "comes_near")

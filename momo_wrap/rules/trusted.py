@@ -19,7 +19,7 @@ from momo_wrap.rules.arguments import (
     Setting,
 )
 from momo_wrap.rules.base import StepDecision, StepRule, gap_to_bound, truncate
-from momo_wrap.rules.probed import REMEMBERED, is_due, judged
+from momo_wrap.rules.probed import BY_LOSSES, REMEMBERED, is_due, judged
 from momo_wrap.rules.stats import ModelStats
 
 _ADVICE = {
@@ -80,11 +80,12 @@ class TrustedMoMo(StepRule):
         grow, if o > 0.4 p, or o > 0 and s > 2/3 o:      r <- max( r , t e^κ' )
         shrink, if o < 0:                               r <- r e^{-κ'}
         anneal, if s < -o:                              r <- r e^{-n/k}
+        grow at any step, if A - c P > 3 s and o > 0:   r <- max( r , t e^{0.03} )
 
-    each beyond one standard error of the average over the last 8 probes, with κ' = 0.06 √n where n
-    steps lie between probes, and k the step. So noise between batches, gradients that are clipped,
-    and losses that move by themselves are of no account. r_1 is then a hundredth of the way to the
-    bound.
+    the first three beyond one standard error of the average over the last 8 probes, with
+    κ' = 0.06 √n where n steps lie between probes, and k the step. So noise between batches, clipped
+    gradients, and losses that move by themselves are of little account. r_1 is then a hundredth of
+    the way to the bound.
 
     On a quadratic along its gradient, Δ̂/Δ = 1 - r/(2 r*) where r* is the exact line search: c = 0.2
     lets the steps be 1.6 times as long.
@@ -195,15 +196,18 @@ class TrustedMoMo(StepRule):
     def _trusted(
         self, stats: ModelStats, averages: Mapping[str, Tensor], memory: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the step size that is trusted, and what is remembered of probes.
-
-        Where probes are given, they alone decide.
-        """
-        by_probes = self._by_probes(stats)
-        if by_probes and stats.was_probed:
-            return judged(stats, memory, math.ceil(self.every))
+        """Return the step size that is trusted, and what is remembered of probes."""
         known = {name: memory[name] for name in REMEMBERED}
-        return memory["trusted"] if by_probes else self._followed(averages, memory), known
+        if not self._by_probes(stats):
+            return self._followed(averages, memory), known
+        trusted = memory["trusted"]
+        if stats.was_probed:
+            trusted, known = judged(stats, memory, math.ceil(self.every))
+        # A fall over many steps is more than what single steps show.
+        surplus = torch.sub(averages["observed"], averages["predicted"], alpha=self.required)
+        falls = (surplus > 3.0 * self._error(averages, memory)) & (averages["predicted"] > 0)
+        longer = torch.maximum(trusted, memory["last_step_size"] * math.exp(BY_LOSSES))
+        return torch.where(falls & (known["came_true"] >= 0), longer, trusted), known
 
     def _averages(
         self, loss: Tensor, memory: Mapping[str, Tensor], has_started: Tensor

@@ -158,6 +158,7 @@ def test_loss_of_a_skipped_step_is_forgotten(tmp_path: Path) -> None:
     assert max(float(record.loss) for record in records) < 5
 
 
+@pytest.mark.slow
 def test_bf16_learns(tmp_path: Path) -> None:
     made, records = trainer(tmp_path, language_model(), bf16=True)
     made.train()
