@@ -15,7 +15,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from momo_wrap import MoMo, MoMoWrapper, StepRule
-from momo_wrap.integrations.lightning import MoMoCallback
 from tests.integrations import task
 from tests.integrations.probing import Watching, assert_same, by_hand
 from tests.problems import flat
@@ -26,6 +25,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torchmetrics import MeanMetric, MeanSquaredError, MetricCollection
 
+from momo_wrap.integrations.lightning import MoMoCallback
 from tests.integrations.test_lightning import loader, pytestmark, trainer
 
 __all__ = ["pytestmark"]
