@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
@@ -102,6 +102,23 @@ def any_rank(flag: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     total = flag.float().reshape(1)
     dist.all_reduce(total, group=group)
     return total[0] != 0
+
+
+def reshard(params: Iterable[Tensor]) -> None:
+    """Let FSDP2 gather parameters anew.
+
+    A root module keeps them gathered after a forward that no backward follows, and its next forward
+    would not see that they have moved.
+    """
+    if all(_as_dtensor(param) is None for param in params):
+        return
+    # There is no other way from parameters to their modules.
+    from torch.distributed._composable_state import _module_state_mapping
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in list(_module_state_mapping):
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:

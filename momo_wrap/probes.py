@@ -24,7 +24,7 @@ from torch import Tensor
 
 from momo_wrap.checks.arguments import Loss
 from momo_wrap.checks.losses import checked_loss
-from momo_wrap.distributed import local
+from momo_wrap.distributed import local, reshard
 from momo_wrap.engine.blocks import real
 from momo_wrap.engine.scalars import Scalar, as_scalar
 from momo_wrap.rules import ModelStats
@@ -97,6 +97,7 @@ class Before:
                 loss = _evaluate(probe, like)
         finally:
             _set_random_states(devices, states)
+            reshard(param for param, _ in self._before)
         fallen = sign * (then - as_scalar(loss, like)) + self._penalties(like)
         return torch.stack([fallen, self._slope(like, sign)])
 
@@ -108,14 +109,13 @@ class Before:
         """Return ⟨g, x - x'⟩, times `shards`; g has the decay of a base that adds it."""
         slope = torch.zeros_like(as_scalar(0.0, like))
         for i, (param, before) in enumerate(self._before):
-            if param.grad is None or param.grad.layout is not torch.strided:
-                continue
-            now = local(param.detach())
-            then, now, grad = (real(x).to(like.dtype) for x in (before, now, local(param.grad)))
-            part = sign * self._shards[i] * (grad * (then - now)).sum()
+            then, now = (real(x).to(like.dtype) for x in (before, local(param.detach())))
+            moved = then - now
             if self._decays:
-                part = part + self._decays[i] * ((then - now) * now).sum()
-            slope = slope + as_scalar(part, like)
+                slope = slope + as_scalar(self._decays[i] * (moved * now).sum(), like)
+            if param.grad is not None and param.grad.layout is torch.strided:
+                grad = real(local(param.grad)).to(like.dtype)
+                slope = slope + as_scalar(sign * self._shards[i] * (grad * moved).sum(), like)
         return slope
 
     def _penalties(self, like: Tensor) -> Tensor | float:
@@ -134,9 +134,11 @@ class Before:
         kept = [param.clone() for param in params]
         try:
             torch._foreach_copy_(params, [before for _, before in self._before])
+            reshard(param for param, _ in self._before)
             yield
         finally:
             torch._foreach_copy_(params, kept)
+            reshard(param for param, _ in self._before)
 
 
 def _evaluate(probe: Probe, like: Tensor) -> Tensor:

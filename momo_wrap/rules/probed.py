@@ -18,6 +18,8 @@ _RATE = 0.06
 BY_LOSSES = _RATE / 2.0
 # The number of probes that averages are over.
 _WINDOW = 8
+# Of how many roundings of the loss a decrease must be.
+_ROUNDINGS = 16.0
 _MEANS = ("came_true", "falls_on", "comes_near")
 _SQUARES = tuple(f"{name}_square" for name in _MEANS)
 
@@ -44,7 +46,9 @@ def judged(
     probed = stats.step - 1
     taken, trusted = memory["last_step_size"], memory["trusted"]
     decrease, slope, foretold = stats.probed_decrease, stats.probed_slope, stats.probed_prediction
-    counts = (foretold > 0) & (taken > 0) & (decrease + slope).isfinite()
+    # A decrease that rounding of the loss hides says nothing.
+    resolution = stats.loss.abs() * (_ROUNDINGS * torch.finfo(stats.loss.dtype).eps)
+    counts = (foretold > resolution) & (taken > 0) & (decrease + slope).isfinite()
 
     seen = torch.stack([decrease, slope - decrease * (2.0 / 3.0), slope + decrease]) / foretold
     seen = seen.clamp(-1.0, 1.0)
@@ -65,8 +69,10 @@ def judged(
     change = _RATE * math.sqrt(since)
     slow = min(change, since / probed) if probed > 2 * every else 0.0
 
+    # From the step that was taken, if it did not hold that back, but not below half of what it was.
+    start = torch.maximum(torch.minimum(trusted, taken), trusted / 2.0)
     shorter = torch.where(anneals, trusted * math.exp(-slow), trusted)
-    shorter = torch.where(at_most[0] < 0, trusted * math.exp(-change), shorter)
+    shorter = torch.where(at_most[0] < 0, start * math.exp(-change), shorter)
     longer = torch.maximum(trusted, taken * math.exp(change))
     after = torch.where(counts, torch.where(grows, longer, shorter), trusted)
     new = dict(zip((*_MEANS, *_SQUARES), (*means, *squares), strict=True))

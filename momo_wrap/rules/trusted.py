@@ -78,7 +78,7 @@ class TrustedMoMo(StepRule):
 
         o = f(x; ξ) - f(x'; ξ) ,   s = ⟨∇f(x'; ξ), x - x'⟩ ,   p what the model foretold of it,
         grow, if o > 0.4 p, or o > 0 and s > 2/3 o:      r <- max( r , t e^κ' )
-        shrink, if o < 0:                               r <- r e^{-κ'}
+        shrink, if o < 0:                               r <- max( min(r, t) , r/2 ) e^{-κ'}
         anneal, if s < -o:                              r <- r e^{-n/k}
         grow at any step, if A - c P > 3 s and o > 0:   r <- max( r , t e^{0.03} )
 
@@ -151,7 +151,8 @@ class TrustedMoMo(StepRule):
 
     def wants_probe(self, step: int) -> bool:
         """Return whether a step is to be probed; see `every`."""
-        return self.every < math.inf and is_due(step, math.ceil(self.every))
+        cuts = math.isfinite(self.lower_bound) and self.every < math.inf
+        return cuts and is_due(step, math.ceil(self.every))
 
     def _by_probes(self, stats: ModelStats) -> bool:
         return stats.has_probe and self.every < math.inf

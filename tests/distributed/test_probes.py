@@ -83,3 +83,65 @@ def test_a_probe_changes_no_parameter(form: str) -> None:
     for (_, probed), (_, unprobed) in pairs:
         for name, value in unprobed.items():
             assert torch.equal(probed[name], value)
+
+
+class Nested(nn.Module):
+    """A root module with parameters of its own around one that is cut by itself."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, 6)
+        self.block = nn.Linear(6, 6)
+        self.last = nn.Sequential(nn.Dropout(dropout), nn.Linear(6, 1))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return one number for each row."""
+        output: Tensor = self.last(torch.tanh(self.block(self.first(inputs))))
+        return output
+
+
+def losses_of_nested(form: str, dropout: float, *, probed: bool) -> list[tuple[float, ...]]:
+    """Return the loss of each step of FSDP2 or DDP, and what was measured, with probes of all."""
+    torch.manual_seed(0)
+    whole = Nested(dropout).double()
+    model: nn.Module = whole
+    if form == "FSDP2":
+        fully_shard(whole.block)
+        fully_shard(whole)
+    else:
+        model = DistributedDataParallel(whole)
+
+    class Each(Every):
+        def wants_probe(self, step: int) -> bool:
+            return True
+
+    rule = Each()
+    rule.lower_bound = -math.inf
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    optimizer = MoMoWrapper(Adam(model.parameters(), lr=0.1), rule)
+    found = []
+    for _ in range(STEPS):
+        inputs = torch.randn(8, 5, dtype=torch.float64, generator=generator)
+
+        def evaluate(inputs: Tensor = inputs) -> Tensor:
+            loss: Tensor = (model(inputs) - 1.0).square().mean()
+            return loss
+
+        loss = evaluate()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step(loss=loss, probe=evaluate if probed else None)
+        found.append((float(loss.detach()), *rule.seen[-2:]))
+    return found
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_fsdp2_gathers_anew_what_a_probe_has_moved(dropout: float) -> None:
+    """A root module keeps what it has gathered after a forward without backward."""
+    sharded = run_world(2, losses_of_nested, "FSDP2", dropout, probed=True)
+    whole = run_world(2, losses_of_nested, "DDP", dropout, probed=True)
+    plain = run_world(2, losses_of_nested, "FSDP2", dropout, probed=False)
+    for own, others, unprobed in zip(sharded, whole, plain, strict=True):
+        assert [loss for loss, *_ in own] == [loss for loss, *_ in unprobed]
+        for found, expected in zip(own, others, strict=True):
+            assert found == pytest.approx(expected, rel=1e-9, abs=1e-12, nan_ok=True)

@@ -65,7 +65,7 @@ class Reference:
         self, k: int, o: float, s: float, p: float, r: float, t: float, lowered: bool
     ) -> float:
         """Return r after the probe of step k."""
-        if not (p > 0 and t > 0):
+        if not (p > 16 * 2**-52 and t > 0):  # the loss is 1
             return r
         ratios = np.clip(np.array([o, s - 2 * o / 3, s + o]) / p, -1, 1)
         self.ratios.append(ratios)
@@ -82,7 +82,7 @@ class Reference:
         if low[0] > 0.4 or (low[0] > 0 and low[1] > 0) or (n < 3 and min(ratios[:2]) > 0):
             return max(r, t * math.exp(change))
         if self.mean[0] + error[0] < 0:
-            return r * math.exp(-change)
+            return max(min(r, t), r / 2) * math.exp(-change)
         if low[2] < 0 and n > 1 and k > 2 * EVERY and not lowered:
             return r * math.exp(-min(change, since / k))
         return r
@@ -223,6 +223,21 @@ def test_a_clipped_network_is_trained_at_a_cap_of_100() -> None:
     found: list[float] = [m.accuracy() for m in (model, bare_model)]  # type: ignore[operator]
     assert found[0] > found[1] - 0.01
     assert found[1] > 0.9
+
+
+def test_a_decrease_that_rounding_hides_says_nothing() -> None:
+    """In float32, of a loss of 1."""
+    kept = {name: value.float() for name, value in memory(1.0, 1.0).items()}
+    for foretold, counts in ((1e-6, 0.0), (4e-6, 1.0)):
+        stats = probed(31, 0.0, -foretold, foretold)
+        single = {n: v.float() for n, v in vars(stats).items() if isinstance(v, Tensor)}
+        _, remembered = judged(replace(stats, **single), kept, EVERY)  # type: ignore[arg-type]
+        assert float(remembered["probes"]) == counts
+
+
+def test_without_a_bound_nothing_is_probed() -> None:
+    assert not TrustedMoMo(-math.inf).wants_probe(1)
+    assert not TrustedMoMo(every=math.inf).wants_probe(1)
 
 
 def test_every_is_kept_and_checked() -> None:
