@@ -399,3 +399,21 @@ def test_another_rule_is_told_of_no_probe_that_the_last_one_asked_for() -> None:
     _, problem, optimizer = run(True, 3)
     optimizer.rule = MoMo()
     optimizer.step(loss=problem.gradients(), probe=lambda: pytest.fail("nobody asked"))
+
+
+def test_the_slope_has_the_decay_of_a_parameter_without_a_gradient() -> None:
+    """The loss that is measured has it too."""
+    params = [torch.ones(2, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    rule = Every(-math.inf)
+    optimizer = MoMoWrapper(Adam(params, lr=0.1, weight_decay=0.3), rule)
+    places = []
+    for step in range(1, 5):
+        places.append(flat(params).detach().clone())
+        for param in params:
+            param.grad = torch.full_like(param, 0.5)
+        if step == 4:
+            params[0].grad = None
+        optimizer.step(loss=1.0, probe=lambda: 1.0)
+    then, now = places[2:]
+    expected = 0.3 * now @ (then - now) + 0.5 * (then - now)[2:].sum()
+    assert rule.seen[-1][2] == pytest.approx(float(expected), rel=1e-12)
