@@ -7,8 +7,8 @@ evaluation, at the parameters x before the step, gives
 
 an unbiased measurement of what the step did to the expected loss, without the noise between batches
 and without whatever else moves the loss. The gradient g of that batch, which is there for the next
-step, gives the slope at the end, s = ⟨g, x - x'⟩. Where the loss is a parabola along the step, its
-least value is at r* = r (o - s/2)/(o - s) of a step that was r long.
+step, gives the slope at the end, σ = ⟨g, x - x'⟩. Where the loss is a parabola along the step, its
+least value is at r* = r (o - σ/2)/(o - σ) of a step that was r long.
 """
 
 from __future__ import annotations
@@ -98,34 +98,29 @@ class Before:
         finally:
             _set_random_states(devices, states)
             reshard(param for param, _ in self._before)
-        fallen = sign * (then - as_scalar(loss, like)) + self._penalties(like)
-        return torch.stack([fallen, self._slope(like, sign)])
+        penalty, slope = self._along(like, sign).unbind()
+        return torch.stack([sign * (then - as_scalar(loss, like)) + penalty, slope])
 
     def seen(self, measured: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the decrease that `measure` found, the one that was foretold, and the slope."""
         return measured[0], self.foretold, measured[1]
 
-    def _slope(self, like: Tensor, sign: float) -> Tensor:
-        """Return ⟨g, x - x'⟩, times `shards`; g has the decay of a base that adds it."""
-        slope = torch.zeros_like(as_scalar(0.0, like))
+    def _along(self, like: Tensor, sign: float) -> Tensor:
+        """Return by how much λ ‖x‖²/2 has fallen, and ⟨g + λ x', x - x'⟩, each times `shards`.
+
+        The former is no difference of large numbers.
+        """
+        penalty = slope = torch.zeros_like(as_scalar(0.0, like))
         for i, (param, before) in enumerate(self._before):
             then, now = (real(x).to(like.dtype) for x in (before, local(param.detach())))
-            moved = then - now
-            if self._decays:
-                slope = slope + as_scalar(self._decays[i] * (moved * now).sum(), like)
+            moved, decay = then - now, self._decays[i] if self._decays else 0.0
+            if isinstance(decay, Tensor) or decay != 0.0:
+                penalty = penalty + as_scalar((moved * (then + now)).sum() * decay / 2, like)
+                slope = slope + as_scalar((moved * now).sum() * decay, like)
             if param.grad is not None and param.grad.layout is torch.strided:
                 grad = real(local(param.grad)).to(like.dtype)
                 slope = slope + as_scalar(sign * self._shards[i] * (grad * moved).sum(), like)
-        return slope
-
-    def _penalties(self, like: Tensor) -> Tensor | float:
-        """Return by how much λ ‖x‖²/2 has fallen, without a difference of large numbers."""
-        fallen: Tensor | float = 0.0
-        for (param, before), decay in zip(self._before, self._decays, strict=False):
-            if isinstance(decay, Tensor) or decay != 0.0:
-                then, now = (real(x).to(like.dtype) for x in (before, local(param.detach())))
-                fallen = fallen + as_scalar(((then - now) * (then + now)).sum() * decay / 2, like)
-        return fallen
+        return torch.stack([penalty, slope])
 
     @contextmanager
     def _moved_back(self) -> Iterator[None]:

@@ -43,6 +43,7 @@ BASES: dict[str, Callable[[Params], Optimizer]] = {
     "AdamW": lambda p: AdamW(p, lr=0.01),
     "Lion": lambda p: Lion(p, lr=1e-3),
 }
+HEALTHY = ("SGD-M", "TrustedMoMo")  # by default; others are slow
 
 
 def train(optimizer: MoMoWrapper, loss: Loss, steps: int) -> list[str]:
@@ -66,18 +67,17 @@ def full_batch(problem: Problem) -> Problem:
     return problem
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-@pytest.mark.parametrize("make", BASES.values(), ids=BASES)
-def test_a_healthy_run_of_others_is_silent(make: Any, rule: Any) -> None:
-    test_a_healthy_run_is_silent(make, rule)
-
-
-@pytest.mark.parametrize("rule", [TrustedMoMo])
-@pytest.mark.parametrize("make", [BASES["SGD-M"]])
-def test_a_healthy_run_is_silent(make: Any, rule: Any) -> None:
+@pytest.mark.parametrize(
+    ("base", "rule"),
+    [
+        pytest.param(base, rule, marks=[pytest.mark.slow] * ((base, rule) != HEALTHY))
+        for base in BASES
+        for rule in RULES
+    ],
+)
+def test_a_healthy_run_is_silent(base: str, rule: str) -> None:
     for problem in (Problem(dtype=torch.float32), full_batch(Problem(dtype=torch.float32))):
-        optimizer = MoMoWrapper(make(problem.params), rule())
+        optimizer = MoMoWrapper(BASES[base](problem.params), RULES[rule]())
         assert train(optimizer, problem.gradients, 1010) == []
         now = optimizer.diagnosis()
         assert now.symptoms == {}

@@ -76,10 +76,10 @@ class TrustedMoMo(StepRule):
 
     Where `step()` is given a probe, the loss of one batch before and after a step decides instead:
 
-        o = f(x; ξ) - f(x'; ξ) ,   s = ⟨∇f(x'; ξ), x - x'⟩ ,   p what the model foretold of it,
-        grow, if o > 0.4 p, or o > 0 and s > 2/3 o:      r <- max( r , t e^κ' )
+        o = f(x; ξ) - f(x'; ξ) ,   σ = ⟨∇f(x'; ξ), x - x'⟩ ,   π what the model foretold of o,
+        grow, if o > 0.4 π, or o > 0 and σ > 2/3 o:     r <- max( r , t e^{κ'} )
         shrink, if o < 0:                               r <- max( min(r, t) , r/2 ) e^{-κ'}
-        anneal, if s < -o:                              r <- r e^{-n/k}
+        anneal, unless σ > -o:                          r <- r e^{-min(κ', n/k)}
         grow at any step, if A - c P > 3 s and o > 0:   r <- max( r , t e^{0.03} )
 
     the first three beyond one standard error of the average over the last 8 probes, with
@@ -171,9 +171,8 @@ class TrustedMoMo(StepRule):
         trusted, by_probes = self._trusted(stats, averages, memory)
         followed = trusted / torch.maximum(lr, memory["last_lr"])
         gap = gap_to_bound(stats, stats.lower_bound)
-        start = self.start * (
-            0.2 if self._by_probes(stats) else 1.0
-        )  # from which probes find out soon
+        # Probes find out soon how far steps may go.
+        start = self.start * (0.2 if self._by_probes(stats) else 1.0)
         first = start * (gap / decrease.abs())  # where the model rises, it may rise by as much
         # Of a flat model, or after a step that has failed, no step size is known.
         limit = torch.where(has_started, followed, first).nan_to_num(nan=0.0, posinf=0.0)
