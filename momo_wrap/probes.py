@@ -1,18 +1,22 @@
-"""Probes: what a step did to the loss of the next batch, which had no part in it.
+"""What a step did to the loss of the next batch, which had no part in it: slopes and probes.
 
-After step k the parameters are x', and the next batch ξ gives f(x'; ξ) for free. One more
-evaluation, at the parameters x before the step, gives
+After step k the parameters are x', and the next batch ξ gives its gradient g and its loss f(x'; ξ)
+there. The gradient gives the slope of the loss at the end of the step, along it,
+
+    σ = ⟨g, x - x'⟩ ,    E[σ] = ⟨∇f(x'), x - x'⟩
+
+for which only the parameters x before the step must be kept. One more evaluation, at x, gives
 
     o = f(x; ξ) - f(x'; ξ) ,    E[o] = f(x) - f(x')
 
 an unbiased measurement of what the step did to the expected loss, without the noise between batches
-and without whatever else moves the loss. The gradient g of that batch, which is there for the next
-step, gives the slope at the end, σ = ⟨g, x - x'⟩. Where the loss is a parabola along the step, its
-least value is at r* = r (o - σ/2)/(o - σ) of a step that was r long.
+and without whatever else moves the loss. Where the loss is a parabola along the step, its least
+value is at r* = r (o - σ/2)/(o - σ) of a step that was r long.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -22,12 +26,12 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from momo_wrap.checks.arguments import Loss
+from momo_wrap.checks.arguments import Loss, check_probe
 from momo_wrap.checks.losses import checked_loss
-from momo_wrap.distributed import local, reshard
+from momo_wrap.distributed import reshard
 from momo_wrap.engine.blocks import real
 from momo_wrap.engine.scalars import Scalar, as_scalar
-from momo_wrap.rules import ModelStats
+from momo_wrap.rules import ModelStats, StepRule
 
 Probe: TypeAlias = Callable[[], Loss]
 
@@ -40,56 +44,87 @@ _INSTEAD = (
 
 
 class Before:
-    """The parameters before a step that is to be probed, and what the model foretells of it.
+    """The parameters before a step that is measured, and what the model predicts of it.
 
     Args:
         params: What is about to move, with its group and its `shards`. It is copied.
-        stats: The model.
-        theta: The fraction that is taken, 0-dim or of shape [groups].
+        predicted: By how much the model predicts the loss to fall, with λ ‖x‖²/2 in it; 0-dim.
         decays: λ of each group where the base adds λ x to the gradients; else nothing.
+        wants_probe: Whether the loss of the next batch is to be evaluated here, too.
 
     Attributes:
-        foretold: By how much the model foretells the loss to fall, with λ ‖x‖²/2 in it; 0-dim.
+        params, predicted, decays, wants_probe: As they were given.
+        previous: The copies, as real tensors of what is on this rank, in float32 at least.
     """
 
     def __init__(
         self,
         params: Sequence[tuple[Tensor, int, int]],
-        stats: ModelStats,
-        theta: Tensor,
+        predicted: Tensor,
         decays: Sequence[Scalar],
+        *,
+        wants_probe: bool = False,
     ) -> None:
-        self._before = [(p, local(p.detach()).clone()) for p, _, _ in params]
-        self._shards = [shards for _, _, shards in params]
-        self._decays = [decays[group] * shards for _, group, shards in params] if decays else []
-        whole = stats.predicted_decrease
-        if theta.dim() and stats.groups is not None:
-            whole = stats.groups.predicted_decrease
-        self.foretold = stats.value - stats.value_after_decay + (theta * whole).sum()
+        self.params, self.predicted, self.decays = list(params), predicted, decays
+        self.wants_probe = wants_probe
+        self._flat: list[tuple[int, Tensor, list[int]]] = []
+        self.previous = self._copies([real(param.detach()) for param, _, _ in params])
+
+    def _copies(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Copy values, those of one kind into one tensor."""
+        kinds: dict[object, list[int]] = {}
+        for i, (value, (_, _, shards)) in enumerate(zip(values, self.params, strict=True)):
+            kinds.setdefault((value.device, value.dtype, shards), []).append(i)
+        copies: list[Tensor] = [*values]
+        for indices in kinds.values():
+            some = [values[i] for i in indices]
+            wide = torch.promote_types(some[0].dtype, torch.float32)
+            flat = torch.empty(
+                sum(value.numel() for value in some), dtype=wide, device=some[0].device
+            )
+            pieces = flat.split([value.numel() for value in some])
+            views = [piece.view(value.shape) for piece, value in zip(pieces, some, strict=True)]
+            torch._foreach_copy_(views, some)
+            self._flat.append((self.params[indices[0]][2], flat, indices))
+            for i, view in zip(indices, views, strict=True):
+                copies[i] = view
+        return copies
 
     def measure(
-        self, probe: Probe, loss: Loss, like: Tensor, sign: float, *, own_loss: bool
+        self, probe: Probe | None, loss: Loss, like: Tensor, sign: float, *, own_loss: bool
     ) -> Tensor | None:
-        """Return what the step has done to the loss of the next batch, on this rank.
+        """Return what the step has done to the loss of the next batch, on this rank; once.
 
         Args:
-            probe: Returns the loss of the batch at the parameters as they are.
+            probe: Returns the loss of the batch at the parameters as they are; None: there is none.
             loss: What it has returned at the parameters as they are.
             like: A tensor of the device and dtype of the scalars.
             sign: -1 where the loss is maximised.
             own_loss: Whether the loss is what the probe would return now.
 
         Returns:
-            By how much the loss has fallen, and by how much it would have if it had been as steep
-            all the way as it is at the end, shape [2], with λ ‖x‖²/2 in the loss as it was at that
-            step; None where there is no way back.
+            By how much the loss has fallen, NaN without a probe, and by how much it would have if
+            it had been as steep all the way as it is at the end, shape [2], with λ ‖x‖²/2 in the
+            loss as it was at that step; None where there is no way back.
         """
-        if not all(local(p.detach()).shape == before.shape for p, before in self._before):
+        now = [real(param.detach()) for param, _, _ in self.params]
+        pairs = zip(now, self.previous, strict=True)
+        if not all(param.shape == previous.shape for param, previous in pairs):
             return None
-        devices = {p.device for p, _ in self._before if p.device.type not in _WITHOUT_STATE}
+        decrease = torch.full_like(as_scalar(0.0, like), math.nan)
+        if probe is not None and self.wants_probe:
+            decrease = sign * self._fall(probe, loss, like, now, own_loss=own_loss)
+        penalty, slope = self._along(now, like, sign)
+        return torch.stack([decrease + penalty, slope])
+
+    def _fall(
+        self, probe: Probe, loss: Loss, like: Tensor, now: Sequence[Tensor], *, own_loss: bool
+    ) -> Tensor:
+        """Return by how much the loss has fallen, from the same random numbers."""
+        devices = {p.device for p in now if p.device.type not in _WITHOUT_STATE}
         states = _random_states(devices)
         try:
-            with self._moved_back():
+            with self._moved_back(now):
                 then = _evaluate(probe, like)
             drawn = any(map(_differ, states, _random_states(devices)))
             if drawn or not own_loss:
@@ -97,43 +132,97 @@ class Before:
                 loss = _evaluate(probe, like)
         finally:
             _set_random_states(devices, states)
-            reshard(param for param, _ in self._before)
-        penalty, slope = self._along(like, sign).unbind()
-        return torch.stack([sign * (then - as_scalar(loss, like)) + penalty, slope])
+            self._reshard()
+        return then - as_scalar(loss, like)
 
     def seen(self, measured: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the decrease that `measure` found, the one that was foretold, and the slope."""
-        return measured[0], self.foretold, measured[1]
+        """Return the decrease that `measure` found, the one that was predicted, and the slope."""
+        return measured[0], self.predicted, measured[1]
 
-    def _along(self, like: Tensor, sign: float) -> Tensor:
+    def _along(self, now: Sequence[Tensor], like: Tensor, sign: float) -> tuple[Tensor, Tensor]:
         """Return by how much λ ‖x‖²/2 has fallen, and ⟨g + λ x', x - x'⟩, each times `shards`.
 
-        The former is no difference of large numbers.
+        The former is no difference of large numbers. What was copied is used up.
         """
         penalty = slope = torch.zeros_like(as_scalar(0.0, like))
-        for i, (param, before) in enumerate(self._before):
-            then, now = (real(x).to(like.dtype) for x in (before, local(param.detach())))
-            moved, decay = then - now, self._decays[i] if self._decays else 0.0
+        moved = self.previous
+        torch._foreach_sub_(moved, list(now))
+        for (_, group, shards), move, x in zip(self.params, moved, now, strict=True):
+            decay = self.decays[group] if self.decays else 0.0
             if isinstance(decay, Tensor) or decay != 0.0:
-                penalty = penalty + as_scalar((moved * (then + now)).sum() * decay / 2, like)
-                slope = slope + as_scalar((moved * now).sum() * decay, like)
-            if param.grad is not None and param.grad.layout is torch.strided:
-                grad = real(local(param.grad)).to(like.dtype)
-                slope = slope + as_scalar(sign * self._shards[i] * (grad * moved).sum(), like)
-        return torch.stack([penalty, slope])
+                penalty = (
+                    penalty + as_scalar((move * (move + 2 * x)).sum() * decay / 2, like) * shards
+                )
+                slope = slope + as_scalar((move * x).sum() * decay, like) * shards
+        grads = [param.grad for param, _, _ in self.params]
+        for shards, flat, indices in self._flat:
+            there: list[Tensor] = []
+            factors: list[Tensor] = []
+            for i in indices:
+                grad = grads[i]
+                if grad is None or grad.layout is not torch.strided:
+                    moved[i].zero_()
+                else:
+                    there.append(moved[i])
+                    factors.append(real(grad))
+            if there:
+                torch._foreach_mul_(there, factors)
+            slope = slope + as_scalar(flat.sum(), like) * (sign * shards)
+        return penalty, slope
+
+    def _reshard(self) -> None:
+        reshard(param for param, _, _ in self.params)
 
     @contextmanager
-    def _moved_back(self) -> Iterator[None]:
+    def _moved_back(self, now: Sequence[Tensor]) -> Iterator[None]:
         """Put the parameters to where they were, and then, whatever happens, to where they are."""
-        params = [local(param.detach()) for param, _ in self._before]
+        params = list(now)
         kept = [param.clone() for param in params]
         try:
-            torch._foreach_copy_(params, [before for _, before in self._before])
-            reshard(param for param, _ in self._before)
+            torch._foreach_copy_(params, self.previous)
+            self._reshard()
             yield
         finally:
             torch._foreach_copy_(params, kept)
-            reshard(param for param, _ in self._before)
+            self._reshard()
+
+
+def measured(
+    before: Before | None,
+    probe: Probe | None,
+    loss: Loss,
+    like: Tensor,
+    sign: float,
+    own_loss: bool,
+) -> Tensor | None:
+    """Return what is known of the last step; see `Before.measure`; None: it was not measured."""
+    if probe is not None:
+        check_probe(probe)
+    if before is None:
+        return None
+    return before.measure(probe, loss, like, sign, own_loss=own_loss)
+
+
+def before_step(
+    rule: StepRule,
+    stats: ModelStats,
+    theta: Tensor,
+    movable: Callable[[], Sequence[tuple[Tensor, int, int]]],
+    decays: Sequence[Scalar],
+) -> Before | None:
+    """Return what is to be kept of a step that is about to be taken; None where nothing is."""
+    probe = stats.has_probe and rule.wants_probe(stats.step)
+    if not probe and not rule.wants_slope(stats.step):
+        return None
+    return Before(movable(), _predicted(stats, theta), decays, wants_probe=probe)
+
+
+def _predicted(stats: ModelStats, theta: Tensor) -> Tensor:
+    """Return by how much the model predicts the loss to fall with a fraction θ of the step."""
+    whole = stats.predicted_decrease
+    if theta.dim() and stats.groups is not None:
+        whole = stats.groups.predicted_decrease
+    return stats.value - stats.value_after_decay + (theta * whole).sum()
 
 
 def _evaluate(probe: Probe, like: Tensor) -> Tensor:

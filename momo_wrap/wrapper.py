@@ -21,7 +21,6 @@ from momo_wrap.checks.arguments import (
     check_arguments,
     check_compiled,
     check_nonfinite,
-    check_probe,
     check_rule,
     check_unknown_arguments,
     decay_form,
@@ -33,11 +32,12 @@ from momo_wrap.engine.scalars import as_scalar, scalar_template
 from momo_wrap.joint import JointOptimizer, joined, members
 from momo_wrap.losses import PendingLosses, RecordsLosses
 from momo_wrap.model import Averaging, MomentumModel
-from momo_wrap.probes import Before, Probe
+from momo_wrap.probes import Probe, before_step, measured
 from momo_wrap.record import SAMPLED_EVERY, Outcome, Results
 from momo_wrap.rules import MoMo, StepRule, WeightDecayForm, checked_theta, signed_bound
 from momo_wrap.state.loading import check_loaded, with_entries
 from momo_wrap.state.memory import Memory
+from momo_wrap.state.previous import take_previous, with_previous
 from momo_wrap.state.shared_state import SharedStateOptimizer, lasting_tensors
 
 
@@ -211,11 +211,9 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
     def _take(self, loss: Loss, group: Ranks, probe: Probe | None, *, own_loss: bool) -> None:
         bases, memory, like = self._bases, self._memory, self._bases.like
         bound = signed_bound(self.rule, bases.sign)
-        before, probed = self._pending.before, None
-        if probe is not None:
-            check_probe(probe)
-            if before is not None:
-                probed = before.measure(probe, loss, like, bases.sign, own_loss=own_loss)
+        before, probed, has_probe = self._pending.before, None, probe is not None
+        if before is not None or has_probe:
+            probed = measured(before, probe, loss, like, bases.sign, own_loss)
         self._pending.before = None
         memory.prepare(bases.pairs, like)
         step = bases.observe(self.weight_decay_form or self.rule.weight_decay_form)
@@ -230,12 +228,13 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         coefficients = memory.coefficients(step.averagings)
         model = MomentumModel.of(memory.averages, coefficients, loss)  # (1), (2)
         seen = (bases.unknown,) * 3 if before is None or probed is None else before.seen(probed)
-        known = (*seen, memory.steps + 1, probe is not None, probed is not None)
+        known = (*seen, memory.steps + 1, has_probe, probed is not None)
         stats = model.stats(sums, loss, bound, bases.largest_lr, known)
         decision = self.rule(stats, memory.rule)  # (3)
         theta = checked_theta(decision, memory.rule, sums.shape[1])
-        if probe is not None and self.rule.wants_probe(memory.steps + 1):
-            self._pending.before = Before(bases.movable(), stats, theta, step.coupled_decay)
+        if has_probe or type(self.rule).wants_slope is not StepRule.wants_slope:
+            kept = before_step(self.rule, stats, theta, bases.movable, step.coupled_decay)
+            self._pending.before = kept
         self._outcome.effective_lrs = step.apply(theta)  # (4)
         memory.write(model.after(sums, theta), decision.memory)  # (5)
         self._outcome.of_step = (stats, decision, given, bases.sign)
@@ -280,13 +279,13 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         like = scalar_template(self.param_groups, self._memory.averages)
         self._memory.prepare(self._bases.pairs, like)
         exported: dict[str, Any] = with_entries(state_dict, self._memory.entries())
-        return exported
+        return with_previous(exported, self.param_groups, self._pending.before)
 
     def _import(self) -> None:
         last = self.__dict__.get("_memory")
         like = scalar_template(self.param_groups, None if last is None else last.averages)
         self._memory = Memory(self._initial_memory(), like)
-        self._pending.before = None
+        self._pending.before = take_previous(self.base, like)
         self._memory.prepare(self._bases.pairs, like)
 
     CHECKS: ClassVar[Mapping[str, Callable[[Any, Any], object]]] = {

@@ -161,6 +161,18 @@ class StepRule(ABC):
         """
         return False
 
+    def wants_slope(self, step: int) -> bool:
+        """Return whether the slope at the end of a step is to be measured, `probed_slope`.
+
+        Args:
+            step: Its number, from 1 on.
+
+        Returns:
+            Here False. Each costs an inner product, and a copy of the parameters until the next
+            step, in float32 at least.
+        """
+        return False
+
     def initial_memory(self, lower_bound: float) -> dict[str, float]:
         """Return what the rule remembers between steps, as it is before the first one.
 

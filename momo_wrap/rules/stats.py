@@ -49,13 +49,14 @@ class ModelStats:
         groups: What each parameter group contributes, of shape [groups]; None: there is one group.
         probed_decrease: By how much the last step lowered the loss of this batch, which had no part
             in it, as a probe has measured it; NaN where there was none. 0-dim, also in `by_group`.
-        probed_prediction: By how much the model had foretold the loss to fall with that very move.
+        probed_prediction: By how much the model predicted the loss to fall with that very move;
+            NaN where the step was not measured.
         probed_slope: ⟨g, x - x'⟩ of that move from x to x' and the gradient g of this batch at x':
             by how much the loss would have fallen had it been as steep all the way as it is at the
-            end.
+            end. Likewise.
         step: The number of this step, from 1 on, a number on the host.
         has_probe: Whether `step()` was given a probe, likewise on the host.
-        was_probed: Whether the last step was probed, likewise.
+        was_probed: Whether the last step was measured, by its slope alone or by a probe, likewise.
     """
 
     loss: Tensor
