@@ -68,7 +68,7 @@ class Before:
         self.params, self.predicted, self.decays = list(params), predicted, decays
         self.wants_probe = wants_probe
         self._flat: list[tuple[int, Tensor, list[int]]] = []
-        self.previous = self._copies([real(param.detach()) for param, _, _ in params])
+        self.previous = self._copies([real(param) for param, _, _ in params])
 
     def _copies(self, values: Sequence[Tensor]) -> list[Tensor]:
         """Copy values, those of one kind into one tensor."""
@@ -107,15 +107,15 @@ class Before:
             it had been as steep all the way as it is at the end, shape [2], with λ ‖x‖²/2 in the
             loss as it was at that step; None where there is no way back.
         """
-        now = [real(param.detach()) for param, _, _ in self.params]
+        now = [real(param) for param, _, _ in self.params]
         pairs = zip(now, self.previous, strict=True)
         if not all(param.shape == previous.shape for param, previous in pairs):
             return None
-        decrease = torch.full_like(as_scalar(0.0, like), math.nan)
+        decrease = like.new_full((), math.nan)
         if probe is not None and self.wants_probe:
-            decrease = sign * self._fall(probe, loss, like, now, own_loss=own_loss)
-        penalty, slope = self._along(now, like, sign)
-        return torch.stack([decrease + penalty, slope])
+            fall = self._fall(probe, loss, like, now, own_loss=own_loss)
+            decrease = sign * fall + self._penalty(now, like)
+        return torch.stack([decrease, self._slope(now, like, sign)])
 
     def _fall(
         self, probe: Probe, loss: Loss, like: Tensor, now: Sequence[Tensor], *, own_loss: bool
@@ -139,36 +139,41 @@ class Before:
         """Return the decrease that `measure` found, the one that was predicted, and the slope."""
         return measured[0], self.predicted, measured[1]
 
-    def _along(self, now: Sequence[Tensor], like: Tensor, sign: float) -> tuple[Tensor, Tensor]:
-        """Return by how much λ ‖x‖²/2 has fallen, and ⟨g + λ x', x - x'⟩, each times `shards`.
+    def _penalty(self, now: Sequence[Tensor], like: Tensor) -> Tensor:
+        """Return by how much λ ‖x‖²/2 has fallen, as no difference of large numbers."""
+        penalty = like.new_zeros(())
+        for decay, before, x in self._decayed(now):
+            penalty = penalty + as_scalar(((before - x) * (before + x)).sum() * decay / 2, like)
+        return penalty
 
-        The former is no difference of large numbers. What was copied is used up.
-        """
-        penalty = slope = torch.zeros_like(as_scalar(0.0, like))
-        moved = self.previous
-        torch._foreach_sub_(moved, list(now))
-        for (_, group, shards), move, x in zip(self.params, moved, now, strict=True):
+    def _decayed(self, now: Sequence[Tensor]) -> Iterator[tuple[Scalar, Tensor, Tensor]]:
+        """Give λ times `shards`, x and x' of the parameters where λ may not be 0."""
+        for (_, group, shards), before, x in zip(self.params, self.previous, now, strict=True):
             decay = self.decays[group] if self.decays else 0.0
             if isinstance(decay, Tensor) or decay != 0.0:
-                penalty = (
-                    penalty + as_scalar((move * (move + 2 * x)).sum() * decay / 2, like) * shards
-                )
-                slope = slope + as_scalar((move * x).sum() * decay, like) * shards
-        grads = [param.grad for param, _, _ in self.params]
+                yield decay * shards, before, x
+
+    def _slope(self, now: Sequence[Tensor], like: Tensor, sign: float) -> Tensor:
+        """Return ⟨g + λ x', x - x'⟩, each times `shards`; uses up what was copied."""
+        parts = [
+            as_scalar(((before - x) * x).sum() * decay, like)
+            for decay, before, x in self._decayed(now)
+        ]
+        torch._foreach_sub_(self.previous, list(now))
         for shards, flat, indices in self._flat:
-            there: list[Tensor] = []
-            factors: list[Tensor] = []
+            moved, grads = [], []
             for i in indices:
-                grad = grads[i]
+                grad = self.params[i][0].grad
                 if grad is None or grad.layout is not torch.strided:
-                    moved[i].zero_()
+                    self.previous[i].zero_()
                 else:
-                    there.append(moved[i])
-                    factors.append(real(grad))
-            if there:
-                torch._foreach_mul_(there, factors)
-            slope = slope + as_scalar(flat.sum(), like) * (sign * shards)
-        return penalty, slope
+                    moved.append(self.previous[i])
+                    grads.append(real(grad))
+            if moved:
+                torch._foreach_mul_(moved, grads)
+            part = as_scalar(flat.sum(), like)
+            parts.append(part if sign * shards == 1 else part * (sign * shards))
+        return parts[0] if len(parts) == 1 else torch.stack([like.new_zeros(()), *parts]).sum()
 
     def _reshard(self) -> None:
         reshard(param for param, _, _ in self.params)
@@ -198,7 +203,7 @@ def measured(
     """Return what is known of the last step; see `Before.measure`; None: it was not measured."""
     if probe is not None:
         check_probe(probe)
-    if before is None:
+    if before is None or (before.wants_probe and probe is None):
         return None
     return before.measure(probe, loss, like, sign, own_loss=own_loss)
 
@@ -219,10 +224,10 @@ def before_step(
 
 def _predicted(stats: ModelStats, theta: Tensor) -> Tensor:
     """Return by how much the model predicts the loss to fall with a fraction θ of the step."""
-    whole = stats.predicted_decrease
+    after_decay = stats.value - stats.value_after_decay
     if theta.dim() and stats.groups is not None:
-        whole = stats.groups.predicted_decrease
-    return stats.value - stats.value_after_decay + (theta * whole).sum()
+        return after_decay + (theta * stats.groups.predicted_decrease).sum()
+    return torch.addcmul(after_decay, theta, stats.predicted_decrease)
 
 
 def _evaluate(probe: Probe, like: Tensor) -> Tensor:

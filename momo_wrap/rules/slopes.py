@@ -46,11 +46,11 @@ def judged(
     measured = stats.step - 1
     taken, trusted = memory["last_step_size"], memory["trusted"]
     slope, predicted = stats.probed_slope, stats.probed_prediction
-    counts = (predicted > 0) & (taken > 0) & slope.isfinite()
+    counts = (torch.minimum(predicted, taken) > 0) & (slope.abs() < math.inf)
 
-    z = (slope / predicted).clamp(-1.0, 1.0)
-    number = (memory["slopes"] + 1.0).clamp(max=2.0 * window - 1.0)
-    weight = 1.0 / number.clamp(max=window)
+    z = torch.where(counts, (slope / predicted).clamp(-1.0, 1.0), 0.0)
+    number = (memory["slopes"] + counts).clamp(max=2.0 * window - 1.0)
+    weight = counts / number.clamp(1.0, window)
     mean = torch.lerp(memory["slope"], z, weight)
     square = torch.lerp(memory["slope_square"], z * z, weight)
     # The standard error, NaN after one measurement: nothing is known then.
@@ -70,5 +70,4 @@ def judged(
     shorter = torch.where(mean + error < _RISES, start * math.exp(-change), shorter)
     longer = torch.maximum(trusted, taken * math.exp(change))
     after = torch.where(counts, torch.where(grows, longer, shorter), trusted)
-    new = dict(zip(REMEMBERED, (number, mean, square), strict=True))
-    return after, {name: torch.where(counts, new[name], memory[name]) for name in REMEMBERED}
+    return after, dict(zip(REMEMBERED, (number, mean, square), strict=True))

@@ -26,6 +26,7 @@ _DECAY, _PROBE = f"{PREFIX}decay", f"{PREFIX}wants_probe"
 Groups = Sequence[Mapping[str, Any]]
 
 
+@torch.no_grad()
 def with_previous(
     state_dict: dict[str, Any], groups: Groups, before: Before | None
 ) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def with_previous(
     return {**state_dict, "state": state, "param_groups": saved}
 
 
+@torch.no_grad()
 def take_previous(base: Optimizer, like: Tensor) -> Before | None:
     """Take out of a base what `with_previous` put into the state dict that was loaded."""
     found: list[tuple[Tensor, int, int]] = []
