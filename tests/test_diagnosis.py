@@ -176,11 +176,9 @@ def test_maximising_is_told_in_the_users_sign() -> None:
     assert f"  loss               {now.loss:.6g}\n" in str(now)
 
 
-@pytest.mark.parametrize(
-    ("rule", "symptoms"), [(MoMo, ["no_lower"]), (TrustedMoMo, [])], ids=["MoMo", "TrustedMoMo"]
-)
-def test_a_network_that_steps_have_ruined_is_told(rule: Any, symptoms: list[str]) -> None:
-    """Clipped gradients let the model predict too little, so that MoMo's steps are too long."""
+@pytest.mark.parametrize("rule", [MoMo, TrustedMoMo])
+def test_a_network_that_steps_have_ruined_is_told(rule: Any) -> None:
+    """Clipped gradients let the model foretell too little, and steps grow without end."""
     torch.manual_seed(0)
     centres = 2.0 * torch.randn(5, 20)
     layers = [nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 5)]
@@ -195,7 +193,7 @@ def test_a_network_that_steps_have_ruined_is_told(rule: Any, symptoms: list[str]
         nn.utils.clip_grad_norm_(model.parameters(), 0.03)
         return value
 
-    assert names(optimizer, train(optimizer, loss, 1510)) == symptoms
+    assert names(optimizer, train(optimizer, loss, 1510)) == ["no_lower"]
 
 
 def test_a_cap_that_is_far_too_large_for_momo_is_told_once() -> None:
@@ -267,19 +265,16 @@ def test_gradients_of_the_wrong_sign_are_told() -> None:
 
 
 def test_a_step_size_that_has_collapsed_is_told_once() -> None:
-    """Gradients that always point back along the last step, as if it had been too long."""
-    problem = Problem()
-    last = [param.detach().clone() for param in problem.params]
+    """A loss that does not answer to the steps: here it is that of other parameters."""
+    problem = Problem(dtype=torch.float32)
 
     def constant() -> Tensor:
-        for param, before in zip(problem.params, last, strict=True):
-            param.grad = torch.where(param.detach() < before, -1.0, 1.0).to(param.dtype)
-            before.copy_(param.detach())
+        problem.gradients()
         return torch.tensor(2.0)
 
-    optimizer = MoMoWrapper(SGD(problem.params, lr=1.0, momentum=0.5), TrustedMoMo())
+    optimizer = MoMoWrapper(AdamW(problem.params, lr=1.0), TrustedMoMo())
     told = train(optimizer, constant, 2100)
-    assert names(optimizer, told) == ["tiny_steps"]
+    assert names(optimizer, told) == ["no_lower", "tiny_steps"]
     assert optimizer.diagnosis().thetas[0] < 1e-9
 
 
@@ -347,12 +342,10 @@ def test_no_step_visits_the_host_but_those_that_read(rule: StepRule, most: int) 
     visits, operations = counts(rule, 510)
     # A list is read at once, which is no operation that is counted.
     assert sum(visits) == 0
-    # From step 105 on one step in three is measured, and judged at the next.
-    later = list(enumerate(operations, start=1))[105:]
-    usual = {step % 3: n for step, n in later if step % 10}
-    assert all(n == usual[step % 3] for step, n in later if step % 10)
-    sampled = [n - usual[step % 3] for step, n in later if step % 10 == 0]
-    assert all(0 < n <= most for n in sampled)
+    plain = {n for step, n in enumerate(operations, start=1) if step % 10 and step > 2}
+    sampled = [n for step, n in enumerate(operations, start=1) if step % 10 == 0]
+    (usual,) = plain  # all the same
+    assert all(0 < n - usual <= most for n in sampled)
 
 
 class Reads:

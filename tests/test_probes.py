@@ -95,6 +95,125 @@ def test_it_is_the_difference_of_the_losses_of_one_batch(
         )
 
 
+class EverySlope(Every):
+    """MoMo that has the slope of every third step measured, and no probe."""
+
+    def wants_probe(self, step: int) -> bool:
+        """None."""
+        return False
+
+    def wants_slope(self, step: int) -> bool:
+        """Those of number 3, 6, ..."""
+        return step % 3 == 0
+
+    def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
+        """Note what was measured."""
+        self.seen.append(
+            (float(stats.probed_slope), float(stats.probed_prediction), stats.was_probed)
+        )
+        assert not stats.probed_decrease.isfinite()
+        return MoMo.__call__(self, stats, memory)
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize(("make", "more"), BASES.values(), ids=BASES)
+def test_slopes_need_no_probe(
+    make: Callable[[Any], Optimizer], more: dict[str, Any], maximize: bool
+) -> None:
+    """They are those that are measured beside a probe, bit for bit."""
+    sign, found = -1.0 if maximize else 1.0, []
+    for rule in (Every(sign * BOUND), EverySlope(sign * BOUND)):
+        problem = Problem(sign=sign)
+        base = make(problem.params)
+        base.param_groups[0]["maximize"] = maximize
+        optimizer = MoMoWrapper(base, rule, **more)
+        for _ in range(8):
+            rows = problem.next_batch()
+            loss = problem.loss(problem.params, rows)
+            grads = torch.autograd.grad(loss, problem.params)
+            for param, grad in zip(problem.params, grads, strict=True):
+                param.grad = grad
+            probe = partial(problem.loss, problem.params, rows)
+            optimizer.step(loss=loss, probe=probe if type(rule) is Every else None)
+        found.append(rule.seen)
+    for (_, predicted, slope), (own, its, was_measured) in zip(*found, strict=True):
+        assert (own, its) == pytest.approx((slope, predicted), rel=0, abs=0, nan_ok=True)
+        assert was_measured == (not math.isnan(slope))
+    assert [seen for *_, seen in found[1]] == [k in (3, 6) for k in range(8)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.complex128])
+def test_slopes_of_parameters_of_all_kinds(dtype: torch.dtype) -> None:
+    """Groups of other dtypes beside, one parameter without a gradient, one not contiguous."""
+    torch.manual_seed(0)
+    params = [
+        torch.randn(3, 4, dtype=dtype),
+        torch.randn(4, 3, dtype=torch.float64).t(),
+        torch.randn(5, dtype=dtype),
+    ]
+    groups = [{"params": [p.requires_grad_()], "lr": 0.1 + i} for i, p in enumerate(params)]
+    rule = EverySlope(-math.inf)
+    optimizer = MoMoWrapper(SGD(groups, lr=0.1, momentum=0.9), rule)
+    for _ in range(4):
+        before = [param.detach().clone() for param in params]
+        for param in params[:2]:
+            param.grad = torch.randn_like(param)
+        optimizer.step(loss=1.0)
+        if len(rule.seen) == 3:
+            then = before
+    moved = [
+        a.to(torch.complex128) - b.to(torch.complex128) for a, b in zip(then, before, strict=True)
+    ]
+    grads = [param.grad.to(torch.complex128) for param in params[:2] if param.grad is not None]
+    expected = sum(float((g.conj() * m).sum().real) for g, m in zip(grads, moved, strict=False))
+    assert rule.seen[-1][0] == pytest.approx(expected, rel=1e-5)
+
+
+def halfway() -> tuple[Problem, MoMoWrapper]:
+    """A run whose last step is still to be measured."""
+    problem = Problem()
+    optimizer = MoMoWrapper(Adam(problem.params, lr=0.1), EverySlope())
+    for _ in range(3):
+        optimizer.step(loss=problem.gradients())
+    return problem, optimizer
+
+
+def test_a_state_dict_has_the_parameters_before_a_step_that_is_to_be_measured() -> None:
+    problem, optimizer = halfway()
+    before = [param.detach().clone() for param in problem.params]
+    optimizer.step(loss=problem.gradients())
+    assert not any("momo_previous" in entry for entry in optimizer.state_dict()["state"].values())
+    _, optimizer = halfway()
+    saved = optimizer.state_dict()
+    assert all("momo_previous" in entry for entry in saved["state"].values())
+    assert not any("momo_previous" in entry for entry in optimizer.state.values())
+    twin = Problem()
+    resumed = MoMoWrapper(Adam(twin.params, lr=0.1), EverySlope())
+    resumed.load_state_dict(copy.deepcopy(saved))
+    assert not any("momo_previous" in entry for entry in resumed.state.values())
+    assert "momo_predicted" not in resumed.param_groups[0]
+    again = resumed.state_dict()["state"]
+    for index, entry in saved["state"].items():
+        assert torch.equal(again[index]["momo_previous"], entry["momo_previous"])
+        assert entry["momo_previous"].shape == before[index].shape
+        assert not torch.equal(entry["momo_previous"], before[index])
+
+
+def test_a_damaged_copy_is_refused_and_a_bare_optimizer_takes_it() -> None:
+    problem, optimizer = halfway()
+    saved = copy.deepcopy(optimizer.state_dict())
+    bare = Adam(Problem().params, lr=0.1)
+    bare.load_state_dict(saved)
+    for param in bare.param_groups[0]["params"]:
+        param.grad = torch.ones_like(param)
+    bare.step()
+    saved["state"][0]["momo_previous"] = torch.zeros(7, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"parameter 0 of group 0 has 'momo_previous' of shape"):
+        optimizer.load_state_dict(saved)
+    assert optimizer._pending.before is not None
+    optimizer.step(loss=problem.gradients())
+
+
 def run(probe: bool, steps: int = 12) -> tuple[list[int], Problem, MoMoWrapper]:
     """Train with a rule that only looks at probes; return at which steps they were called."""
     problem, called = Problem(), []

@@ -11,7 +11,16 @@ import pandas as pd
 from comparing import LARGEST_SHORTFALL, is_within, margin, mean_lack
 from further.judged import JUDGED
 from further.tasks import CHOSEN_ON
-from hard_tasks import BASE, CAP, HARD_TASKS, LEARNING_RATES, NEW_SEEDS, SITUATIONS, with_rule
+from hard_tasks import (
+    BASE,
+    CAP,
+    HARD_TASKS,
+    LEARNING_RATES,
+    NEW_SEEDS,
+    SITUATIONS,
+    by_slopes,
+    with_rule,
+)
 from measures import gain_over
 from sections import signed, table
 
@@ -20,7 +29,8 @@ from momo_wrap.sweep.comparing import medians
 
 SPLITS = {"chosen on": CHOSEN_ON, "judged on": JUDGED}
 LOSSES, PROBES = with_rule(BASE, probes=False), with_rule(BASE, probes=True)
-FORMS = {LOSSES: "without probes", PROBES: "with probes"}
+SLOPES = by_slopes(BASE)
+FORMS = {LOSSES: "without probes", PROBES: "with probes", SLOPES: "SlopeTrust"}
 AIM = 28 / 30  # the share of hard tasks to be near on
 
 
@@ -61,7 +71,7 @@ Outcomes = Mapping[str, Outcome]
 
 def outcomes(results: pd.DataFrame) -> dict[str, Outcome]:
     """Return how all tasks came out of which no run is missing, in their order."""
-    wanted = {BASE: LEARNING_RATES, LOSSES: [CAP], PROBES: [CAP]}
+    wanted = {BASE: LEARNING_RATES, LOSSES: [CAP], PROBES: [CAP], SLOPES: [CAP]}
     needed = sum(len(rates) for rates in wanted.values()) * len(NEW_SEEDS)
     is_wanted = results["seed"].isin(NEW_SEEDS) & (
         pd.concat(

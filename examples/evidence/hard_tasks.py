@@ -1,17 +1,18 @@
-"""Tasks that are hard on rules for step sizes: TrustedMoMo without and with probes, and bare Adam.
+"""Tasks that are hard on rules for step sizes: TrustedMoMo, SlopeTrust, and bare Adam.
 
     python examples/evidence/hard_tasks.py                      # what is missing; a quarter hour
     python examples/evidence/hard_tasks.py --again TrustedMoMo  # the rows of this rule anew
 
-trains, on the tasks of further/, bare Adam at 7 learning rates and Adam with the rule at a cap of
-100, without and with probes, into docs/results/evidence/hard_tasks.csv; and four bases with probes
-on the ten tasks of the other comparisons, at the same cap, into probed.csv beside it. The tables in
-docs/evidence.md are written by report.py.
+trains, on the tasks of further/, bare Adam at 7 learning rates and Adam with rules at a cap of 100,
+TrustedMoMo without and with probes and SlopeTrust, into docs/results/evidence/hard_tasks.csv; and
+four bases with probes, or with SlopeTrust, on the ten tasks of the other comparisons, at the same
+cap, into probed.csv beside it. The tables in docs/evidence.md are written by report.py.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from further import situations
 from further.judged import JUDGED
 from further.tasks import CHOSEN_ON
 from methods import BARE, METHODS, wrapped
+from methods import with_rule as with_rules
 from plan import RESULTS, SEEDS, forget
 from tasks import TASKS
 
-from momo_wrap import TrustedMoMo, sweep
+from momo_wrap import StepRule, TrustedMoMo, sweep
+from momo_wrap.research import SlopeTrust
 
 HARD_TASKS = RESULTS / "hard_tasks.csv"
 PROBED = RESULTS / "probed.csv"
@@ -44,6 +47,11 @@ def with_rule(base: str, *, probes: bool) -> str:
     return f"{base} + TrustedMoMo" + ", probed" * probes
 
 
+def by_slopes(base: str) -> str:
+    """Return what a base with SlopeTrust is called."""
+    return f"{base} + SlopeTrust"
+
+
 def run(
     hard: Path = HARD_TASKS, probed: Path = PROBED, processes: int | None = None, again: str = ""
 ) -> None:
@@ -58,15 +66,19 @@ def run(
     if again:
         forget(hard, again)
         forget(probed, again)
-    for probes in (False, True):
-        name = with_rule(BASE, probes=probes)
+    rules: dict[str, tuple[bool, Callable[..., StepRule]]] = {
+        with_rule(BASE, probes=False): (False, TrustedMoMo),
+        with_rule(BASE, probes=True): (True, TrustedMoMo),
+        by_slopes(BASE): (False, SlopeTrust),
+    }
+    for name, (probes, make_rule) in rules.items():
         for bound in sorted({BOUNDS.get(task, 0.0) for task in SITUATIONS}):
             tasks = {
                 task: partial(situations.train, make_situation=make, probes=probes)
                 for task, make in SITUATIONS.items()
                 if BOUNDS.get(task, 0.0) == bound
             }
-            rule = partial(TrustedMoMo, lower_bound=bound)
+            rule = partial(make_rule, lower_bound=bound)
             methods = {name: partial(wrapped, base=BARE[BASE], rule=rule)}
             sweep.run(tasks, methods, [CAP], NEW_SEEDS, hard, processes=processes)
     bare = {t: partial(situations.train, make_situation=make) for t, make in SITUATIONS.items()}
@@ -77,6 +89,10 @@ def run(
         for base in PROBED_BASES
     }
     sweep.run(ten, probed_methods, [CAP], SEEDS, probed, processes=processes)
+    # It is given probes, too, and evaluates none.
+    slopes = with_rules(" + SlopeTrust", SlopeTrust)
+    slope_methods = {by_slopes(base): slopes[by_slopes(base)] for base in PROBED_BASES}
+    sweep.run(ten, slope_methods, [CAP], SEEDS, probed, processes=processes)
 
 
 def main() -> None:

@@ -17,7 +17,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from momo_wrap import MoMo, MoMoWrapper, StepRule, TrustedMoMo
-from momo_wrap.rules import WeightDecayForm
 from momo_wrap.sweep import OptimizerFactory
 
 Params = Iterable[nn.Parameter]
@@ -68,9 +67,7 @@ def wrapped(
     params: Params, lr: float, *, base: Callable[..., Any], rule: Callable[[], StepRule] = MoMo
 ) -> Optimizer:
     """Return a base with a step rule."""
-    # The paper's form of weight decay, with which MoMo was measured.
-    form: WeightDecayForm | None = "proximal" if rule is MoMo else None
-    return MoMoWrapper(base(params, lr), rule(), weight_decay_form=form)
+    return MoMoWrapper(base(params, lr), rule())
 
 
 BARE: dict[str, Callable[..., Optimizer]] = {

@@ -1,4 +1,4 @@
-"""A step rule that limits the step size by the slope of the loss at the end of its steps."""
+"""A step rule that limits the step size by how well the momentum model predicted past losses."""
 
 from __future__ import annotations
 
@@ -12,42 +12,39 @@ from torch import Tensor
 
 from momo_wrap.rules.arguments import (
     ABOVE_0_TO_1,
+    AT_LEAST_0,
     AT_LEAST_1,
     FROM_0_BELOW_1,
     FROM_2,
     Setting,
 )
 from momo_wrap.rules.base import StepDecision, StepRule, gap_to_bound, truncate
-from momo_wrap.rules.slopes import REMEMBERED, is_due, judged
+from momo_wrap.rules.probed import BY_LOSSES, REMEMBERED, is_due, judged
 from momo_wrap.rules.stats import ModelStats
 
 _ADVICE = {
     "rising_loss": (
-        "The loss rises, beyond what the noise of batches explains, where the model predicted that "
-        "it falls. Pass the loss that the gradients are of, step(loss=loss), with the same sign "
-        "and of the same kind at each step. If the loss rises by itself, as from harder data, "
-        "there is nothing to do."
+        "The loss rises, beyond what the noise of batches explains, where the model foretold that "
+        "it falls, so that the rule shortens its steps further and further. Pass the loss "
+        "that the gradients are of, step(loss=loss), with the same sign and of the same kind at "
+        "each step; if the loss rises by itself, as from harder data, write "
+        "MoMoWrapper(optimizer, MoMo())."
     ),
     "tiny_steps": (
-        "The step size that the rule trusts is next to nothing, because the loss rose again where "
-        "steps end. Pass the loss that the gradients are of, step(loss=loss), in float32. If it "
-        "is, write MoMoWrapper(optimizer, MoMo()), or set the rule anew, "
-        "optimizer.rule = TrustedMoMo(), to start over."
+        "The step size that the rule trusts is next to nothing, as none of the decrease of the "
+        "loss was seen that the model foretold. Pass the loss that the gradients are of, "
+        "step(loss=loss), in float32; if it is, write MoMoWrapper(optimizer, MoMo()), or set the "
+        "rule anew, optimizer.rule = TrustedMoMo(), to start over."
     ),
 }
 
-# The memory that is averaged, over how many steps.
+# The memory that is averaged.
 _AVERAGES = ("weight", "observed", "predicted", "observed_square")
-_STEPS = 20.0
-# What share of the predicted decrease losses must show, and by how many standard errors more.
-_SHARE, _DOUBT = 0.2, 3.0
-# Losses let steps grow where Z is not below.
-_LEAST_SLOPE = -0.1
 
 
 @dataclass(eq=False, repr=False)
 class TrustedMoMo(StepRule):
-    """MoMo with a limit on the step size that follows the slope of the loss at the end of steps.
+    """MoMo with a limit on the step size that follows how well the model predicts the loss.
 
     MoMo's step is as long as the model of the loss lasts. Where the loss can't be brought down to
     the bound, or bends on the way there, that is too far, and only the learning rate α holds it
@@ -55,43 +52,63 @@ class TrustedMoMo(StepRule):
 
         θ_k = min( θ of (3) , r_k/α_k )
 
-    where r_k is the step size that is trusted. Step k, from x to x', is judged by the gradient of
-    the next batch ξ at x', which had no part in it:
+    where r_k is the step size that is trusted. Each step is judged by the loss of the next batch,
 
-        σ = ⟨∇f(x'; ξ), x - x'⟩ ,    π what the model predicted for that move,    z = σ/π
+        Δ̂_k = (f̄ - f_k)                 the decrease that was observed, from the average of the
+                                        losses before to this one,
+        Δ_k = (f̄ - m_{k-1}(x_k))        the decrease that the model had predicted for x_k,
 
-    With Z the average of z over the last 10 measurements, s its standard error, t = θ_k α_k the
-    step size that was taken, n the steps between two measurements, and c = 0.1,
+    and r follows their averages A of Δ̂ and P of Δ over some 20 steps, with the standard error s of
+    A that the scatter of Δ̂ makes known:
 
-        grow, if Z - s > c:                        r <- max( r , t e^{κ √n} )
-        else shrink, if Z + s < -1/2:              r <- max( min(r, t) , r/2 ) e^{-κ √n}
-        else anneal, if Z - s < 0 and k > 100:     r <- r e^{-min(κ √n, n/k)}
-        grow at any step where losses fall:        r <- max( r , t e^{3κ/5} )
+        surplus = A - c P ,    c = 0.2
+        grow, if surplus > 0:        r <- max( r , t e^{κ q} ) ,
+                                     q = surplus / |P|
+        shrink, if surplus < -2 s:   r <- max( min(r, t) , r/2 ) e^{κ q} ,
+                                     q = (surplus + 2 s) / (|P| + 2 s)
 
-    the last beyond 3 standard errors, equation (14). So noise of losses between batches, clipped
-    gradients, and losses that move by themselves matter little, and where nothing shows that steps
-    still descend, they fall as 1/k. At first r is a hundredth of the step size to the bound; until
-    there is one (the model is flat, or at the bound), θ is 0. Where α is lowered, by a schedule, r
-    is lowered in proportion, and is not annealed; where it is raised, as in a warm-up, r is not,
-    and where it is 0, r waits. With several groups, α is the largest learning rate.
+    with t = θ_{k-1} α_{k-1}, the step size that was taken, and q cut to [-1, 1]. So r falls only
+    on evidence that is beyond the noise of batches, and where α is small enough the steps are
+    those of the base. At first r is 1/20 of the step size to the bound; until there is one (the
+    model is flat, or at the bound), θ is 0. Where α is lowered, by a schedule, r is lowered in
+    proportion; where it is raised, as in a warm-up, r is not, and where it is 0, r waits. With
+    several groups, α is the largest learning rate.
 
-    The rule needs a copy of the parameters, in float32 at least, from a step that is measured to
-    the next; a state dict has it too, so that a resumed run goes on bit for bit.
+    Where `step()` is given a probe, the loss of one batch before and after a step decides instead:
 
-    Source: equations (10) to (15) of docs/algorithm.md. The gradient at the new parameters along
-    the last step is that of hypergradient descent (Baydin, Cornish, Martínez Rubio, Schmidt and
-    Wood, ICLR 2018, arXiv 1703.04782); the units, the test, the bound and the annealing are this
-    library's. Chosen and judged in docs/evidence.md.
+        o = f(x; ξ) - f(x'; ξ) ,   σ = ⟨∇f(x'; ξ), x - x'⟩ ,   π what the model foretold of o,
+        grow, if o > 0.4 π, or o > 0 and σ > 2/3 o:     r <- max( r , t e^{κ'} )
+        shrink, if o < 0:                               r <- max( min(r, t) , r/2 ) e^{-κ'}
+        anneal, unless σ > -o:                          r <- r e^{-min(κ', n/k)}
+        grow at any step, if A - c P > 3 s and o > 0:   r <- max( r , t e^{0.03} )
+
+    the first three beyond one standard error of the average over the last 8 probes, with
+    κ' = 0.06 √n where n steps lie between probes, and k the step. So noise between batches, clipped
+    gradients, and losses that move by themselves are of little account. r_1 is then a hundredth of
+    the way to the bound.
+
+    On a quadratic along its gradient, Δ̂/Δ = 1 - r/(2 r*) where r* is the exact line search: c = 0.2
+    lets the steps be 1.6 times as long.
+
+    Source: the ratio of actual to predicted reduction is that of trust regions (Nocedal and Wright,
+    Numerical Optimization, 2nd edition, Algorithm 4.1). That it is one of averages, tested for
+    significance, and compared over the memory of a momentum model, is this library's. Chosen and
+    judged in docs/evidence.md.
 
     Args:
         lower_bound: f*, see `StepRule`. With `-math.inf` nothing is ever cut.
-        required: c, the share of the predicted decrease that the slope must still be for r to grow,
-            at least 0 and below 1.
+        required: c, the share of the predicted decrease that must be seen for r to grow, at least 0
+            and below 1.
         rate: κ, how fast r grows and shrinks, above 0 and at most 1: by a factor of at most e^κ in
             a step.
-        window: The number of measurements that Z is over, at least 2.
-        start: The fraction of the step size to the bound that r is at first, above 0 and at most 1.
-        every: Each how many steps are measured, at least 1; the first 100 all are.
+        window: The number of steps that the averages are over, at least 2: their weights fall by
+            1 - 1/window per step.
+        confidence: How many standard errors the observed decrease must be short for r to shrink, at
+            least 0. With `math.inf` r never shrinks.
+        start: The fraction of the step size to the bound that r is at first, above 0 and at most 1;
+            a fifth of it with probes.
+        every: Each how many steps are probed, where `step()` is given a probe, at least 1; the
+            first 4 `every` all are. With `math.inf` none is, and losses decide.
 
     Raises:
         TypeError: A setting is not a number.
@@ -99,11 +116,12 @@ class TrustedMoMo(StepRule):
     """
 
     _: KW_ONLY
-    required: Setting = Setting(FROM_0_BELOW_1, 0.1)
-    rate: Setting = Setting(ABOVE_0_TO_1, 0.05)
-    window: Setting = Setting(FROM_2, 10.0)
-    start: Setting = Setting(ABOVE_0_TO_1, 0.01)
-    every: Setting = Setting(AT_LEAST_1, 3.0)
+    required: Setting = Setting(FROM_0_BELOW_1, 0.2)
+    rate: Setting = Setting(ABOVE_0_TO_1, 0.1)
+    window: Setting = Setting(FROM_2, 20.0)
+    confidence: Setting = Setting(AT_LEAST_0, 2.0)
+    start: Setting = Setting(ABOVE_0_TO_1, 0.05)
+    every: Setting = Setting(AT_LEAST_1, 10.0)
     needs_momentum: ClassVar[bool] = True
     advice: ClassVar[Mapping[str, str]] = {**StepRule.advice, **_ADVICE}
 
@@ -114,8 +132,10 @@ class TrustedMoMo(StepRule):
         1e-9 that closes less than a 1e-6th of what the first step did of the gap to the bound.
         """
         memory, decrease = decision.memory, stats.predicted_decrease
-        error = _error(memory, memory)  # n is off by one step
+        error = self._error(memory, memory)  # n is off by one step
         rises = (memory["observed"] < -2.0 * error) & (memory["predicted"] > 0)
+        if self._by_probes(stats):  # to which a loss that rises by itself is nothing
+            rises = torch.zeros_like(rises)
         gap, theta = gap_to_bound(stats, stats.lower_bound), decision.theta_uncapped
         tiny = (theta < 1e-9) & (theta * decrease < 1e-6 * self.start * gap) & (decrease > 0)
         return {
@@ -129,9 +149,13 @@ class TrustedMoMo(StepRule):
         names = ("trusted", *_AVERAGES, "last_mean_loss", "prediction", "last_step_size", "last_lr")
         return dict.fromkeys((*names, *REMEMBERED), 0.0)
 
-    def wants_slope(self, step: int) -> bool:
-        """Return whether a step is to be measured; see `every`."""
-        return math.isfinite(self.lower_bound) and is_due(step, self.every)
+    def wants_probe(self, step: int) -> bool:
+        """Return whether a step is to be probed; see `every`."""
+        cuts = math.isfinite(self.lower_bound) and self.every < math.inf
+        return cuts and is_due(step, math.ceil(self.every))
+
+    def _by_probes(self, stats: ModelStats) -> bool:
+        return stats.has_probe and self.every < math.inf
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Return θ of equation (3), limited by what is trusted; see `StepRule`."""
@@ -142,12 +166,14 @@ class TrustedMoMo(StepRule):
             return StepDecision(*truncate(stats, stats.lower_bound), stats.lower_bound, nothing)
 
         has_started = memory["trusted"] > info.tiny  # smaller numbers could not grow
-        averages = _averages(stats.loss, memory, has_started)
+        averages = self._averages(stats.loss, memory, has_started)
         # Where the learning rate was lowered, the limit of θ stays; where it was raised, it falls.
-        trusted, slopes = self._trusted(stats, averages, memory)
+        trusted, by_probes = self._trusted(stats, averages, memory)
         followed = trusted / torch.maximum(lr, memory["last_lr"])
         gap = gap_to_bound(stats, stats.lower_bound)
-        first = self.start * (gap / decrease.abs())  # where the model rises, it may rise by as much
+        # Probes find out soon how far steps may go.
+        start = self.start * (0.2 if self._by_probes(stats) else 1.0)
+        first = start * (gap / decrease.abs())  # where the model rises, it may rise by as much
         # Of a flat model, or after a step that has failed, no step size is known.
         limit = torch.where(has_started, followed, first).nan_to_num(nan=0.0, posinf=0.0)
         # Equation (3) without the case of an infinite θ, which is above every limit.
@@ -159,7 +185,7 @@ class TrustedMoMo(StepRule):
         remembered = {
             "trusted": limit * last_lr,
             **averages,
-            **slopes,
+            **by_probes,
             "last_mean_loss": stats.mean_loss,
             "prediction": torch.addcmul(stats.value_after_decay, theta, finite, value=-1.0),
             "last_step_size": theta * lr,
@@ -170,46 +196,67 @@ class TrustedMoMo(StepRule):
     def _trusted(
         self, stats: ModelStats, averages: Mapping[str, Tensor], memory: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the step size that is trusted, and what is remembered of slopes."""
-        trusted, known = memory["trusted"], {name: memory[name] for name in REMEMBERED}
+        """Return the step size that is trusted, and what is remembered of probes."""
+        known = {name: memory[name] for name in REMEMBERED}
+        if not self._by_probes(stats):
+            return self._followed(averages, memory), known
+        trusted = memory["trusted"]
         if stats.was_probed:
-            settings = (self.required, self.rate, self.window, self.every)
-            trusted, known = judged(stats, memory, *settings)
-        # A fall over many steps is more than what the ends of steps show, where they oscillate.
-        surplus = torch.sub(averages["observed"], averages["predicted"], alpha=_SHARE)
-        falls = (surplus > _DOUBT * _error(averages, memory)) & (averages["predicted"] > 0)
-        falls &= known["slope"] >= _LEAST_SLOPE
-        longer = torch.maximum(trusted, memory["last_step_size"] * math.exp(0.6 * self.rate))
-        return torch.where(falls, longer, trusted), known
+            trusted, known = judged(stats, memory, math.ceil(self.every))
+        # A fall over many steps is more than what single steps show.
+        surplus = torch.sub(averages["observed"], averages["predicted"], alpha=self.required)
+        falls = (surplus > 3.0 * self._error(averages, memory)) & (averages["predicted"] > 0)
+        longer = torch.maximum(trusted, memory["last_step_size"] * math.exp(BY_LOSSES))
+        return torch.where(falls & (known["came_true"] >= 0), longer, trusted), known
 
+    def _averages(
+        self, loss: Tensor, memory: Mapping[str, Tensor], has_started: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the averages times their weight, with the last step in them."""
+        observed = memory["last_mean_loss"] - loss
+        predicted = memory["last_mean_loss"] - memory["prediction"]
+        values = torch.stack([has_started, observed, predicted, observed * observed])
+        # An infinite square would never be forgotten.
+        largest = torch.finfo(loss.dtype).max / 1e6
+        values = values.nan_to_num(nan=0.0, posinf=largest, neginf=-largest)
+        last = torch.stack([memory[name] for name in _AVERAGES])
+        averages = torch.lerp(last, values, 1.0 / self.window) * has_started
+        return dict(zip(_AVERAGES, averages.unbind(), strict=True))
 
-def _averages(loss: Tensor, memory: Mapping[str, Tensor], has_started: Tensor) -> dict[str, Tensor]:
-    """Return the averages of (13) times their weight, with the last step in them."""
-    observed = memory["last_mean_loss"] - loss
-    predicted = memory["last_mean_loss"] - memory["prediction"]
-    values = torch.stack([has_started, observed, predicted, observed * observed])
-    # An infinite square would never be forgotten.
-    largest = torch.finfo(loss.dtype).max / 1e6
-    values = values.nan_to_num(nan=0.0, posinf=largest, neginf=-largest)
-    last = torch.stack([memory[name] for name in _AVERAGES])
-    averages = torch.lerp(last, values, 1.0 / _STEPS) * has_started
-    return dict(zip(_AVERAGES, averages.unbind(), strict=True))
+    def _followed(self, averages: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> Tensor:
+        """Return the step size that is trusted after the verdict on the last step, equation (13).
 
+        All averages, and so the noise, have the same weight, which leaves their ratios as they are.
+        """
+        observed, predicted = averages["observed"], averages["predicted"]
+        surplus = torch.sub(observed, predicted, alpha=self.required)
+        # What noise explains of a shortfall, as a negative number. Unknown noise explains it all.
+        explained = torch.fmax(surplus, -self.confidence * self._error(averages, memory))
+        explained = explained.clamp(max=0.0)
+        verdict = (surplus - explained) / (predicted.abs() - explained)
+        verdict = verdict.nan_to_num(nan=0.0).clamp(-1.0, 1.0)
 
-def _error(averages: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> Tensor:
-    """Return the standard error s' of the observed decrease, of (14), times the weight.
+        # Above 1 where the step size shrinks. It then comes down to the step that was taken, if it
+        # did not hold that back, but not below half of what it was.
+        divisor = torch.pow(math.exp(-self.rate), verdict)
+        least = memory["trusted"] / 2.0 / torch.threshold(divisor, 1.0, 0.5)
+        return torch.maximum(memory["last_step_size"] / divisor, least)
 
-    After n steps of equal weight, it would be sqrt(V/(n - 1)); here 1/(n - 1) is (1 - v/2)/((w - 1)
-    v'), where v is the weight and v' that before the last step. With the first value, which has no
-    variance, v' is 0, and the error is infinite or NaN.
-    """
-    variance = torch.addcmul(
-        averages["weight"] * averages["observed_square"],
-        averages["observed"],
-        averages["observed"],
-        value=-1.0,
-    ).clamp(min=0.0)
-    # (1 - v/2)/((w - 1) v') by v = (1 - 1/w) v' + 1/w
-    factor = (2.0 * _STEPS - 1.0) / (2.0 * _STEPS * (_STEPS - 1.0))
-    less = variance * (-0.5 / _STEPS)
-    return torch.addcdiv(less, variance, memory["weight"], value=factor).sqrt()
+    def _error(self, averages: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> Tensor:
+        """Return the standard error s of the observed decrease, equation (12), times the weight.
+
+        After n steps of equal weight, it would be sqrt(V/(n - 1)); here 1/(n - 1) is
+        (1 - v/2)/((w - 1) v'), where v is the weight and v' that before the last step. With the
+        first value, which has no variance, v' is 0, and the error is infinite or NaN.
+        """
+        weight, window = averages["weight"], self.window
+        variance = torch.addcmul(
+            weight * averages["observed_square"],
+            averages["observed"],
+            averages["observed"],
+            value=-1.0,
+        ).clamp(min=0.0)
+        # (1 - v/2)/((w - 1) v') by v = (1 - 1/w) v' + 1/w
+        factor = (2.0 * window - 1.0) / (2.0 * window * (window - 1.0))
+        less = variance * (-0.5 / window)
+        return torch.addcdiv(less, variance, memory["weight"], value=factor).sqrt()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -38,7 +38,21 @@ class Every(MoMo):
         return super().__call__(stats, memory)
 
 
-def train(form: str, *, probed: bool) -> tuple[list[float], dict[str, Tensor]]:
+class EverySlope(Every):
+    """The same by slopes alone."""
+
+    def wants_probe(self, step: int) -> bool:
+        """None."""
+        return False
+
+    def wants_slope(self, step: int) -> bool:
+        """Those of number 3, 6, ..."""
+        return step % 3 == 0
+
+
+def train(
+    form: str, *, probed: bool, make_rule: Callable[[], Every] = Every
+) -> tuple[list[float], dict[str, Tensor]]:
     """Return what was measured, and the parameters in the end."""
     whole = build_model()
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if form != "single" else (0, 1)
@@ -47,7 +61,7 @@ def train(form: str, *, probed: bool) -> tuple[list[float], dict[str, Tensor]]:
         model = DistributedDataParallel(whole)
     elif form == "FSDP2":
         fully_shard(whole)
-    rule, data = Every(), Data(whole)
+    rule, data = make_rule(), Data(whole)
     optimizer = MoMoWrapper(Adam(model.parameters(), lr=0.1), rule)
     for _ in range(STEPS):
         inputs, targets = data.next_batch(rank, ranks)
@@ -73,6 +87,19 @@ def test_differences_are_those_of_one_process(form: str) -> None:
         assert seen == pytest.approx(expected, rel=1e-9, abs=1e-12, nan_ok=True)
         for name, value in weights.items():
             torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["DDP", "FSDP2"])
+def test_slopes_are_those_of_one_process(form: str) -> None:
+    probed, _ = train("single", probed=True)
+    expected, _ = train("single", probed=False, make_rule=EverySlope)
+    assert [not math.isnan(value) for value in expected[1::2]] == [
+        k in (3, 6) for k in range(STEPS)
+    ]
+    assert expected[1::2] == pytest.approx(probed[1::2], rel=1e-9, nan_ok=True)
+    assert all(map(math.isnan, expected[::2]))
+    for seen, _ in run_world(2, train, form, probed=False, make_rule=EverySlope):
+        assert seen == pytest.approx(expected, rel=1e-9, abs=1e-12, nan_ok=True)
 
 
 @pytest.mark.parametrize("form", ["DDP", "FSDP2"])
