@@ -30,8 +30,9 @@ from momo_wrap.sweep.comparing import medians
 SPLITS = {"chosen on": CHOSEN_ON, "judged on": JUDGED}
 LOSSES, PROBES = with_rule(BASE, probes=False), with_rule(BASE, probes=True)
 SLOPES = by_slopes(BASE)
-FORMS = {LOSSES: "without probes", PROBES: "with probes", SLOPES: "SlopeTrust"}
+FORMS = {LOSSES: "without probes", PROBES: "with probes", SLOPES: "with SlopeTrust"}
 AIM = 28 / 30  # the share of hard tasks to be near on
+AIM_WITHOUT = 25 / 30  # the same without probes
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def section(path: Path = HARD_TASKS) -> str:
     if results is None or len(found) < len(SITUATIONS):
         return "There are no complete results yet."
     splits = {name: {t: found[t] for t in tasks} for name, tasks in SPLITS.items()}
-    parts = [counts(splits), aim(splits), against(splits), cost(results)]
+    parts = [counts(splits), aim(splits), aim_without(found), against(splits), cost(results)]
     for name, of in splits.items():
         title = f"Tasks that the rule was {name}: the gap to tuned bare Adam, in points or %"
         parts.append(f"**{title}**\n\n{every_task(of)}")
@@ -159,6 +160,20 @@ def aim(splits: Mapping[str, Outcomes]) -> str:
         f"{'reached' if is_reached else '**missed**'}: the rule is near on {told}."
         f"{'' if is_reached else ' One setting is not right everywhere, with probes neither.'}"
         f"{_easier(*parts.values())}"
+    )
+
+
+def aim_without(found: Outcomes) -> str:
+    """Hold the shares that are near without probes against the aim."""
+    parts = {method: sum(o.is_near(method) for o in found.values()) for method in (LOSSES, SLOPES)}
+    told = ", ".join(
+        f"{method} is near on {near} of {len(found)} ({100 * near / len(found):.1f} %)"
+        for method, near in parts.items()
+    )
+    is_reached = max(parts.values()) / len(found) >= AIM_WITHOUT
+    return (
+        f"Without probes the aim is 25 of 30 ({100 * AIM_WITHOUT:.1f} %). It is "
+        f"{'reached' if is_reached else '**missed**'}: {told}."
     )
 
 
