@@ -49,8 +49,9 @@ class SlopeTrust(TrustedMoMo):
 
     the last beyond 3 standard errors, equations (18) to (20) of docs/algorithm.md. So noise of
     losses between batches, clipped gradients, and losses that move by themselves matter little, and
-    where nothing shows that steps still descend, they fall as 1/k. At first r is a hundredth of the
-    step size to the bound.
+    where nothing shows that steps still descend, they fall as 1/k. Over thousands of steps, noise
+    that is taken for descent holds them up. At first r is a hundredth of the step size to the
+    bound.
 
     The rule needs a copy of the parameters, in float32 at least, from a step that is measured to
     the next. A state dict has it too, so that a resumed run goes on bit for bit.
