@@ -40,18 +40,18 @@ class SlopeTrust(TrustedMoMo):
         σ = ⟨∇f(x'; ξ), x - x'⟩ ,    π what the model predicted for that move,    z = σ/π
 
     With Z the average of z over the last 10 measurements, s its standard error, t = θ_k α_k the
-    step size that was taken, n the steps between two measurements, and c = 0.1,
+    step size that was taken, n the steps between two measurements, c = 0.1, and q the larger of 1
+    and sqrt(2 log(k/100)), since of many verdicts some are noise,
 
-        grow, if Z - s > c:                        r <- max( r , t e^{κ √n} )
+        grow, if Z - q s > c:                      r <- max( r , t e^{κ √n} )
         else shrink, if Z + s < -1/2:              r <- max( min(r, t) , r/2 ) e^{-κ √n}
         else anneal, if Z - s < 0 and k > 100:     r <- r e^{-min(κ √n, n/k)}
         grow at any step where losses fall:        r <- max( r , t e^{3κ/5} )
 
     the last beyond 3 standard errors, equations (18) to (20) of docs/algorithm.md. So noise of
     losses between batches, clipped gradients, and losses that move by themselves matter little, and
-    where nothing shows that steps still descend, they fall as 1/k. Over thousands of steps, noise
-    that is taken for descent holds them up. At first r is a hundredth of the step size to the
-    bound.
+    where nothing shows that steps still descend, they fall as 1/k. At first r is a hundredth of the
+    step size to the bound.
 
     The rule needs a copy of the parameters, in float32 at least, from a step that is measured to
     the next. A state dict has it too, so that a resumed run goes on bit for bit.
@@ -138,7 +138,9 @@ class SlopeTrust(TrustedMoMo):
 
         since = 1.0 if measured <= _FIRST else self.every
         change = self.rate * math.sqrt(since)
-        grows = (at_least > self.descends) | ((number < 3.0) & (z > 0))
+        # Of many verdicts some are noise.
+        doubt = math.sqrt(max(1.0, 2.0 * math.log(measured / _FIRST)))
+        grows = (mean - doubt * error > self.descends) | ((number < 3.0) & (z > 0))
         # Where a schedule lowers the learning rate, it anneals.
         anneals = (at_least < 0) & (stats.learning_rate >= memory["last_lr"])
         slow = min(change, since / measured) if measured > _FIRST else 0.0

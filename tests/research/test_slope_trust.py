@@ -82,7 +82,8 @@ class Reference:
             s = math.sqrt(max(self.square - self.mean**2, 0) / (min(j, 19) - 1))
         n = 1 if k <= 100 else 3
         change = RATE * math.sqrt(n)
-        if self.mean - s > C or (z > 0 and j < 3):
+        q = math.sqrt(max(1.0, 2.0 * math.log(k / 100)))
+        if self.mean - q * s > C or (z > 0 and j < 3):
             return max(r, t * math.exp(change))
         if self.mean + s < -0.5:
             return max(min(r, t), r / 2) * math.exp(-change)
@@ -150,6 +151,14 @@ def test_noise_is_no_verdict() -> None:
     kept = memory(slopes=19.0, slope=0.2, slope_square=1.0)
     assert trusted_after(measured(31, 0.2, 1.0), kept)[0] == 1.0
     assert trusted_after(measured(301, 0.2, 1.0), kept)[0] == pytest.approx(math.exp(-3 / 300))
+
+
+@pytest.mark.parametrize(("step", "grows"), [(31, True), (101, True), (301, False)])
+def test_late_growth_takes_more_than_one_standard_error(step: int, grows: bool) -> None:
+    """Of z with mean 0.4 and a standard error of 0.22: 1 of it is enough until step 165."""
+    kept = memory(slopes=19.0, slope=0.4, slope_square=1.0)
+    found, _ = trusted_after(measured(step, 0.4, 1.0), kept)
+    assert (found > 1.0) == grows
 
 
 def test_a_schedule_that_lowers_the_learning_rate_does_the_annealing() -> None:
