@@ -61,7 +61,7 @@ class PendingLosses:
         if self._due:
             self.clear()
         if probe is not None:
-            if self.before is not None:
+            if self.before is not None and self.before.wants_probe:
                 self._keep(probe, its_weight)
             self._has_probe = True
         self._total = self._total + value * its_weight

@@ -47,28 +47,45 @@ class Before:
     """The parameters before a step that is measured, and what the model predicts of it.
 
     Args:
-        params: What is about to move, with its group and its `shards`. It is copied.
+        params: What is about to move, with λ, where the base adds λ x to its gradient, else 0, and
+            its `shards`. It is copied.
         predicted: By how much the model predicts the loss to fall, with λ ‖x‖²/2 in it; 0-dim.
-        decays: λ of each group where the base adds λ x to the gradients; else nothing.
         wants_probe: Whether the loss of the next batch is to be evaluated here, too.
 
     Attributes:
-        params, predicted, decays, wants_probe: As they were given.
+        params, predicted, wants_probe: As they were given.
         previous: The copies, as real tensors of what is on this rank, in float32 at least.
     """
 
     def __init__(
         self,
-        params: Sequence[tuple[Tensor, int, int]],
+        params: Sequence[tuple[Tensor, Scalar, int]],
         predicted: Tensor,
-        decays: Sequence[Scalar],
         *,
-        wants_probe: bool = False,
+        wants_probe: bool,
     ) -> None:
-        self.params, self.predicted, self.decays = list(params), predicted, decays
-        self.wants_probe = wants_probe
+        self.params, self.predicted, self.wants_probe = params, predicted, wants_probe
         self._flat: list[tuple[int, Tensor, list[int]]] = []
         self.previous = self._copies([real(param) for param, _, _ in params])
+
+    @classmethod
+    @torch.no_grad()
+    def restored(
+        cls,
+        params: Sequence[tuple[Tensor, Scalar, int]],
+        predicted: Tensor,
+        wants_probe: bool,
+        previous: Sequence[Tensor],
+    ) -> Before:
+        """Return what was kept before, of parameters that have moved since."""
+        before = cls(params, predicted, wants_probe=wants_probe)
+        torch._foreach_copy_(before.previous, list(previous))
+        return before
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The copies share memory, which pickle would undo.
+        previous = [value.clone() for value in self.previous]
+        return Before.restored, (self.params, self.predicted, self.wants_probe, previous)
 
     def _copies(self, values: Sequence[Tensor]) -> list[Tensor]:
         """Copy values, those of one kind into one tensor."""
@@ -148,8 +165,7 @@ class Before:
 
     def _decayed(self, now: Sequence[Tensor]) -> Iterator[tuple[Scalar, Tensor, Tensor]]:
         """Give λ times `shards`, x and x' of the parameters where λ may not be 0."""
-        for (_, group, shards), before, x in zip(self.params, self.previous, now, strict=True):
-            decay = self.decays[group] if self.decays else 0.0
+        for (_, decay, shards), before, x in zip(self.params, self.previous, now, strict=True):
             if isinstance(decay, Tensor) or decay != 0.0:
                 yield decay * shards, before, x
 
@@ -219,7 +235,14 @@ def before_step(
     probe = stats.has_probe and rule.wants_probe(stats.step)
     if not probe and not rule.wants_slope(stats.step):
         return None
-    return Before(movable(), _predicted(stats, theta), decays, wants_probe=probe)
+    if stats.loss.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{type(rule).__name__} measures what some steps did, but a CUDA graph would replay "
+            "one of them for all. Capture with a rule that measures nothing: "
+            "MoMoWrapper(optimizer, MoMo())."
+        )
+    params = [(p, decays[group] if decays else 0.0, shards) for p, group, shards in movable()]
+    return Before(params, _predicted(stats, theta), wants_probe=probe)
 
 
 def _predicted(stats: ModelStats, theta: Tensor) -> Tensor:

@@ -232,6 +232,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         stats = model.stats(sums, loss, bound, bases.largest_lr, known)
         decision = self.rule(stats, memory.rule)  # (3)
         theta = checked_theta(decision, memory.rule, sums.shape[1])
+        # No call where a rule measures nothing, as most do.
         if has_probe or type(self.rule).wants_slope is not StepRule.wants_slope:
             kept = before_step(self.rule, stats, theta, bases.movable, step.coupled_decay)
             self._pending.before = kept

@@ -15,7 +15,11 @@ from tests.reference import Array, ReferenceGroup
 
 @dataclass
 class Seen:
-    """What a rule sees of a step: values of the model, with N/ρ as `decrease`."""
+    """What a rule sees of a step: values of the model, with N/ρ as `decrease`.
+
+    Of the last move, `slope` is that of the new gradient along it, and `predicted` what the model
+    made of it.
+    """
 
     loss: float
     mean_loss: float
@@ -23,6 +27,8 @@ class Seen:
     height: float
     decrease: float
     lr: float
+    slope: float = math.nan
+    predicted: float = math.nan
 
 
 Rule = Callable[[Seen], float]
@@ -143,27 +149,35 @@ class TrustRegion:
 
 @dataclass
 class Trusted:
-    """TrustedMoMo from the list of all steps so far, with step sizes as logarithms."""
+    """TrustedMoMo from the lists of all measurements and steps so far, in logarithms."""
 
     bound: float
     required: float = 0.2
-    rate: float = 0.1
+    rate: float = 0.05
     window: float = 20.0
-    confidence: float = 2.0
-    start: float = 0.05
+    confidence: float = 3.0
+    start: float = 0.01
+    every: float = 3.0
+    measurements: float = 10.0
+    descends: float = 0.1
+    step: int = 0
     log_radius: float | None = None
+    ratios: list[float] = field(default_factory=list)
     steps: list[tuple[float, float]] = field(default_factory=list)
     last: tuple[float, float, float, float] = (math.nan,) * 4
     judged: list[str] = field(default_factory=list)
 
     def __call__(self, seen: Seen) -> float:
+        self.step += 1
         if self.log_radius is None:
             step_size = (seen.height - self.bound) / seen.decrease * seen.lr
             self.log_radius = math.log(self.start) + math.log(step_size)
         else:
-            mean_loss, predicted, taken, lr = self.last
-            self.steps.append((mean_loss - seen.loss, mean_loss - predicted))
-            self.judge(taken)
+            mean_loss, prediction, taken, lr = self.last
+            self.steps.append((mean_loss - seen.loss, mean_loss - prediction))
+            if self.step - 1 <= 100 or (self.step - 1) % self.every == 0:
+                self.measure(self.step - 1, seen.slope, seen.predicted, taken, seen.lr < lr)
+            self.by_losses(taken)
             self.log_radius += min(math.log(seen.lr / lr), 0.0)
         theta = clip((seen.height - self.bound) / seen.decrease)
         theta = min(theta, math.exp(self.log_radius) / seen.lr)
@@ -171,7 +185,42 @@ class Trusted:
         self.last = seen.mean_loss, after, theta * seen.lr, seen.lr
         return theta
 
-    def judge(self, taken: float) -> None:
+    def slope(self) -> tuple[float, float]:
+        """Return Z and its standard error."""
+        weights: list[float] = []
+        for j in range(1, len(self.ratios) + 1):
+            share = 1 / min(j, self.measurements)
+            weights = [*(weight * (1 - share) for weight in weights), share]
+        mean = sum(w * z for w, z in zip(weights, self.ratios, strict=True))
+        if len(weights) < 2:
+            return mean, math.inf
+        variance = sum(w * (z - mean) ** 2 for w, z in zip(weights, self.ratios, strict=True))
+        return mean, math.sqrt(variance / (min(len(weights), 2 * self.measurements - 1) - 1))
+
+    def measure(self, k: int, sigma: float, pi: float, taken: float, lowered: bool) -> None:
+        """Judge step k."""
+        assert self.log_radius is not None
+        if not (pi > 0 and taken > 0 and math.isfinite(sigma)):
+            return
+        self.ratios.append(min(max(sigma / pi, -1.0), 1.0))
+        mean, error = self.slope()
+        n = 1.0 if k <= 100 else self.every
+        change, log_taken = self.rate * math.sqrt(n), math.log(taken)
+        sure = math.sqrt(2 * math.log(k / 100)) if k > 165 else 1.0
+        is_early = len(self.ratios) < 3 and self.ratios[-1] > 0
+        if is_early or mean > self.descends + sure * error:
+            self.log_radius = max(self.log_radius, log_taken + change)
+            self.judged.append("good")
+        elif mean + error < -0.5:
+            least = max(min(self.log_radius, log_taken), self.log_radius - math.log(2))
+            self.log_radius = least - change
+            self.judged.append("bad")
+        elif mean < error < math.inf and k > 100 and not lowered:
+            self.log_radius -= min(change, n / k)
+            self.judged.append("annealed")
+
+    def by_losses(self, taken: float) -> None:
+        """Let steps grow where the losses fall beyond doubt."""
         assert self.log_radius is not None
         weights = [(1 - 1 / self.window) ** age for age in reversed(range(len(self.steps)))]
         total = sum(weights)
@@ -179,22 +228,13 @@ class Trusted:
         mean = sum(w * seen for w, (seen, _) in zip(weights, self.steps, strict=True))
         predicted = sum(w * decrease for w, (_, decrease) in zip(weights, self.steps, strict=True))
         count = 1 / sum(w**2 for w in weights)  # of values of equal weight
-        log_taken = math.log(taken) if taken > 0 else -math.inf
-        missing = self.required * predicted - mean
-        if missing < 0:
-            growth = self.rate * min(-missing / abs(predicted), 1.0)
-            self.log_radius = max(self.log_radius, log_taken + growth)
-            self.judged.append("good")
-        elif count > 1.5:
-            variance = sum(
-                w * (x - mean) ** 2 for w, (x, _) in zip(weights, self.steps, strict=True)
-            )
-            margin = self.confidence * math.sqrt(variance / (count - 1))
-            if missing > margin:
-                least = max(min(self.log_radius, log_taken), self.log_radius - math.log(2))
-                fall = min((missing - margin) / (abs(predicted) + margin), 1.0)
-                self.log_radius = least - self.rate * fall
-                self.judged.append("bad")
+        if count < 1.5 or predicted <= 0 or taken <= 0 or self.slope()[0] < -0.1:
+            return
+        variance = sum(w * (x - mean) ** 2 for w, (x, _) in zip(weights, self.steps, strict=True))
+        margin = self.confidence * math.sqrt(variance / (count - 1))
+        if mean - self.required * predicted > margin:
+            self.log_radius = max(self.log_radius, math.log(taken) + 0.03)
+            self.judged.append("falls")
 
 
 @dataclass
@@ -206,6 +246,7 @@ class ReferenceRun:
     scaled: bool = False
     past: list[tuple[float, float, Array, Array]] = field(default_factory=list)
     theta: float = math.nan
+    last: tuple[Array, float] | None = None
 
     def step(self, loss: float, g: Array) -> None:
         """Take a step from a loss and its gradient."""
@@ -230,5 +271,10 @@ class ReferenceRun:
         mean_loss = sum(w * f for w, (_, f, _, _) in zip(weights, self.past, strict=True)) / total
         decrease = c * float(d @ move) / total
         values = model(group.x), model(c * group.x)
-        self.theta = self.rule(Seen(loss, mean_loss, *values, decrease, group.lr))
-        group.x = c * (group.x - self.theta * move)
+        seen = Seen(loss, mean_loss, *values, decrease, group.lr)
+        if self.last is not None:
+            seen.slope, seen.predicted = float(g @ (self.last[0] - group.x)), self.last[1]
+        self.theta = self.rule(seen)
+        after = c * (group.x - self.theta * move)
+        self.last = group.x, model(group.x) - model(after)
+        group.x = after

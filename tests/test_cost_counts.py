@@ -16,7 +16,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import momo_wrap
 from momo_wrap import MoMo, MoMoWrapper, StepRule, TrustedMoMo
-from momo_wrap.research import SlopeTrust
 
 PACKAGE = str(Path(momo_wrap.__file__).parent)
 TINY = [(32, 16), (32,), (32, 32), (32,), (10, 32), (10,)]
@@ -66,31 +65,32 @@ def beyond_the_bases_own(
     return own, wrapped_operations(make, rule, **more) - own
 
 
-@pytest.mark.parametrize(
-    ("rule", "most"), [(MoMo(), 80), (TrustedMoMo(), 120)], ids=["MoMo", "TrustedMoMo"]
-)
 @pytest.mark.parametrize("decay", [0.0, 0.01])
 @pytest.mark.parametrize("compiled", ["auto", False])
-def test_operations_of_a_small_network(
-    rule: StepRule, most: int, decay: float, compiled: Any
-) -> None:
+def test_operations_of_a_small_network(decay: float, compiled: Any) -> None:
     own, more = beyond_the_bases_own(
-        lambda: AdamW(parameters(TINY), weight_decay=decay), rule, compiled=compiled
+        lambda: AdamW(parameters(TINY), weight_decay=decay), MoMo(), compiled=compiled
     )
     assert own > 50
     # A state that is updated in the base's stead saves most of the base's own operations.
-    assert 0 < more <= (most if compiled is False else most - 40)
+    assert 0 < more <= (80 if compiled is False else 40)
 
 
-def test_operations_of_steps_that_are_measured() -> None:
-    """Each of the first 100, with SlopeTrust, later one in three; others take less."""
-    wrapped = MoMoWrapper(AdamW(parameters(TINY)), SlopeTrust(), compiled=False)
-    own, loss = operations(AdamW(parameters(TINY)).step), torch.tensor(2.0)
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+@pytest.mark.parametrize(("compiled", "spared"), [("auto", 40), (False, 0)])
+def test_operations_of_steps_that_are_measured(decay: float, compiled: Any, spared: int) -> None:
+    """With TrustedMoMo each of the first 100, later one in three; others take less."""
+
+    def make() -> Optimizer:
+        return AdamW(parameters(TINY), weight_decay=decay)
+
+    wrapped = MoMoWrapper(make(), TrustedMoMo(), compiled=compiled)
+    own, loss = operations(make().step), torch.tensor(2.0)
     found = []
     for _ in range(109):
         with (counting := Counting()):
             wrapped.step(loss=loss)
-        found.append(counting.count - own)
+        found.append(counting.count - own + spared)
     later = found[104:]  # the tenth of which diagnosis samples is not there
     assert max(found[2:9]) <= 170
     assert min(later) <= 100

@@ -6,6 +6,7 @@ Without a GPU, the steps are taken on fake tensors, which know their device but 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from momo_wrap import MoMo, MoMoStar, MoMoWrapper, StepRule
+from momo_wrap import MoMo, MoMoStar, MoMoWrapper, StepRule, TrustedMoMo
 from tests.problems import last_step, take_step
 
 Make = Callable[[Any], Optimizer]
@@ -120,6 +121,20 @@ def obstacles(optimizer: Optimizer, steps: int = 3) -> list[str]:
 @pytest.mark.parametrize("make", CAPTURABLE.values(), ids=CAPTURABLE)
 def test_nothing_in_a_step_forbids_a_capture(make: Make, rule: StepRule | None) -> None:
     assert obstacles(optimizer_on_cuda(make, rule)) == []
+
+
+@pytest.mark.usefixtures("fake_cuda")
+def test_a_rule_that_measures_some_steps_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay would measure each step, or none."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    optimizer = optimizer_on_cuda(CAPTURABLE["AdamW"], TrustedMoMo())
+    assert obstacles(optimizer) == []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    message = "TrustedMoMo measures what some steps did, but a CUDA graph would replay one of them"
+    with pytest.raises(RuntimeError, match=message):
+        take_step(optimizer, torch.empty((), device="cuda"))
+    optimizer.rule = TrustedMoMo(-math.inf)  # type: ignore[attr-defined]
+    take_step(optimizer, torch.empty((), device="cuda"))
 
 
 @pytest.mark.usefixtures("fake_cuda")

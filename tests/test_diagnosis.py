@@ -7,7 +7,9 @@ import io
 import math
 import pickle
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import Any, ClassVar
 
 import pytest
@@ -46,6 +48,14 @@ BASES: dict[str, Callable[[Params], Optimizer]] = {
 HEALTHY = ("SGD-M", "TrustedMoMo")  # by default; others are slow
 
 
+def wrapped(base: str, params: Params, rule: str) -> MoMoWrapper:
+    """Wrap a base, at a learning rate that lets TrustedMoMo find the step size."""
+    optimizer = BASES[base](params)
+    if rule == "TrustedMoMo":
+        optimizer.param_groups[0]["lr"] = 100.0
+    return MoMoWrapper(optimizer, RULES[rule]())
+
+
 def train(optimizer: MoMoWrapper, loss: Loss, steps: int) -> list[str]:
     """Take steps, and return what was warned of."""
     with warnings.catch_warnings(record=True) as caught:
@@ -77,7 +87,7 @@ def full_batch(problem: Problem) -> Problem:
 )
 def test_a_healthy_run_is_silent(base: str, rule: str) -> None:
     for problem in (Problem(dtype=torch.float32), full_batch(Problem(dtype=torch.float32))):
-        optimizer = MoMoWrapper(BASES[base](problem.params), RULES[rule]())
+        optimizer = wrapped(base, problem.params, rule)
         assert train(optimizer, problem.gradients, 1010) == []
         now = optimizer.diagnosis()
         assert now.symptoms == {}
@@ -85,11 +95,11 @@ def test_a_healthy_run_is_silent(base: str, rule: str) -> None:
         assert now.loss < 1.1
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("kind", ["least squares", "hinge"])
-def test_a_run_that_is_done_is_silent(kind: str, rule: Any) -> None:
+def test_a_run_that_is_done_is_silent(kind: str, rule: str) -> None:
     """The loss is 0, which the bound is too, and θ is 0 in most steps of some."""
-    for make in BASES.values():
+    for base in BASES:
         generator = torch.Generator().manual_seed(0)
         inputs, truth = torch.randn(64, 10, generator=generator), torch.arange(10.0) - 4.5
         weights = torch.zeros(10, requires_grad=True)
@@ -104,7 +114,7 @@ def test_a_run_that_is_done_is_silent(kind: str, rule: Any) -> None:
             (weights.grad,) = torch.autograd.grad(value, [weights])  # noqa: B023
             return value.detach()
 
-        assert train(MoMoWrapper(make([weights]), rule()), loss, 1010) == []
+        assert train(wrapped(base, [weights], rule), loss, 1010) == []
 
 
 class Bandit:
@@ -176,9 +186,9 @@ def test_maximising_is_told_in_the_users_sign() -> None:
     assert f"  loss               {now.loss:.6g}\n" in str(now)
 
 
-@pytest.mark.parametrize("rule", [MoMo, TrustedMoMo])
-def test_a_network_that_steps_have_ruined_is_told(rule: Any) -> None:
-    """Clipped gradients let the model foretell too little, and steps grow without end."""
+@pytest.mark.parametrize(("rule", "symptoms"), [(MoMo, ["no_lower"]), (TrustedMoMo, [])])
+def test_a_network_that_steps_have_ruined_is_told(rule: Any, symptoms: list[str]) -> None:
+    """Clipped gradients let the model foretell too little; what is proposed trains it."""
     torch.manual_seed(0)
     centres = 2.0 * torch.randn(5, 20)
     layers = [nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 5)]
@@ -193,7 +203,8 @@ def test_a_network_that_steps_have_ruined_is_told(rule: Any) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 0.03)
         return value
 
-    assert names(optimizer, train(optimizer, loss, 1510)) == ["no_lower"]
+    assert names(optimizer, train(optimizer, loss, 1510)) == symptoms
+    assert symptoms or loss().item() < 0.5
 
 
 def test_a_cap_that_is_far_too_large_for_momo_is_told_once() -> None:
@@ -234,11 +245,9 @@ def test_one_group_with_momentum_is_enough() -> None:
     assert train(MoMoWrapper(SGD(groups, lr=0.1), TrustedMoMo()), problem.gradients, 20) == []
 
 
-@pytest.mark.parametrize("whole", [False, True], ids=["minibatches", "full batch"])
-def test_a_loss_that_rises_by_itself_is_told_once(whole: bool) -> None:
+def test_a_loss_that_rises_by_itself_is_told_once() -> None:
+    """And training goes on as if it did not."""
     problem, steps = Problem(dtype=torch.float32), 0
-    if whole:
-        full_batch(problem)
 
     def drifting() -> Tensor:
         nonlocal steps
@@ -246,8 +255,8 @@ def test_a_loss_that_rises_by_itself_is_told_once(whole: bool) -> None:
         return problem.gradients() + 0.01 * steps
 
     optimizer = MoMoWrapper(AdamW(problem.params, lr=100.0), TrustedMoMo())
-    assert names(optimizer, train(optimizer, drifting, 1500)) == ["rising_loss"]
-    assert list(optimizer.diagnosis().symptoms) == ["rising_loss"]
+    assert names(optimizer, train(optimizer, drifting, 1500)) == ["no_lower", "rising_loss"]
+    assert float(problem.gradients()) < 1.1
 
 
 def test_gradients_of_the_wrong_sign_are_told() -> None:
@@ -265,17 +274,26 @@ def test_gradients_of_the_wrong_sign_are_told() -> None:
 
 
 def test_a_step_size_that_has_collapsed_is_told_once() -> None:
-    """A loss that does not answer to the steps: here it is that of other parameters."""
-    problem = Problem(dtype=torch.float32)
+    """Each step goes too far, whatever its length: across a kink, next to which the loss is 2."""
+    param, signs = torch.zeros(3, requires_grad=True), cycle([1.0, -1.0])
 
-    def constant() -> Tensor:
-        problem.gradients()
+    def kink() -> Tensor:
+        param.grad = torch.full((3,), next(signs))
         return torch.tensor(2.0)
 
-    optimizer = MoMoWrapper(AdamW(problem.params, lr=1.0), TrustedMoMo())
-    told = train(optimizer, constant, 2100)
-    assert names(optimizer, told) == ["no_lower", "tiny_steps"]
+    optimizer = MoMoWrapper(SGD([param], lr=1.0, momentum=0.1), TrustedMoMo())
+    told = train(optimizer, kink, 2100)
+    assert names(optimizer, told) == ["tiny_steps"]
     assert optimizer.diagnosis().thetas[0] < 1e-9
+
+
+def test_a_learning_rate_that_holds_steps_back_is_told_once() -> None:
+    problem = full_batch(Problem(dtype=torch.float32))
+    optimizer = MoMoWrapper(AdamW(problem.params, lr=1e-5), TrustedMoMo())
+    assert names(optimizer, train(optimizer, problem.gradients, 1100)) == ["limited_by_lr"]
+    optimizer.param_groups[0]["lr"] = 100.0
+    assert train(optimizer, problem.gradients, 1100) == []
+    assert optimizer.diagnosis().symptoms == {}
 
 
 def test_the_warning_shows_the_users_line(recwarn: pytest.WarningsRecorder) -> None:
@@ -336,16 +354,21 @@ def counts(rule: StepRule, steps: int) -> tuple[list[int], list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("rule", "most"), [(MoMo(), 32), (TrustedMoMo(), 58)], ids=["MoMo", "TrustedMoMo"]
+    ("rule", "most"), [(MoMo(), 32), (TrustedMoMo(), 62)], ids=["MoMo", "TrustedMoMo"]
 )
 def test_no_step_visits_the_host_but_those_that_read(rule: StepRule, most: int) -> None:
     visits, operations = counts(rule, 510)
     # A list is read at once, which is no operation that is counted.
     assert sum(visits) == 0
-    plain = {n for step, n in enumerate(operations, start=1) if step % 10 and step > 2}
-    sampled = [n for step, n in enumerate(operations, start=1) if step % 10 == 0]
-    (usual,) = plain  # all the same
-    assert all(0 < n - usual <= most for n in sampled)
+    plain: defaultdict[int, set[int]] = defaultdict(set)
+    sampled: defaultdict[int, set[int]] = defaultdict(set)
+    for step, n in enumerate(operations, start=1):
+        # What TrustedMoMo measures: each of the first 100 steps, then each third.
+        kind = 0 if step <= 100 else 1 + step % 3
+        if step > 2 and step != 101:
+            (plain if step % 10 else sampled)[kind].add(n)
+    for kind, (usual,) in plain.items():  # all the same
+        assert all(0 < n - usual <= most for n in sampled[kind])
 
 
 class Reads:
@@ -383,8 +406,9 @@ def test_where_no_visit_is_possible_only_the_read_fails(monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("fake_cuda")
-@pytest.mark.parametrize("rule", [MoMo(), TrustedMoMo()], ids=["MoMo", "TrustedMoMo"])
-@pytest.mark.parametrize("capturing", [False, True])
+@pytest.mark.parametrize(
+    ("rule", "capturing"), [(MoMo(), False), (MoMo(), True), (TrustedMoMo(), False)], ids=repr
+)
 def test_a_sampled_step_keeps_off_the_host(
     rule: StepRule, capturing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from torch.optim import Adam
 
 from momo_wrap import MoMo, MoMoWrapper
 from tests.problems import Problem, flat
-from tests.test_probes import Every
+from tests.test_probes import Every, EverySlope
 
 WEIGHTS = (1.0, 3.0)
 
@@ -107,7 +107,9 @@ def test_zero_grad_and_skipped_steps_forget_them() -> None:
     assert called == [1, 0, 0]
 
 
-@pytest.mark.parametrize("every", [Every(), MoMo()], ids=["now and then", "never"])
+@pytest.mark.parametrize(
+    "every", [Every(), EverySlope(), MoMo()], ids=["now and then", "slopes alone", "never"]
+)
 def test_a_probe_that_is_not_called_is_dropped_at_once(every: MoMo) -> None:
     class Held:
         def __call__(self) -> float:
@@ -126,7 +128,7 @@ def test_a_probe_that_is_not_called_is_dropped_at_once(every: MoMo) -> None:
         optimizer.step()
         gc.collect()
         assert reference() is None
-    asks = isinstance(every, Every)
+    asks = type(every) is Every
     assert held == [False, False, False, asks, False, False, asks]
 
 

@@ -33,6 +33,8 @@ from momo_wrap import MoMo, MoMoWrapper, StepRule, TrustedMoMo
 PACKAGE = os.path.dirname(momo_wrap.__file__) + os.sep
 TINY = [(32, 16), (32,), (32, 32), (32,), (10, 32), (10,)]
 LOSS = torch.tensor(2.0)
+# TrustedMoMo measures each of the first 100 steps, then each third.
+FIRST, EACH = 103, 3
 
 Step = Callable[[], Any]
 
@@ -79,13 +81,14 @@ def momo_adam() -> Step:
 
 
 def operations(step: Step) -> int:
-    """The operations of a step in steady state."""
-    for _ in range(4):
+    """The mean operations of a step in steady state."""
+    for _ in range(FIRST):
         step()
     mode = Operations()
     with mode:
-        step()
-    return mode.count
+        for _ in range(EACH):
+            step()
+    return round(mode.count / EACH)
 
 
 def calls(step: Step) -> dict[str, int]:
@@ -107,18 +110,18 @@ def calls(step: Step) -> dict[str, int]:
     return {"files": len({f for f, _ in seen}), "functions": len(functions), "calls": len(seen)}
 
 
-def times(steps: dict[str, Step], rounds: int, repeats: int) -> dict[str, float]:
-    """Milliseconds of each step, the least of `rounds` runs in turn."""
+def times(steps: dict[str, Step], rounds: int) -> dict[str, float]:
+    """Milliseconds of each step in steady state, the least of `rounds` runs in turn."""
     best = dict.fromkeys(steps, float("inf"))
     for step in steps.values():
-        for _ in range(3):
+        for _ in range(FIRST):
             step()
     for _ in range(rounds):
         for name, step in steps.items():
             start = time.perf_counter()
-            for _ in range(repeats):
+            for _ in range(EACH):
                 step()
-            best[name] = min(best[name], 1e3 * (time.perf_counter() - start) / repeats)
+            best[name] = min(best[name], 1e3 * (time.perf_counter() - start) / EACH)
     return best
 
 
@@ -142,10 +145,10 @@ def measure(rounds: int) -> dict[str, Any]:
         "SGD step": calls(wrapped(SGD(parameters(TINY), momentum=0.9), MoMo())),
         "AdamW step": calls(wrapped(AdamW(parameters(TINY)), MoMo())),
         "milliseconds": {
-            "6 tensors, AdamW": times(tiny, 10 * rounds, 3),
-            "302 groups, AdamW": times(steps(lambda: AdamW(groups(302))), rounds, 1),
+            "6 tensors, AdamW": times(tiny, 10 * rounds),
+            "302 groups, AdamW": times(steps(lambda: AdamW(groups(302))), rounds),
             "465 groups, AdamW(fused)": times(
-                steps(lambda: AdamW(groups(465), fused=True)), rounds, 1
+                steps(lambda: AdamW(groups(465), fused=True)), rounds
             ),
         },
     }

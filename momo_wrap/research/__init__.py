@@ -15,7 +15,6 @@ from momo_wrap.research.moving_target import MovingTarget
 from momo_wrap.research.ngn import NGN
 from momo_wrap.research.per_group import PerGroup
 from momo_wrap.research.scheduled_bound import LinearSchedule, PowerLaw, ScheduledBound
-from momo_wrap.research.slope_trust import SlopeTrust
 from momo_wrap.research.sps_max import SPSMax
 from momo_wrap.research.trust_region import TrustRegion
 from momo_wrap.research.warm_target import WarmTarget
@@ -29,7 +28,6 @@ __all__ = [
     "PowerLaw",
     "SPSMax",
     "ScheduledBound",
-    "SlopeTrust",
     "TrustRegion",
     "WarmTarget",
 ]

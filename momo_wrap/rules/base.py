@@ -39,13 +39,13 @@ ADVICE: Mapping[str, str] = {
     "no_lower": (
         "The loss is not lower than at the start of the training. If it is one that should fall, "
         "steps are too long, or the network was ruined by them: begin again with a lower learning "
-        "rate, or write MoMoWrapper(optimizer, TrustedMoMo()) and pass a probe, "
-        "step(loss=loss, probe=lambda: loss_function(model(inputs), targets))."
+        "rate, or with MoMoWrapper(optimizer, TrustedMoMo()), which shortens steps that are too "
+        "long."
     ),
     "no_momentum": (
-        "The rule judges a step by the loss of the next batch, and the base optimizer averages no "
-        "gradients, so that each step fits one batch alone: steps that are right look too long, "
-        "and are cut. Use a base with momentum, such as AdamW or SGD(params, lr, momentum=0.9), or "
+        "The rule judges a step by the next batch, and the base optimizer averages no gradients, "
+        "so that each step fits one batch alone: steps that are right look too long, and stay "
+        "short. Use a base with momentum, such as AdamW or SGD(params, lr, momentum=0.9), or "
         "write MoMoWrapper(optimizer, MoMo())."
     ),
 }

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from momo_wrap.adapters.base import check_shape
 from momo_wrap.distributed import shards
 from momo_wrap.engine.blocks import real
-from momo_wrap.engine.scalars import as_scalar
+from momo_wrap.engine.scalars import Scalar, as_scalar
 from momo_wrap.probes import Before
 from momo_wrap.state.memory import PREFIX
 
@@ -32,21 +32,26 @@ def with_previous(
 ) -> dict[str, Any]:
     """Return a copy of a state dict with what is kept of the last step, if anything is."""
     saved = state_dict.get("param_groups")
-    if before is None or saved is None or "state" not in state_dict:
+    if before is None or "state" not in state_dict or saved is None or len(saved) != len(groups):
         return state_dict
-    names = {
-        id(param): name
-        for group, its in zip(groups, saved, strict=True)
+    places = {
+        id(param): (name, index)
+        for index, (group, its) in enumerate(zip(groups, saved, strict=True))
         for param, name in zip(group["params"], its["params"], strict=True)
     }
     state = dict(state_dict["state"])
-    for (param, _, _), previous in zip(before.params, before.previous, strict=True):
+    decays: list[Scalar] = [0.0] * len(saved)
+    for (param, decay, _), previous in zip(before.params, before.previous, strict=True):
+        if id(param) not in places:  # it has left since
+            continue
         copy = param.detach().clone()
+        if real(copy).shape != previous.shape:  # there is no way back
+            return state_dict
         real(copy).copy_(previous)
-        name = names[id(param)]
+        name, index = places[id(param)]
         state[name] = {**state.get(name, {}), _PREVIOUS: copy}
-    decays = [{_DECAY: decay} for decay in before.decays] or [{}] * len(saved)
-    saved = [{**its, **more} for its, more in zip(saved, decays, strict=True)]
+        decays[index] = decay
+    saved = [{**its, _DECAY: decay} for its, decay in zip(saved, decays, strict=True)]
     saved[0].update({_PREDICTED: before.predicted.clone(), _PROBE: float(before.wants_probe)})
     return {**state_dict, "state": state, "param_groups": saved}
 
@@ -54,25 +59,21 @@ def with_previous(
 @torch.no_grad()
 def take_previous(base: Optimizer, like: Tensor) -> Before | None:
     """Take out of a base what `with_previous` put into the state dict that was loaded."""
-    found: list[tuple[Tensor, int, int]] = []
+    found: list[tuple[Tensor, Scalar, int]] = []
     values: list[Tensor] = []
     for index, group in enumerate(base.param_groups):
+        decay = group.pop(_DECAY, 0.0)
         for position, param in enumerate(group["params"]):
             entry = base.state.get(param)
             if not isinstance(entry, dict) or _PREVIOUS not in entry:
                 continue
-            check_shape(
-                f"parameter {position} of group {index}", param, _PREVIOUS, entry[_PREVIOUS]
-            )
+            where = f"parameter {position} of group {index}"
+            check_shape(where, param, _PREVIOUS, entry[_PREVIOUS])
             values.append(real(entry.pop(_PREVIOUS)))
-            found.append((param, index, shards(param)))
+            found.append((param, decay, shards(param)))
             if not entry:
                 del base.state[param]
     predicted, probe = (base.param_groups[0].pop(name, None) for name in (_PREDICTED, _PROBE))
-    decays = [group.pop(_DECAY, None) for group in base.param_groups]
     if not found or predicted is None:
         return None
-    known = [] if any(decay is None for decay in decays) else decays
-    before = Before(found, as_scalar(predicted, like), known, wants_probe=bool(probe))
-    torch._foreach_copy_(before.previous, values)
-    return before
+    return Before.restored(found, as_scalar(predicted, like), bool(probe), values)

@@ -78,8 +78,18 @@ RULES: dict[str, tuple[StepRule, Reference]] = {
     "PerGroup": (PerGroup(BOUND), lambda: reference_rules.momo(BOUND)),
     "TrustedMoMo": (TrustedMoMo(BOUND), lambda: reference_rules.Trusted(BOUND)),
     "TrustedMoMo-settings": (
-        TrustedMoMo(BOUND, required=0.4, rate=0.3, window=6.0, confidence=1.0, start=0.5),
-        lambda: reference_rules.Trusted(BOUND, 0.4, 0.3, 6.0, 1.0, 0.5),
+        TrustedMoMo(
+            BOUND,
+            required=0.4,
+            rate=0.3,
+            window=6.0,
+            confidence=1.0,
+            start=0.5,
+            every=2.0,
+            measurements=5.0,
+            descends=0.3,
+        ),
+        lambda: reference_rules.Trusted(BOUND, 0.4, 0.3, 6.0, 1.0, 0.5, 2.0, 5.0, 0.3),
     ),
 }
 rules = pytest.mark.parametrize("rule", [rule for rule, _ in RULES.values()], ids=RULES)

@@ -95,10 +95,10 @@ def trusted(decision: StepDecision) -> float:
 def test_first_step_is_a_part_of_the_way_to_the_bound() -> None:
     """A gap of 3 and a decrease of 12 with α = 8: the bound is at 1/4, a step size of 2."""
     decision = after(TrustedMoMo(1.0), seen(4.0, decrease=12.0, lr=8.0, bound=1.0))
-    assert trusted(decision) == pytest.approx(0.05 * 2.0)
-    assert float(decision.theta) == pytest.approx(0.05 / 4)
-    assert float(decision.theta_uncapped) == pytest.approx(0.05 / 4)
-    assert float(decision.memory["prediction"]) == pytest.approx(4.0 - 0.05 * 3.0)
+    assert trusted(decision) == pytest.approx(0.01 * 2.0)
+    assert float(decision.theta) == pytest.approx(0.01 / 4)
+    assert float(decision.theta_uncapped) == pytest.approx(0.01 / 4)
+    assert float(decision.memory["prediction"]) == pytest.approx(4.0 - 0.01 * 3.0)
 
 
 def on_its_way(**values: float) -> Memory:
@@ -118,66 +118,6 @@ def on_its_way(**values: float) -> Memory:
 
 
 @pytest.mark.parametrize(
-    ("kept", "expected"),
-    [
-        # the surplus 0.8 of a predicted decrease of 1
-        ({}, 2.0 * math.exp(0.1 * 0.8)),
-        # more than predicted: by e^κ, and no faster
-        ({"observed": 3.0, "observed_square": 9.0}, 2.0 * math.exp(0.1)),
-        # the limit was not reached: it grows from the step that was taken, or stays
-        ({"last_step_size": 1.0}, 2.0),
-        ({"last_step_size": 0.0}, 2.0),
-    ],
-)
-def test_growth_by_hand(kept: dict[str, float], expected: float) -> None:
-    rule = TrustedMoMo(window=1e9)  # so that the averages are those that are remembered
-    decision = after(rule, seen(4.0, lr=8.0), memory=on_its_way(**kept))
-    assert trusted(decision) == pytest.approx(expected, rel=1e-6)
-
-
-WORSE = {"observed": -1.0, "observed_square": 1.0}  # rises by 1 in each step, without noise
-
-
-@pytest.mark.parametrize(
-    ("kept", "expected"),
-    [
-        # the shortfall 1.2 is more than the predicted decrease
-        (WORSE, 2.0 * math.exp(-0.1)),
-        ({**WORSE, "predicted": 2.0}, 2.0 * math.exp(-0.1 * 1.4 / 2.0)),
-        # the limit comes down to the step that was taken, but not below half of what it was
-        ({**WORSE, "last_step_size": 1.5}, 1.5 * math.exp(-0.1)),
-        ({**WORSE, "last_step_size": 0.0}, 1.0 * math.exp(-0.1)),
-    ],
-)
-def test_shrinking_by_hand(kept: dict[str, float], expected: float) -> None:
-    rule = TrustedMoMo(window=1e9)
-    decision = after(rule, seen(4.0, lr=8.0), memory=on_its_way(**kept))
-    assert trusted(decision) == pytest.approx(expected, rel=1e-6)
-
-
-def test_where_nothing_was_predicted_or_observed_nothing_is_judged() -> None:
-    """As after a long time below the bound, when all averages have underflowed."""
-    nothing = {"observed": 0.0, "predicted": 0.0, "observed_square": 0.0, "prediction": 5.0}
-    assert trusted(after(TrustedMoMo(), seen(5.0, lr=8.0), memory=on_its_way(**nothing))) == 2.0
-
-
-@pytest.mark.parametrize("spread", [1.0, 6.0])
-def test_a_shortfall_within_the_noise_is_no_verdict(spread: float) -> None:
-    """With a window of 20, some 39 values count: s = spread/sqrt(38), the shortfall is 1.2."""
-    kept = {"observed": -1.0, "observed_square": 1.0 + spread**2}
-    decision = after(TrustedMoMo(), seen(6.0, lr=8.0), memory=on_its_way(**kept))
-    assert (trusted(decision) < 2.0) == (2 * spread / math.sqrt(38) < 1.2)
-
-
-def test_two_values_are_needed_to_know_the_noise() -> None:
-    rule = TrustedMoMo()
-    first, second, third = seen(1.0), seen(1.5), seen(2.0)
-    start = trusted(after(rule, first))
-    assert trusted(after(rule, first, second)) == start
-    assert trusted(after(rule, first, second, third)) < start
-
-
-@pytest.mark.parametrize(
     ("make", "make_reference", "lr"),
     [
         (lambda p, lr: SGD(p, lr=lr, momentum=0.9), lambda: SGDBase(0.9), 3.0),
@@ -185,17 +125,21 @@ def test_two_values_are_needed_to_know_the_noise() -> None:
     ],
     ids=["SGD", "Adam"],
 )
-def test_both_verdicts_were_compared_with_the_reference(
+def test_all_verdicts_were_compared_with_the_reference(
     make: Make, make_reference: Callable[[], Any], lr: float
 ) -> None:
-    """In a run that starts with too long a step, and whose schedule goes down and up."""
-    settings: dict[str, Any] = {"confidence": 0.5, "start": 1.0}
-    problem, rule = Problem(), reference_rules.Trusted(BOUND, **settings)
+    """In a run whose schedule goes down and up, and whose steps are far too long for a while."""
+    settings: dict[str, Any] = {"start": 0.002, "measurements": 4.0, "rate": 0.2}
+    problem, rule = Problem(), reference_rules.Trusted(-50.0, **settings)
     group = ReferenceGroup(numpy_vector(problem.params), lr, 0.0, make_reference())
     reference = ReferenceRun(group, rule)
-    optimizer = MoMoWrapper(make(problem.params, lr), TrustedMoMo(BOUND, **settings))
+    optimizer = MoMoWrapper(make(problem.params, lr), TrustedMoMo(-50.0, **settings))
     schedule = LambdaLR(optimizer, lambda k: (1.0, 0.3, 0.7)[k // 30 % 3])
-    for step in range(150):
+    for step in range(180):
+        if step == 70:
+            optimizer._memory.rule["trusted"] *= 1e3
+            assert rule.log_radius is not None
+            rule.log_radius += math.log(1e3)
         group.x = numpy_vector(problem.params)
         group.lr = optimizer.param_groups[0]["lr"]
         loss = problem.gradients()
@@ -204,7 +148,8 @@ def test_both_verdicts_were_compared_with_the_reference(
         reference.step(float(loss), gradient)
         schedule.step()
         assert float(last_step(optimizer).theta) == pytest.approx(reference.theta, rel=1e-9), step
-    assert min(rule.judged.count("good"), rule.judged.count("bad")) >= 15
+    assert min(rule.judged.count(verdict) for verdict in ("good", "bad", "annealed")) >= 5
+    assert "falls" in rule.judged
 
 
 # Laws.
@@ -298,8 +243,8 @@ def test_a_schedule_that_lowers_the_learning_rate_lowers_what_is_trusted(
 
 def test_a_learning_rate_that_is_raised_raises_nothing() -> None:
     low, high = seen(4.0, lr=1.0, decrease=1.0), seen(4.0, lr=100.0, decrease=100.0)
-    assert float(after(TrustedMoMo(), low).theta) == pytest.approx(0.2)
-    assert float(after(TrustedMoMo(), low, high).theta) * 100.0 == pytest.approx(0.2)
+    assert float(after(TrustedMoMo(), low).theta) == pytest.approx(0.04)
+    assert float(after(TrustedMoMo(), low, high).theta) * 100.0 == pytest.approx(0.04)
 
 
 @kinds
@@ -403,7 +348,7 @@ def test_what_is_trusted_starts_anew_where_it_cannot_grow(trusted_before: float)
     """It underflows where learning rates jump up and down; state dicts of old hold -1 for none."""
     memory = on_its_way(trusted=trusted_before)
     decision = after(TrustedMoMo(), seen(4.0, decrease=12.0, lr=8.0), memory=memory)
-    assert trusted(decision) == pytest.approx(0.05 * 4.0 / 12.0 * 8.0)
+    assert trusted(decision) == pytest.approx(0.01 * 4.0 / 12.0 * 8.0)
     assert decision.memory["weight"] == 0.0
 
 
@@ -424,14 +369,14 @@ def test_first_gap_of_0() -> None:
     assert at_bound.theta == 0.0
     assert trusted(at_bound) == 0.0
     above = after(rule, seen(1.0, bound=1.0), seen(3.0, bound=1.0))
-    assert float(above.theta) == pytest.approx(0.1)
+    assert float(above.theta) == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize("decrease", [-2.0, 2.0])
 def test_first_step_that_does_not_descend_is_as_short(decrease: float) -> None:
     """Weight decay may outweigh the gradient; at α = 100 a whole step would ruin the parameters."""
     decision = after(TrustedMoMo(), seen(4.0, decrease=100 * decrease, lr=100.0))
-    assert float(decision.theta) == pytest.approx(0.05 * 4.0 / 200.0)
+    assert float(decision.theta) == pytest.approx(0.01 * 4.0 / 200.0)
 
 
 @pytest.mark.parametrize("decrease", [0.0, 1e-320, -1e-320])
@@ -440,7 +385,7 @@ def test_first_gradient_that_is_almost_0_tells_no_step_size(decrease: float) -> 
     first = after(rule, seen(4.0, decrease=decrease, lr=100.0))
     assert first.theta == 0.0
     second = after(rule, seen(4.0, decrease=50.0, lr=100.0), memory=first.memory)
-    assert float(second.theta) == pytest.approx(0.05 * 4.0 / 50.0)
+    assert float(second.theta) == pytest.approx(0.01 * 4.0 / 50.0)
 
 
 def test_an_explosion_is_forgotten() -> None:
@@ -449,16 +394,16 @@ def test_an_explosion_is_forgotten() -> None:
     generator = torch.Generator().manual_seed(0)
     memory = fresh(rule, torch.float32)
     sizes = []
-    for step in range(3000):
-        loss = 1e20 if step == 5 else 1.0 + 0.1 * float(torch.randn((), generator=generator))
+    for step in range(2000):
+        noise = 0.1 * float(torch.randn((), generator=generator))
+        loss = 1e20 if step == 5 else (1.0 if step < 1900 else 0.9) + noise
         stats = seen(loss, value=1.0, mean_loss=1.0, decrease=0.5, dtype=torch.float32)
         memory = rule(stats, memory).memory
         sizes.append(float(memory["trusted"]))
     assert memory["observed_square"] < 1.0
-    assert sizes[100] < sizes[4]
-    # From then on as without it: noise about a constant loss is no reason to shrink.
-    assert all(math.isfinite(size) and size > 0.0 for size in sizes)
-    assert sizes[-1] > 1e-2 * sizes[2000]
+    # Noise about a constant loss is no reason to grow; from then on losses that fall are one again.
+    assert sizes[1900] < 1.5 * sizes[0]
+    assert 2.0 * sizes[1900] < sizes[-1] < math.inf
 
 
 def test_a_rule_without_a_bound_may_get_one() -> None:
@@ -589,7 +534,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: TrustedMoMo(rate=0.0),
         ValueError,
         "TrustedMoMo got rate=0.0, expected a number above 0 and of at most 1. Write "
-        "TrustedMoMo(rate=0.1).",
+        "TrustedMoMo(rate=0.05).",
     ),
     "a window of one step": (
         lambda: TrustedMoMo(window=1),
@@ -606,18 +551,18 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: TrustedMoMo(confidence=-1.0),
         ValueError,
         "TrustedMoMo got confidence=-1.0, expected a number of at least 0. Write "
-        "TrustedMoMo(confidence=2.0).",
+        "TrustedMoMo(confidence=3.0).",
     ),
     "a start beyond the bound": (
         lambda: TrustedMoMo(start=1.5),
         ValueError,
         "TrustedMoMo got start=1.5, expected a number above 0 and of at most 1. Write "
-        "TrustedMoMo(start=0.05).",
+        "TrustedMoMo(start=0.01).",
     ),
     "a setting that is a tensor": (
         lambda: TrustedMoMo(rate=torch.tensor(0.1)),  # type: ignore[arg-type]
         TypeError,
-        "rate must be a Python number, got Tensor. Write TrustedMoMo(rate=0.1).",
+        "rate must be a Python number, got Tensor. Write TrustedMoMo(rate=0.05).",
     ),
 }
 
@@ -628,16 +573,8 @@ def test_errors(make: Callable[[], Any], error: type[Exception], message: str) -
         make()
 
 
-def test_with_infinite_confidence_nothing_shrinks() -> None:
-    rule = TrustedMoMo(confidence=math.inf)
-    first = after(rule, seen(1.0))
-    rising = [seen(1.0 + k) for k in range(20)]
-    assert trusted(after(rule, *rising)) == trusted(first)
-    assert trusted(after(TrustedMoMo(), *rising)) < trusted(first)
-
-
 def test_settings_are_in_the_repr() -> None:
     assert repr(TrustedMoMo(1, rate=0.2)) == (
-        "TrustedMoMo(lower_bound=1.0, required=0.2, rate=0.2, window=20.0, confidence=2.0, "
-        "start=0.05, every=10.0)"
+        "TrustedMoMo(lower_bound=1.0, required=0.2, rate=0.2, window=20.0, confidence=3.0, "
+        "start=0.01, every=3.0, measurements=10.0, descends=0.1)"
     )

@@ -1,4 +1,4 @@
-"""SlopeTrust: its verdicts against a reference in NumPy and by hand, and in training."""
+"""TrustedMoMo's verdicts on slopes: against a reference, by hand, and in training."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import Adam
 
-from momo_wrap import ModelStats, MoMo, MoMoWrapper
-from momo_wrap.research import SlopeTrust
-from tests.problems import Problem, flat, trajectory
+from momo_wrap import ModelStats, MoMoWrapper, TrustedMoMo
+from tests import reference_rules
+from tests.problems import Problem, flat
 
-C, RATE = 0.1, 0.05
+C = 0.1
 
 
 def scalar(value: float) -> Tensor:
@@ -49,47 +47,15 @@ def measured(step: int, slope: float, predicted: float, lr: float = 8.0) -> Mode
 
 def memory(**values: float) -> dict[str, Tensor]:
     """A memory in which no losses were averaged, so that slopes alone decide."""
-    kept = SlopeTrust().initial_memory(0.0)
+    kept = TrustedMoMo().initial_memory(0.0)
     kept.update(trusted=1.0, last_step_size=1.0, last_lr=8.0, last_mean_loss=1.0, prediction=1.0)
     return {name: scalar(value) for name, value in {**kept, **values}.items()}
 
 
 def trusted_after(stats: ModelStats, kept: Mapping[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
     """Return r after a step, and what is remembered of slopes."""
-    found = SlopeTrust()(stats, kept).memory
+    found = TrustedMoMo()(stats, kept).memory
     return float(found["trusted"]), {n: found[n] for n in ("slopes", "slope", "slope_square")}
-
-
-class Reference:
-    """Equation (19) in float64, written from the page."""
-
-    def __init__(self) -> None:
-        self.ratios: list[float] = []
-        self.mean = self.square = 0.0
-
-    def follow(self, k: int, sigma: float, pi: float, r: float, t: float, lowered: bool) -> float:
-        """Return r after the measurement of step k."""
-        if not (pi > 0 and t > 0 and math.isfinite(sigma)):
-            return r
-        z = float(np.clip(sigma / pi, -1, 1))
-        self.ratios.append(z)
-        j = len(self.ratios)
-        weight = 1 / min(j, 10)
-        self.mean += weight * (z - self.mean)
-        self.square += weight * (z * z - self.square)
-        s = math.inf
-        if j > 1:
-            s = math.sqrt(max(self.square - self.mean**2, 0) / (min(j, 19) - 1))
-        n = 1 if k <= 100 else 3
-        change = RATE * math.sqrt(n)
-        q = math.sqrt(max(1.0, 2.0 * math.log(k / 100)))
-        if self.mean - q * s > C or (z > 0 and j < 3):
-            return max(r, t * math.exp(change))
-        if self.mean + s < -0.5:
-            return max(min(r, t), r / 2) * math.exp(-change)
-        if j > 1 and self.mean - s < 0 and k > 100 and not lowered:
-            return r * math.exp(-min(change, n / k))
-        return r
 
 
 @given(
@@ -106,22 +72,21 @@ class Reference:
     ),
 )
 def test_it_is_the_reference(first: int, sequence: list[tuple[float, float, float, bool]]) -> None:
-    reference, kept = Reference(), memory()
-    for i, (slope, predicted, part, lowered) in enumerate(sequence):
+    reference, kept = reference_rules.Trusted(0.0), memory()
+    for k, (slope, predicted, part, lowered) in enumerate(sequence, start=first + 1):
         trusted = float(kept["trusted"])
         kept["last_step_size"] = scalar(part * trusted)
         kept["last_lr"] = scalar(9.0 if lowered else 8.0)
-        found, remembered = trusted_after(measured(first + i + 2, slope, predicted), kept)
-        expected = reference.follow(
-            first + i + 1, slope, predicted, trusted, part * trusted, lowered
-        )
+        found, remembered = trusted_after(measured(k + 1, slope, predicted), kept)
+        reference.log_radius = math.log(trusted)
+        reference.measure(k, slope, predicted, part * trusted, lowered)
+        expected = math.exp(reference.log_radius)
         if lowered:
             expected *= 8.0 / 9.0  # with the learning rate
-        error = math.sqrt(max(reference.square - reference.mean**2, 0) / 18)
-        # A verdict that hangs on a rounding is neither's.
-        edges = [abs(reference.mean - e) for e in (C, 0.0, -0.5)]
+        mean, error = reference.slope()
         kept = memory(**{n: float(v) for n, v in remembered.items()}, trusted=expected)
-        if min(edges) > 1e-9 or error > 1e-9:
+        # A verdict that hangs on a rounding is neither's.
+        if min(abs(mean - edge) for edge in (C, 0.0, -0.5)) > 1e-9 or error > 1e-9:
             assert found == pytest.approx(expected, rel=1e-9)
 
 
@@ -192,7 +157,7 @@ def test_a_fall_of_the_losses_beyond_doubt_lets_steps_grow(
 
 
 def test_first_step_is_a_hundredth_of_the_way_to_the_bound() -> None:
-    optimizer = MoMoWrapper(Adam([param := nn.Parameter(torch.ones(1))], lr=8.0), SlopeTrust())
+    optimizer = MoMoWrapper(Adam([param := nn.Parameter(torch.ones(1))], lr=8.0), TrustedMoMo())
     param.grad = torch.ones(1)
     optimizer.step(loss=4.0)
     # The model falls by ⟨d, u⟩ = 1 per unit of step size, from 4: the bound is 4 away.
@@ -200,34 +165,13 @@ def test_first_step_is_a_hundredth_of_the_way_to_the_bound() -> None:
 
 
 def test_which_steps_are_measured() -> None:
-    rule = SlopeTrust()
+    rule = TrustedMoMo()
     assert [step for step in range(1, 110) if rule.wants_slope(step)] == [
         *range(1, 101), 102, 105, 108,
     ]  # fmt: skip
-    assert not SlopeTrust(every=math.inf).wants_slope(101)
-    assert not SlopeTrust(-math.inf).wants_slope(1)
+    assert not TrustedMoMo(every=math.inf).wants_slope(101)
+    assert not TrustedMoMo(-math.inf).wants_slope(1)
     assert not rule.wants_probe(1)
-
-
-def test_without_a_bound_it_is_the_base() -> None:
-    def wrapped(rule: MoMo | SlopeTrust) -> Callable[[list[Tensor]], Optimizer]:
-        return lambda p: MoMoWrapper(SGD(p, lr=0.01, momentum=0.9), rule)
-
-    found = trajectory(wrapped(SlopeTrust(-math.inf)), 60)
-    assert torch.equal(found, trajectory(wrapped(MoMo(-math.inf)), 60))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"every": 0}, "every=0, expected a number of at least 1"),
-        ({"measurements": 1}, "measurements=1, expected a number of at least 2"),
-        ({"descends": 1.0}, "descends=1.0, expected"),
-    ],
-)
-def test_settings_are_checked(settings: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        SlopeTrust(**settings)
 
 
 # In training.
@@ -247,7 +191,7 @@ class Digits:
         self.centres, self.clip = 2.0 * torch.randn(5, 20), clip
         layers = [nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 5)]
         self.model = nn.Sequential(*layers)
-        self.optimizer = MoMoWrapper(Adam(self.model.parameters(), lr=lr), SlopeTrust(bound))
+        self.optimizer = MoMoWrapper(Adam(self.model.parameters(), lr=lr), TrustedMoMo(bound))
         self.count = 0
 
     def train(self, steps: int, drift: float = 0.0) -> Digits:
@@ -300,7 +244,7 @@ def test_resumes_bit_for_bit(steps: int) -> None:
 
 def test_a_copy_goes_on_alike() -> None:
     problem = Problem()
-    optimizer = MoMoWrapper(Adam(problem.params, lr=100.0), SlopeTrust())
+    optimizer = MoMoWrapper(Adam(problem.params, lr=100.0), TrustedMoMo())
     for _ in range(20):
         optimizer.step(loss=problem.gradients())
     twin = copy.deepcopy(optimizer)
@@ -319,7 +263,7 @@ def test_outliers_do_not_let_steps_grow_for_ever() -> None:
     noise = torch.distributions.StudentT(torch.tensor(1.5))
     weights = torch.randn(10)
     param = nn.Parameter(torch.zeros(10))
-    optimizer = MoMoWrapper(Adam([param], lr=100.0), SlopeTrust())
+    optimizer = MoMoWrapper(Adam([param], lr=100.0), TrustedMoMo())
     for _ in range(600):
         inputs = torch.randn(32, 10)
         loss = functional.smooth_l1_loss(inputs @ param, inputs @ weights + noise.sample((32,)))
@@ -328,10 +272,3 @@ def test_outliers_do_not_let_steps_grow_for_ever() -> None:
         optimizer.step(loss=loss)
     assert float((param.detach() - weights).norm() / weights.norm()) < 0.2
     assert float(optimizer.effective_lrs()[0]) < 0.3
-
-
-def test_settings_of_other_rules_stay() -> None:
-    """What is remembered by name is all there is."""
-    names: dict[str, Any] = SlopeTrust().initial_memory(0.0)
-    assert {"trusted", "slopes", "slope", "slope_square", "last_lr"} < names.keys()
-    assert set(names.values()) == {0.0}
