@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from momo_wrap import MoMoWrapper
 from momo_wrap.sweep import OptimizerFactory
 
 Batch = tuple[Tensor, ...]
@@ -39,19 +37,6 @@ class Problem:
     evaluate: Callable[[nn.Module], Mapping[str, Tensor | float]]
 
 
-class CountedLoss:
-    """A loss that is to be probed, and how often it was evaluated."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(
-        self, loss: Callable[[nn.Module, Batch], Tensor], model: nn.Module, batch: Batch
-    ) -> Tensor:
-        self.count += 1
-        return loss(model, batch)
-
-
 def constant(_step: int, _steps: int) -> float:
     """Return the factor of the learning rate at a step, counted from 0: always 1."""
     return 1.0
@@ -72,7 +57,6 @@ def train(
     schedule: Schedule = constant,
     observe: Callable[[Any], object] | None = None,
     evaluations: int = 0,
-    probes: bool = False,
 ) -> dict[str, Any]:
     """Train once.
 
@@ -85,14 +69,13 @@ def train(
         observe: Is called with the optimizer after each step.
         evaluations: How often the model is judged during training: after the k-th such part of the
             steps, rounded up.
-        probes: Whether a wrapped optimizer gets a probe at each step.
 
     Returns:
         What `Problem.evaluate` returns at the end. With `evaluations` also `"steps"`, their number,
-        and `"evaluations"`, a text: what counts at each, the score if there is one, or the loss. A
-        run whose loss is no longer finite ends with a loss (and
-        score, if the task has one) of NaN. With `probes` also `"steps"`, and `"probe_evaluations"`,
-        how often probes were evaluated.
+        and `"evaluations"`, a text: what counts at each, the score if there is one, or the loss.
+
+    Raises:
+        FloatingPointError: A training loss is not finite.
     """
     torch.manual_seed(seed)
     problem = make_problem()
@@ -100,7 +83,6 @@ def train(
     scheduler = LambdaLR(optimizer, lambda step: schedule(step, problem.steps))
     judged: list[str] = []
     judged_after = moments(problem.steps, evaluations)
-    probed = CountedLoss()
     _set_mode(problem, optimizer, "train")
     for step, batch in enumerate(problem.batches, start=1):
         loss = problem.loss(problem.model, batch)
@@ -108,10 +90,7 @@ def train(
             raise FloatingPointError(f"the training loss is {loss.item()}")
         optimizer.zero_grad()
         loss.backward()
-        if probes and isinstance(optimizer, MoMoWrapper):
-            optimizer.step(loss=loss, probe=partial(probed, problem.loss, problem.model, batch))
-        else:
-            optimizer.step(lambda loss=loss: loss)  # type: ignore[misc]  # bare and wrapped alike
+        optimizer.step(lambda loss=loss: loss)  # type: ignore[misc]  # bare and wrapped alike
         scheduler.step()
         if observe is not None:
             observe(optimizer)
@@ -122,8 +101,6 @@ def train(
     at_the_end = judge(problem, optimizer)
     if evaluations:
         at_the_end |= {"steps": problem.steps, "evaluations": " ".join(judged)}
-    if probes:
-        at_the_end |= {"steps": problem.steps, "probe_evaluations": probed.count}
     return at_the_end
 
 

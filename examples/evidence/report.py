@@ -17,11 +17,10 @@ from pathlib import Path
 import calibrated
 import figures
 import hard_results
-import probed_results
 import profile_figure
 import steps_to_target
 from candidates import CANDIDATES
-from hard_tasks import HARD_TASKS, PROBED
+from hard_tasks import HARD_TASKS
 from measures import Comparison, summary
 from plan import RESULTS, SCHEDULES, path_of
 from profiles import PROFILES, SCHEDULE
@@ -72,9 +71,6 @@ def all_sections(folder: Path = RESULTS) -> dict[str, str]:
         "calibrated": calibrated.section(comparisons),
         "candidates": trials(comparisons["constant"], folder / CANDIDATES.name),
         "hard tasks": hard_results.section(folder / HARD_TASKS.name),
-        "probes on ten tasks": probed_results.section(
-            comparisons["constant"], folder / PROBED.name
-        ),
         "profiles": steps_to_target.section(comparisons[SCHEDULE], folder / PROFILES.name),
     }
 

@@ -55,11 +55,8 @@ def main() -> None:
     is_whole &= arguments.method == list(METHODS)
     if arguments.again:
         files = [path_of(name, arguments.folder) for name in arguments.schedule]
-        files += (
-            [candidates.CANDIDATES, profiles.PROFILES, hard_tasks.HARD_TASKS, hard_tasks.PROBED]
-            if is_whole
-            else []
-        )
+        if is_whole:
+            files += [candidates.CANDIDATES, profiles.PROFILES, hard_tasks.HARD_TASKS]
         print({path.name: forget(path, arguments.again) for path in files}, "rows removed")
     for name, task in product(arguments.schedule, arguments.task or tasks):
         sweep.run(

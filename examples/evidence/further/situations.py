@@ -1,15 +1,14 @@
-"""What a situation consists of, and the loop that trains it, with or without probes."""
+"""What a situation consists of, and the loop that trains it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
-from problems import Batch, CountedLoss
+from problems import Batch
 from torch import Tensor, nn
 
 from momo_wrap import MoMoWrapper
@@ -54,7 +53,6 @@ def train(
     seed: int,
     *,
     make_situation: Callable[[], Situation],
-    probes: bool = True,
     observe: Callable[[Any], object] | None = None,
 ) -> dict[str, Any]:
     """Train once at a constant learning rate.
@@ -64,12 +62,10 @@ def train(
         make_optimizer: Makes an optimizer from parameters and a learning rate.
         seed: Seeds initial parameters and batches.
         make_situation: Makes the situation, from torch's seeded generator.
-        probes: Whether wrapped optimizers get a probe.
         observe: Is called with the first player's optimizer after each step.
 
     Returns:
-        What `Situation.evaluate` returns, `"steps"`, the number of steps of all optimizers, and
-        `"probe_evaluations"`, how often probes were evaluated.
+        What `Situation.evaluate` returns, and `"steps"`, the number of steps of all optimizers.
 
     Raises:
         FloatingPointError: A training loss is not finite.
@@ -79,7 +75,7 @@ def train(
     model = situation.model.train()
     players = situation.players or [model]
     optimizers: list[Any] = [make_optimizer(player.parameters(), lr) for player in players]
-    probed, steps = CountedLoss(), 0
+    steps = 0
     for batch in situation.batches:
         for player, loss_of, optimizer in zip(players, situation.losses, optimizers, strict=True):
             loss = loss_of(model, batch)
@@ -90,8 +86,7 @@ def train(
             if situation.clip < math.inf:
                 nn.utils.clip_grad_norm_(player.parameters(), situation.clip)
             if isinstance(optimizer, MoMoWrapper):
-                probe = partial(probed, loss_of, model, batch) if probes else None
-                optimizer.step(loss=loss, probe=probe)
+                optimizer.step(loss=loss)
             else:
                 optimizer.step()
             steps += 1
@@ -101,4 +96,4 @@ def train(
     model.eval()
     with torch.no_grad():
         found = situation.evaluate(model)
-    return {**found, "steps": steps, "probe_evaluations": probed.count}
+    return {**found, "steps": steps}
