@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import zip_longest
+from types import FunctionType
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch import Tensor
 from momo_wrap.checks.arguments import Loss, check_probe
 from momo_wrap.checks.losses import checked_loss
 from momo_wrap.distributed import whole
-from momo_wrap.probes import Before, Probe, probed_loss, same_function
+from momo_wrap.probes import Before, Probe, probed_loss
 
 
 class PendingLosses:
@@ -20,7 +22,10 @@ class PendingLosses:
     Attributes:
         before: The parameters before the last step, where it is to be probed.
         count: How many losses were recorded.
+        clipping: By what the gradients were multiplied, None: nobody has told.
     """
+
+    clipping: Loss | None
 
     def __init__(self) -> None:
         self.before: Before | None = None
@@ -32,6 +37,7 @@ class PendingLosses:
         self._total: Loss = 0.0
         self._weights: Loss = 0.0
         self.count = 0
+        self.clipping = None
         self._has_probe = False
         # Each with the weight of its batch, which it keeps alive; none where none is called.
         self._probes: list[tuple[Probe, Loss]] = []
@@ -68,8 +74,21 @@ class PendingLosses:
         self._weights = self._weights + its_weight
         self.count += 1
 
+    def clipped(self, factor: object) -> None:
+        """Note by what the gradients were multiplied; see `MoMoWrapper.record_clipping`."""
+        value = _detached(checked_loss(factor, "record_clipping() got"))
+        if not isinstance(value, Tensor) and not 0.0 <= value <= 1.0:
+            raise ValueError(
+                f"record_clipping() got {value}, expected by what the gradients were multiplied, a "
+                "number of at most 1. After norm = clip_grad_norm_(parameters, 1.0), write "
+                "optimizer.record_clipping((1.0 / (norm + 1e-6)).clamp(max=1.0))."
+            )
+        if self._due:
+            self.clear()
+        self.clipping = value if self.clipping is None else self.clipping * value
+
     def _keep(self, probe: Probe, weight: Loss) -> None:
-        if any(same_function(probe, other) for other, _ in self._probes):
+        if any(_same_function(probe, other) for other, _ in self._probes):
             raise ValueError(
                 "record_loss() got as probe for two batches of a step functions that return the "
                 "same, as those do that read a variable, which has become another batch since. "
@@ -123,7 +142,9 @@ class PendingLosses:
         mean, probes, complete = self._total / self._weights, self._probes, False
         if self._has_probe:
             probe, complete = partial(_mean, probes), len(probes) == self.count
+        clipping = self.clipping
         self.clear()
+        self.clipping = clipping
         return mean, probe, complete
 
 
@@ -154,6 +175,36 @@ class RecordsLosses:
         """
         self._pending.add(loss, weight, probe)
 
+    def record_clipping(self, factor: Loss) -> None:
+        """Record by what the gradients of the next `step()` were multiplied.
+
+        Of a gradient c g that was clipped the model of the loss would take the loss to be less
+        steep than it is, and foretell too little. With c it knows the slope, equation (2'') of
+        `momo_wrap.model`. `MoMoWrapper(optimizer, max_grad_norm=1.0)` clips, and needs no record.
+
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.record_clipping((1.0 / (norm + 1e-6)).clamp(max=1.0))
+            optimizer.step(loss=loss)
+
+        Args:
+            factor: c, in [0, 1]: a one-element tensor on any device, which is not read on the host,
+                or a number. Those of several calls are multiplied. `zero_grad` forgets it.
+
+        Raises:
+            TypeError: It is neither a tensor nor a number.
+            ValueError: A tensor has several elements, or a number is out of range.
+        """
+        self._pending.clipped(factor)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset all gradients, and forget the losses and clipping that were recorded with them.
+
+        Args:
+            set_to_none: To None rather than to zeros.
+        """
+        super().zero_grad(set_to_none)  # type: ignore[misc]
+        self._pending.clear()
+
     @property
     def _step_supports_amp_scaling(self) -> bool:
         # GradScaler asks for this just before it takes the step or skips it, and tells no more.
@@ -180,3 +231,19 @@ def _detached(value: Loss) -> Loss:
         return value
     wide = torch.promote_types(value.dtype, torch.float32)
     return whole(value.detach()).reshape(()).to(wide)
+
+
+def _same_function(one: object, other: object) -> bool:
+    """Return whether two functions have the same code, and the same variables, not only values."""
+    return one is other or (
+        isinstance(one, FunctionType)
+        and isinstance(other, FunctionType)
+        and one.__code__ is other.__code__
+        and _are(one.__closure__, other.__closure__)
+        and _are(one.__defaults__, other.__defaults__)
+        and one.__kwdefaults__ is other.__kwdefaults__
+    )
+
+
+def _are(some: tuple[object, ...] | None, others: tuple[object, ...] | None) -> bool:
+    return all(a is b for a, b in zip_longest(some or (), others or ()))

@@ -19,8 +19,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
-from types import FunctionType
 from typing import TypeAlias
 
 import torch
@@ -108,7 +106,14 @@ class Before:
         return copies
 
     def measure(
-        self, probe: Probe | None, loss: Loss, like: Tensor, sign: float, *, own_loss: bool
+        self,
+        probe: Probe | None,
+        loss: Loss,
+        like: Tensor,
+        sign: float,
+        clipping: Loss | None,
+        *,
+        own_loss: bool,
     ) -> Tensor | None:
         """Return what the step has done to the loss of the next batch, on this rank; once.
 
@@ -117,6 +122,7 @@ class Before:
             loss: What it has returned at the parameters as they are.
             like: A tensor of the device and dtype of the scalars.
             sign: -1 where the loss is maximised.
+            clipping: By what its gradients were multiplied; None: they are as they were.
             own_loss: Whether the loss is what the probe would return now.
 
         Returns:
@@ -132,7 +138,7 @@ class Before:
         if probe is not None and self.wants_probe:
             fall = self._fall(probe, loss, like, now, own_loss=own_loss)
             decrease = sign * fall + self._penalty(now, like)
-        return torch.stack([decrease, self._slope(now, like, sign)])
+        return torch.stack([decrease, self._slope(now, like, sign, clipping)])
 
     def _fall(
         self, probe: Probe, loss: Loss, like: Tensor, now: Sequence[Tensor], *, own_loss: bool
@@ -169,12 +175,15 @@ class Before:
             if isinstance(decay, Tensor) or decay != 0.0:
                 yield decay * shards, before, x
 
-    def _slope(self, now: Sequence[Tensor], like: Tensor, sign: float) -> Tensor:
+    def _slope(
+        self, now: Sequence[Tensor], like: Tensor, sign: float, clipping: Loss | None
+    ) -> Tensor:
         """Return ⟨g + λ x', x - x'⟩, each times `shards`; uses up what was copied."""
-        parts = [
+        decayed = [
             as_scalar(((before - x) * x).sum() * decay, like)
             for decay, before, x in self._decayed(now)
         ]
+        parts = []
         torch._foreach_sub_(self.previous, list(now))
         for shards, flat, indices in self._flat:
             moved, grads = [], []
@@ -189,7 +198,10 @@ class Before:
                 torch._foreach_mul_(moved, grads)
             part = as_scalar(flat.sum(), like)
             parts.append(part if sign * shards == 1 else part * (sign * shards))
-        return parts[0] if len(parts) == 1 else torch.stack([like.new_zeros(()), *parts]).sum()
+        slope = parts[0] if len(parts) == 1 else torch.stack([like.new_zeros(()), *parts]).sum()
+        if clipping is not None:
+            slope = slope / as_scalar(clipping, like)
+        return torch.stack([slope, *decayed]).sum() if decayed else slope
 
     def _reshard(self) -> None:
         reshard(param for param, _, _ in self.params)
@@ -214,6 +226,7 @@ def measured(
     loss: Loss,
     like: Tensor,
     sign: float,
+    clipping: Loss | None,
     own_loss: bool,
 ) -> Tensor | None:
     """Return what is known of the last step; see `Before.measure`; None: it was not measured."""
@@ -221,7 +234,7 @@ def measured(
         check_probe(probe)
     if before is None or (before.wants_probe and probe is None):
         return None
-    return before.measure(probe, loss, like, sign, own_loss=own_loss)
+    return before.measure(probe, loss, like, sign, clipping, own_loss=own_loss)
 
 
 def before_step(
@@ -261,22 +274,6 @@ def _evaluate(probe: Probe, like: Tensor) -> Tensor:
 def probed_loss(probe: Probe) -> Loss:
     """Return what a probe returns, and refuse what is no loss."""
     return checked_loss(probe(), "the probe returned", _INSTEAD)
-
-
-def same_function(one: object, other: object) -> bool:
-    """Return whether two functions have the same code, and the same variables, not only values."""
-    return one is other or (
-        isinstance(one, FunctionType)
-        and isinstance(other, FunctionType)
-        and one.__code__ is other.__code__
-        and _are(one.__closure__, other.__closure__)
-        and _are(one.__defaults__, other.__defaults__)
-        and one.__kwdefaults__ is other.__kwdefaults__
-    )
-
-
-def _are(some: tuple[object, ...] | None, others: tuple[object, ...] | None) -> bool:
-    return all(a is b for a, b in zip_longest(some or (), others or ()))
 
 
 def _random_states(devices: Iterable[torch.device]) -> list[Tensor]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, overload
+from collections.abc import Callable, Sequence
+from typing import Any, overload
 
 import torch
 import torch.distributed as dist
@@ -14,19 +14,17 @@ from momo_wrap.adapters.base import Adapter
 from momo_wrap.adapters.registry import adapters_for
 from momo_wrap.bases import Bases
 from momo_wrap.checks.arguments import (
+    WRAPPER_CHECKS,
     CheckedAttributes,
     Compiled,
     Loss,
     NonFinite,
     check_arguments,
-    check_compiled,
-    check_nonfinite,
-    check_rule,
     check_unknown_arguments,
-    decay_form,
 )
 from momo_wrap.checks.nonfinite import must_skip
 from momo_wrap.distributed import ProcessGroup, Ranks, check_process_group, ranks_of, reduced
+from momo_wrap.engine.clipping import clipping_of
 from momo_wrap.engine.params import has_zero_lr
 from momo_wrap.engine.scalars import as_scalar, scalar_template
 from momo_wrap.joint import JointOptimizer, joined, members
@@ -79,14 +77,17 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         compiled: How the state of SGD and the Adam family is updated. False: by `base.step()`, as
             that of all others. True: by compiled passes in its stead, unless the base has step
             hooks. "auto": so on the CPU, compiled from 2^24 parameters on; else by `base.step()`.
+        max_grad_norm: The norm that gradients are clipped to at each step, as torch's
+            `clip_grad_norm_` does, and the model of the loss knows of it; None: they are not. Where
+            you clip them yourself, see `record_clipping`.
         process_group: The ranks whose losses are averaged, and over which parameters are sharded:
             "auto", all of `torch.distributed` if it is initialised; a group; None, this one alone.
 
     Attributes:
         base: The optimizer that was wrapped, a `JointOptimizer` for several.
         adapter: Its adapter, a list of them for several.
-        rule, weight_decay_form, nonfinite, process_group, compiled: As they were given. They may be
-            set, and are checked then. Another rule remembers nothing.
+        rule, weight_decay_form, nonfinite, max_grad_norm, process_group, compiled: As they were
+            given. They may be set, and are checked then. Another rule remembers nothing.
 
     Raises:
         TypeError: `optimizer` is not an optimizer, or one that can't be wrapped; `rule` or
@@ -102,6 +103,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         adapter: Adapter | Sequence[Adapter | None] | None = None,
         weight_decay_form: WeightDecayForm | None = None,
         nonfinite: NonFinite = "propagate",
+        max_grad_norm: float | None = None,
         process_group: ProcessGroup = "auto",
         compiled: Compiled = "auto",
         **unknown: Any,
@@ -114,7 +116,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
                 "twice. Wrap the base itself: MoMoWrapper(optimizer.base)."
             )
         rule = MoMo() if rule is None else rule
-        check_arguments(base, rule, adapter, nonfinite, compiled, weight_decay_form)
+        check_arguments(base, rule, adapter, nonfinite, compiled, weight_decay_form, max_grad_norm)
         pairs = zip(members(base), adapters_for(base, adapter), strict=True)
         bases = Bases(list(pairs), self._weight_sums)
         check_process_group(process_group, base.param_groups)
@@ -123,6 +125,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         self.process_group = process_group
         self.compiled = compiled
         self.nonfinite = nonfinite
+        self.max_grad_norm = max_grad_norm
         self.rule = rule
         self.weight_decay_form = weight_decay_form
         self._outcome, self._pending = Outcome(), PendingLosses()
@@ -211,10 +214,20 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
     def _take(self, loss: Loss, group: Ranks, probe: Probe | None, *, own_loss: bool) -> None:
         bases, memory, like = self._bases, self._memory, self._bases.like
         bound = signed_bound(self.rule, bases.sign)
-        before, probed, has_probe = self._pending.before, None, probe is not None
+        pending, limit, probed, has_probe = (
+            self._pending,
+            self.max_grad_norm,
+            None,
+            probe is not None,
+        )
+        before, clipping = pending.before, pending.clipping
         if before is not None or has_probe:
-            probed = measured(before, probe, loss, like, bases.sign, own_loss)
-        self._pending.before = None
+            probed = measured(before, probe, loss, like, bases.sign, clipping, own_loss)
+        pending.before = None
+        if limit is not None or clipping is not None:
+            pending.clipping = None
+            clipping = clipping_of(self.param_groups, limit, clipping, like)
+            memory.follow_clipping()
         memory.prepare(bases.pairs, like)
         step = bases.observe(self.weight_decay_form or self.rule.weight_decay_form)
         # Nearly always there is nothing to convert.
@@ -224,9 +237,11 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         sums, penalty = step.sums, step.penalty
         if group is not None:
             loss, sums, penalty, probed = reduced(loss, sums, penalty, probed, group)
-        given, loss = loss, loss if penalty is None else loss + penalty.sum()
+        given = loss
+        if penalty is not None:  # in the base's gradient it is not clipped
+            loss = loss + (penalty.sum() if clipping is None else penalty.sum() / clipping)
         coefficients = memory.coefficients(step.averagings)
-        model = MomentumModel.of(memory.averages, coefficients, loss)  # (1), (2)
+        model = MomentumModel.of(memory.averages, coefficients, loss, clipping)  # (1), (2)
         seen = (bases.unknown,) * 3 if before is None or probed is None else before.seen(probed)
         known = (*seen, memory.steps + 1, has_probe, probed is not None)
         stats = model.stats(sums, loss, bound, bases.largest_lr, known)
@@ -241,15 +256,6 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         self._outcome.of_step = (stats, decision, given, bases.sign)
         if memory.steps % SAMPLED_EVERY == 0:
             self._sample(step.averagings)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset all gradients, and forget the losses that were recorded with them.
-
-        Args:
-            set_to_none: To None rather than to zeros.
-        """
-        super().zero_grad(set_to_none)
-        self._pending.clear()
 
     @property
     def adapter(self) -> Adapter | list[Adapter]:
@@ -289,11 +295,5 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         self._pending.before = take_previous(self.base, like)
         self._memory.prepare(self._bases.pairs, like)
 
-    CHECKS: ClassVar[Mapping[str, Callable[[Any, Any], object]]] = {
-        "rule": lambda self, rule: signed_bound(check_rule(rule), self._bases.sign),
-        "nonfinite": lambda _, value: check_nonfinite(value),
-        "compiled": lambda _, value: check_compiled(value),
-        "weight_decay_form": lambda self, value: decay_form(value, self.rule),
-        "process_group": lambda self, value: check_process_group(value, self.param_groups),
-    }
+    CHECKS = WRAPPER_CHECKS
     FIXED = frozenset({"base"})

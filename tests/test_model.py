@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from momo_wrap import Averaging
-from momo_wrap.model import Coefficients, MomentumModel, Start
+from momo_wrap.model import MomentumModel, Start, coefficients_of
 from momo_wrap.rules import ModelStats
 
 
@@ -23,7 +23,7 @@ def float64(*values: float) -> Tensor:
 def model_of(
     averages: Tensor, averagings: list[Averaging], loss: float, start: Start = Start.RUNNING
 ) -> MomentumModel:
-    coefficients = Coefficients.of(averagings, [start] * len(averagings), averages)
+    coefficients = coefficients_of(averagings, [start] * len(averagings), averages)
     return MomentumModel.of(averages, coefficients, torch.tensor(loss, dtype=torch.float64))
 
 
@@ -43,7 +43,7 @@ def test_coefficients_that_are_tensors_are_never_read(start: Start) -> None:
         Averaging(0.9, 1.0, first_weight=beta, buffer_scale=beta, grad_scale=beta),
     ]
     averages = torch.empty(4, 2, device="meta")
-    model = MomentumModel.of(averages, Coefficients.of(averagings, [start] * 2, averages), loss)
+    model = MomentumModel.of(averages, coefficients_of(averagings, [start] * 2, averages), loss)
     assert total(model, torch.empty(2, device="meta")).value.is_meta
     assert model.after(torch.empty(2, 2, device="meta"), loss).is_meta
 

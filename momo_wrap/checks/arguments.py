@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from inspect import signature
+from numbers import Real
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from momo_wrap.adapters.base import Adapter
-from momo_wrap.rules import MoMo, StepRule, TrustedMoMo, WeightDecayForm
+from momo_wrap.distributed import check_process_group
+from momo_wrap.rules import MoMo, StepRule, TrustedMoMo, WeightDecayForm, signed_bound
 
 Loss: TypeAlias = Tensor | float
 Compiled: TypeAlias = bool | Literal["auto"]
@@ -25,8 +27,9 @@ def check_arguments(
     nonfinite: object,
     compiled: object,
     weight_decay_form: WeightDecayForm | None,
+    max_grad_norm: object,
 ) -> None:
-    """Refuse arguments of `MoMoWrapper` that are wrong; adapter and form of decay may be None."""
+    """Refuse arguments of `MoMoWrapper` that are wrong."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"MoMoWrapper expects a torch.optim.Optimizer, got {type(optimizer).__name__}. Write "
@@ -42,6 +45,7 @@ def check_arguments(
     check_nonfinite(nonfinite)
     check_compiled(compiled)
     decay_form(weight_decay_form, rule)
+    check_max_grad_norm(max_grad_norm)
 
 
 def check_unknown_arguments(arguments: Mapping[str, object]) -> None:
@@ -106,6 +110,22 @@ def check_compiled(compiled: object) -> None:
         )
 
 
+def check_max_grad_norm(value: object) -> None:
+    """Refuse what is no norm that gradients could be clipped to."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(
+            f"max_grad_norm must be a Python number or None, got {value!r}. Write "
+            "MoMoWrapper(optimizer, max_grad_norm=1.0)."
+        )
+    if not float(value) > 0:
+        raise ValueError(
+            f"max_grad_norm must be above 0, got {value!r}. Write MoMoWrapper(optimizer, "
+            "max_grad_norm=1.0), or None to clip nothing."
+        )
+
+
 def check_decay_form(form: object, whose: str = "") -> None:
     """Refuse what is no form of weight decay; the error begins with `whose`."""
     if form not in get_args(WeightDecayForm):
@@ -122,6 +142,17 @@ def decay_form(chosen: WeightDecayForm | None, rule: StepRule) -> WeightDecayFor
         check_decay_form(chosen)
         return chosen
     return check_rule(rule).weight_decay_form
+
+
+# From the name of an attribute of the wrapper that may be set to what refuses a value.
+WRAPPER_CHECKS: Mapping[str, Callable[[Any, Any], object]] = {
+    "rule": lambda self, rule: signed_bound(check_rule(rule), self._bases.sign),
+    "nonfinite": lambda _, value: check_nonfinite(value),
+    "compiled": lambda _, value: check_compiled(value),
+    "weight_decay_form": lambda self, value: decay_form(value, self.rule),
+    "process_group": lambda self, value: check_process_group(value, self.param_groups),
+    "max_grad_norm": lambda _, value: check_max_grad_norm(value),
+}
 
 
 class CheckedAttributes:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from momo_wrap.engine.clipping import clipping_by
 from momo_wrap.integrations import wrapper_of
 from momo_wrap.probes import Probe
 
@@ -55,3 +56,28 @@ def backward(
     wrapper = wrapper_of(optimizer)
     accelerator.backward(loss, **kwargs)
     wrapper.record_loss(loss, weight, probe=probe)
+
+
+def clip_grad_norm_(accelerator: Accelerator, optimizer: object, max_norm: float) -> Tensor | None:
+    """Clip the gradients of an optimizer with `accelerator.clip_grad_norm_`, and tell the model.
+
+    Call it instead, before `optimizer.step()`. While gradients are accumulated it does nothing.
+
+    Args:
+        accelerator: The accelerator.
+        optimizer: The optimizer that `accelerator.prepare` returned for a `MoMoWrapper`.
+        max_norm: The largest norm, over all parameters of the optimizer.
+
+    Returns:
+        The norm before, 0-dim; None where nothing was done.
+
+    Raises:
+        TypeError: The optimizer is not a prepared `MoMoWrapper`.
+    """
+    wrapper = wrapper_of(optimizer)
+    if not accelerator.sync_gradients:
+        return None
+    params = [param for group in wrapper.param_groups for param in group["params"]]
+    norm: Tensor = accelerator.clip_grad_norm_(params, max_norm)
+    wrapper.record_clipping(clipping_by(norm, max_norm))
+    return norm

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from torchmetrics import Metric, MetricCollection
 
+from momo_wrap.engine.clipping import clipping_by
 from momo_wrap.integrations import step_metrics, wrapper_of
 from momo_wrap.integrations.repeating import undone, with_own_container
 from momo_wrap.wrapper import MoMoWrapper
@@ -30,6 +32,7 @@ class MoMoCallback(pl.Callback):
     Lightning's closure returns the loss of the last batch only, divided by
     `accumulate_grad_batches`, and with a GradScaler none. The callback records the loss of every
     batch whose gradients add up, without that division and scale; the loss of a step is their mean.
+    Where `gradient_clip_val` clips gradients by their norm, the model of the loss knows of it.
     Where the rule has a step probed, `training_step` is called once more with the batches of the
     next one, without gradients and logs.
 
@@ -81,6 +84,17 @@ class MoMoCallback(pl.Callback):
             wrapper = wrapper_of(trainer.optimizers[0])
             probe = partial(_evaluate, trainer, pl_module, *self._arguments)
             wrapper.record_loss(loss, probe=probe if self._arguments else None)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
+    ) -> None:
+        """Record by what Lightning is about to multiply the gradients."""
+        largest, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+        if pl_module.automatic_optimization and largest and algorithm in (None, "norm"):
+            wrapper = wrapper_of(optimizer)
+            params = [param for group in wrapper.param_groups for param in group["params"]]
+            norm = get_total_norm([param.grad for param in params if param.grad is not None])
+            wrapper.record_clipping(clipping_by(norm, float(largest)))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any

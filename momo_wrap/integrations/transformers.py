@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer
 
+from momo_wrap.engine.clipping import clipping_by
 from momo_wrap.integrations import step_metrics, wrapper_of
 from momo_wrap.integrations.repeating import undone, with_own_container
 
@@ -19,9 +21,10 @@ class MoMoTrainer(Trainer):
     Trainer calls `optimizer.step()` bare. This one records the loss of each batch before, in the
     proportion in which its gradients count: however Trainer divides the losses of accumulated
     batches (by their number, or by `num_items_in_batch`), the loss of a step is the sum of the
-    divided ones. Where the rule has a step probed, the batches of the next one are evaluated once
-    more by Trainer's own `training_step`, without its gradients and logs. With the logs of the
-    training loss come those of `step_metrics`.
+    divided ones. Where Trainer clips gradients, the model of the loss knows of it. Where the rule
+    has a step probed, the batches of the next one are evaluated once more by Trainer's own
+    `training_step`, without its gradients and logs. With the logs of the training loss come those
+    of `step_metrics`.
 
     A Trainer of another kind becomes one by `class MyTrainer(MoMoTrainer, Seq2SeqTrainer)`, unless
     it has a `training_step` of its own that does not call this one.
@@ -52,6 +55,13 @@ class MoMoTrainer(Trainer):
         # The sum is wanted, and the mean is taken.
         wrapper.record_loss(loss * self.current_gradient_accumulation_steps, probe=probe)
         return loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Clip as Trainer does, and tell the model of the loss."""
+        norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        value = torch.as_tensor(norm)
+        wrapper_of(self.optimizer).record_clipping(clipping_by(value, self.args.max_grad_norm))
+        return norm
 
     def _loss_again(
         self,

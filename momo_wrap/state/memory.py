@@ -18,12 +18,13 @@ from torch.optim import Optimizer
 
 from momo_wrap.adapters.base import Adapter
 from momo_wrap.engine.scalars import as_scalar, comparable, vector
-from momo_wrap.model import Averaging, Coefficients, Start, first_weight
+from momo_wrap.model import Averaging, Coefficients, Start, coefficients_of, first_weight
 
 # What the names of entries in the groups start with.
 PREFIX = "momo_"
-# F, E, W, R of equations (1) and (2), in the order of the averages.
+# F, E, W, R of equations (1) and (2), in the order of the averages; S where gradients are clipped.
 _NAMES = ("loss_sum", "displacement", "loss_weight_sum", "weight_sum")
+_CLIPPED = "clipped_weight_sum"
 _RULE_PREFIX = f"{PREFIX}rule_"
 _STEPS = f"{PREFIX}steps"
 # Names of a rule's memory in files of version 0.1.0.
@@ -59,6 +60,11 @@ class Memory:
         """Let the values of the rule be views of one tensor."""
         self._values = values
         self.rule = dict(zip(self._initial, values.unbind(), strict=True))
+
+    def follow_clipping(self) -> None:
+        """Make room for S, which is R where no gradient was clipped yet."""
+        if len(self.averages) == len(_NAMES):
+            self.averages = torch.cat([self.averages, self.averages[3:]])
 
     def write(self, averages: Tensor, rule: Mapping[str, Tensor]) -> None:
         """Write what a step has left: new averages, and the rule's memory, which may be empty."""
@@ -110,7 +116,7 @@ class Memory:
         for i, (_, _, group) in enumerate(owners):
             if kept[i] is None and group.get(f"{PREFIX}weight_sum", ...) is None:
                 kept[i] = copied.get(tuple(map(id, group["params"])))
-        averages = self.averages.new_zeros(4, len(owners))
+        averages = self.averages.new_zeros(len(self.averages), len(owners))
         for i, old in enumerate(kept):
             if old is not None:
                 averages[:, i] = self.averages[:, old]
@@ -151,7 +157,7 @@ class Memory:
 
     def _join(self, index: int, other: int) -> None:
         """Give a group that joins the losses of another one."""
-        self.averages[::2, index] = self.averages[::2, other]
+        self.averages[:3:2, index] = self.averages[:3:2, other]
 
     def _is_lost(self, index: int, param: Tensor, entry: dict[str, Any]) -> bool:
         """Return whether the state that the averages of a group are about is gone or another."""
@@ -178,7 +184,7 @@ class Memory:
         for i, start in enumerate(self.starts):
             if start is Start.HISTORY:
                 averages[3, i] = _HAS_HISTORY
-        names = [PREFIX + name for name in _NAMES]
+        names = [PREFIX + name for name in (*_NAMES, _CLIPPED)[: len(averages)]]
         entries = [
             dict(zip(names, map(Tensor.clone, column.unbind()), strict=True))
             for column in averages.unbind(1)
@@ -207,7 +213,7 @@ class Memory:
         key = [vars(averaging) for averaging in averagings]
         if self._coefficients is not None and self._coefficients[0] == key:
             return self._coefficients[1]
-        made = Coefficients.of(averagings, self.starts, self.averages)
+        made = coefficients_of(averagings, self.starts, self.averages)
         # Tensors may change in place, unseen.
         is_constant = not any(isinstance(value, Tensor) for own in key for value in own.values())
         runs = self.starts.count(Start.RUNNING) == len(self.starts)
@@ -228,7 +234,11 @@ class Memory:
         if weight < 0:
             self.starts[index] = Start.HISTORY
         else:
-            self.averages[:, index] = vector(list(values.values()), self.averages)
+            clipped = group.get(PREFIX + _CLIPPED)
+            if clipped is not None:
+                self.follow_clipping()
+            found = [*values.values(), values["weight_sum"] if clipped is None else clipped]
+            self.averages[:, index] = vector(found[: len(self.averages)], self.averages)
             self.starts[index] = Start.RUNNING
             if weight == 0:
                 self.starts[index] = Start.JOINED if loss_weight > 0 else Start.FRESH
@@ -239,6 +249,7 @@ class Memory:
         """Leave the names in the groups, without values."""
         for _, _, group in self._owners:
             group.update({PREFIX + name: None for name in _NAMES})
+            group.pop(PREFIX + _CLIPPED, None)
         _, _, first = self._owners[0]
         for key in [key for key in first if key.startswith(_RULE_PREFIX)]:
             del first[key]

@@ -106,6 +106,7 @@ def by_hand(
 ) -> list[StepRecord]:
     """Train on the batches that the Trainer saw."""
     optimizer = wrapped(model)
+    optimizer.max_grad_norm = clip
     records, schedule = task.watched(optimizer), scheduler(optimizer)
     model.train()
     per_epoch = SAMPLES // BATCH_SIZE
@@ -115,7 +116,6 @@ def by_hand(
             losses = losses_of(model, seen[start : min(start + accumulate, epoch + per_epoch)])
             for loss in losses:
                 loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimizer.step(loss=torch.stack(losses).detach().sum())
             schedule.step()
     return records

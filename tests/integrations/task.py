@@ -71,6 +71,7 @@ def by_hand(
     """Train without a trainer, and return the parameters and what each step was."""
     model = network()
     optimizer = wrapped(model)
+    optimizer.max_grad_norm = clip
     records = watched(optimizer)
     scheduler = decreasing(optimizer) if schedule else None
     for _ in range(epochs):
@@ -79,8 +80,6 @@ def by_hand(
             losses = [loss_of(model, batch) for batch in batches()[start : start + accumulate]]
             for loss in losses:
                 (loss / accumulate).backward()
-            if clip is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimizer.step(loss=torch.stack(losses).detach().mean())
             if scheduler is not None:
                 scheduler.step()

@@ -19,7 +19,7 @@ pytest.importorskip("accelerate", reason="accelerate is not installed")
 
 from accelerate import Accelerator
 
-from momo_wrap.integrations.accelerate import backward
+from momo_wrap.integrations.accelerate import backward, clip_grad_norm_
 
 
 class Run:
@@ -51,8 +51,9 @@ class Run:
         for number, batch in enumerate(loader, start=skip + 1):
             with self.accelerator.accumulate(self.model):
                 backward(self.accelerator, task.loss_of(self.model, batch), self.optimizer)
-                if clip is not None and self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(self.model.parameters(), clip)
+                if clip is not None:
+                    norm = clip_grad_norm_(self.accelerator, self.optimizer, clip)
+                    assert (norm is None) == (not self.accelerator.sync_gradients)
                 self.optimizer.step()
                 if schedule:
                     self.scheduler.step()

@@ -1,42 +1,15 @@
-"""The momentum model of the loss: averages of losses and of displacements.
-
-The base optimizer averages gradients as B_k = a B_{k-1} + b g_k and moves along a preconditioned
-d_k = p B_k + q g_k. The same weights, applied to the losses, give a model of the loss around the
-current parameters x_k (Schaipp, Ohana, Eickenberg, Defazio and Gower, "MoMo: Momentum Models for
-Adaptive Learning Rates", ICML 2024, arXiv 2305.07583, section 2):
-
-    F_k = a F_{k-1} + b f_k            R_k = a R_{k-1} + b
-    E_k = a (E_{k-1} + ⟨B_{k-1}, x_k - x_{k-1}⟩)                                          (1)
-
-    m(x) = (f̄ + e + ⟨d_k, x - x_k⟩) / ρ
-    f̄ = p F_k + q f_k ,    e = p E_k ,    ρ = p R_k + q                                   (2)
-
-The paper stores ⟨g_j, x_j⟩ where (1) stores how far the parameters have moved since, which needs
-no pass over the parameters and no difference of two large numbers.
-
-Each parameter group i has an averaging of its own, and so its own F, R, E and ρ. The groups are
-linearised separately and added up,
-
-    m(x) = Σ_i ω_i f̄_i/ρ_i + Σ_i ( e_i + ⟨d_i, x_i - x_{k,i}⟩ )/ρ_i                       (2')
-
-where ω_i is the group's share of the decrease that is predicted for the step. Where all groups
-average alike, this is (2).
-
-A group that joins late has no gradients of the losses before, but the losses are known: F_k/W_k is
-then the level of the groups that were there, with a weight W_k of its own; for all others, W = R.
-"""
+"""The momentum model at the current parameters, equations (1) to (2'') of `momo_wrap.model`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from momo_wrap.engine.scalars import Scalar, vector
+from momo_wrap.engine.scalars import Scalar
 from momo_wrap.rules import GroupStats, ModelStats
 
 # What each parameter group contributes to the model of a step. Its move is Δ(θ) = θ s + t, where s
@@ -102,23 +75,6 @@ class Averaging:
         return not any(isinstance(c, Tensor) for c in coefficients) and coefficients == (0.0, 1.0)
 
 
-class Start(Enum):
-    """What a group's averages are made of before a step.
-
-    Attributes:
-        RUNNING: Of the steps so far.
-        FRESH: Of nothing, as the base's buffers.
-        HISTORY: The base's buffers have taken in gradients whose losses nobody knows. The model
-            starts as if all losses so far had been equal to the first one that it sees.
-        JOINED: The losses are those of the groups that were there, the buffers are empty.
-    """
-
-    RUNNING = 0
-    FRESH = 1
-    HISTORY = 2
-    JOINED = 3
-
-
 class Coefficients(NamedTuple):
     """What equations (1) and (2) multiply with, by group.
 
@@ -144,61 +100,14 @@ class Coefficients(NamedTuple):
     uncorrected: Tensor
     uses_gradient: bool
 
-    @classmethod
-    def of(
-        cls, averagings: Sequence[Averaging], starts: Sequence[Start], like: Tensor
-    ) -> Coefficients:
-        """Return the coefficients of a step.
-
-        Args:
-            averagings: How each group averages at this step.
-            starts: What each group's averages are made of.
-            like: A tensor of the device and dtype of the scalars.
-        """
-        pairs = list(zip(averagings, starts, strict=True))
-        weight = vector([first_weight(averaging, start) for averaging, start in pairs], like)
-        loss_weight = weight
-        if Start.JOINED in starts:
-            loss_weight = vector(
-                [a.weight if s is Start.JOINED else first_weight(a, s) for a, s in pairs], like
-            )
-        zero = torch.zeros_like(weight)
-        corrected = vector([float(averaging.bias_corrected) for averaging in averagings], like)
-        return cls(
-            decay=vector([averaging.decay for averaging in averagings], like),
-            intake=torch.stack([zero, zero, loss_weight, weight]),
-            loss_intake=torch.stack([loss_weight, zero, zero, zero]),
-            buffer_scale=vector([averaging.buffer_scale for averaging in averagings], like),
-            grad_scale=vector([averaging.grad_scale for averaging in averagings], like),
-            corrected=corrected,
-            uncorrected=1.0 - corrected,
-            uses_gradient=any(averaging.uses_gradient for averaging in averagings),
-        )
-
-
-def first_weight(averaging: Averaging, start: Start) -> Scalar:
-    """Return b, or what stands for it in the first step of a group.
-
-    Args:
-        averaging: How the group averages.
-        start: What its averages are made of.
-    """
-    if start is Start.HISTORY:
-        rest = 1.0 - averaging.decay
-        # The sum of the weights of a long history, if there is one.
-        never_ends = not isinstance(rest, Tensor) and rest <= 0.0
-        return averaging.weight if never_ends else averaging.weight / rest
-    if start is Start.RUNNING or averaging.first_weight is None:
-        return averaging.weight
-    return averaging.first_weight
-
 
 @dataclass(frozen=True)
 class MomentumModel:
     """The model (2') at the current parameters, and what (1) keeps for the next step.
 
     Attributes:
-        averages: F_k, E_k, W_k and R_k of each group, shape [4, groups].
+        averages: F_k, E_k, W_k and R_k of each group, shape [4, groups]; where gradients are
+            clipped also S_k, shape [5, groups].
         buffer_scale: p at this step, [groups].
         normaliser: ρ, [groups].
         levels: f̄/ρ and e/ρ, [2, groups].
@@ -210,18 +119,29 @@ class MomentumModel:
     levels: Tensor
 
     @classmethod
-    def of(cls, averages: Tensor, coefficients: Coefficients, loss: Tensor) -> MomentumModel:
+    def of(
+        cls,
+        averages: Tensor,
+        coefficients: Coefficients,
+        loss: Tensor,
+        clipping: Tensor | None = None,
+    ) -> MomentumModel:
         """Take in the loss of this step, equations (1) and (2).
 
         Args:
-            averages: Those of the last step, shape [4, groups]; 0 where a group starts.
+            averages: Those of the last step, shape [4, groups], or [5, groups] where gradients are
+                clipped; 0 where a group starts.
             coefficients: How the groups average.
             loss: The loss at the current parameters, 0-dim.
+            clipping: c, by which gradients were multiplied, 0-dim; None: they were not.
 
         Returns:
             The model. Nothing is changed.
         """
         c = coefficients
+        if len(averages) > 4:
+            clipping = torch.ones_like(loss) if clipping is None else clipping
+            return cls._of_clipped(averages, c, loss, clipping)
         intake = torch.addcmul(c.intake, c.loss_intake, loss)
         averages = torch.addcmul(intake, averages, c.decay)  # (1)
         sums, weights = averages.split_with_sizes([2, 2])
@@ -232,6 +152,22 @@ class MomentumModel:
         shown, normalisers = scales * sums, torch.addcmul(c.grad_scale, scales, weights)  # ρ
         shown[0].addcmul_(c.grad_scale, loss)
         return cls(averages, scales[1], normalisers[1], shown / normalisers)  # (2)
+
+    @classmethod
+    def _of_clipped(
+        cls, averages: Tensor, c: Coefficients, loss: Tensor, clipping: Tensor
+    ) -> MomentumModel:
+        """Take in a loss whose gradient was multiplied by `clipping`, equation (2'')."""
+        nothing, _, loss_weight, weight = c.intake.unbind()
+        clipped = loss_weight * clipping
+        intake = torch.stack([clipped * loss, nothing, clipped, weight, weight * clipping])
+        averages = torch.addcmul(intake, averages, c.decay)
+        losses, moves, loss_weights, weights, clipped_weights = averages.unbind()
+        scale = c.buffer_scale / torch.addcmul(c.uncorrected, c.corrected, weights)  # p
+        own = c.grad_scale * clipping
+        normaliser = torch.addcmul(own, scale, clipped_weights)  # ρ
+        mean = torch.addcmul(own * loss, scale, losses) / torch.addcmul(own, scale, loss_weights)
+        return cls(averages, scale, normaliser, torch.stack([mean, scale * moves / normaliser]))
 
     def stats(
         self,
@@ -274,7 +210,8 @@ class MomentumModel:
             thetas: The fraction that is taken, 0-dim or of shape [groups].
 
         Returns:
-            Shape [4, groups]. E already holds the move: the next step has only to multiply by a.
+            Of the shape of `averages`. E already holds the move: the next step has only to multiply
+            by a.
         """
         # A product that overflowed must not turn into NaN, now or in later steps.
         limit = torch.finfo(sums.dtype).max / 1e6

@@ -1,0 +1,77 @@
+"""What equations (1) and (2) multiply with, from how groups average and what they start from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from momo_wrap.engine.scalars import Scalar, vector
+from momo_wrap.model.momentum import Averaging, Coefficients
+
+
+class Start(Enum):
+    """What a group's averages are made of before a step.
+
+    Attributes:
+        RUNNING: Of the steps so far.
+        FRESH: Of nothing, as the base's buffers.
+        HISTORY: The base's buffers have taken in gradients whose losses nobody knows. The model
+            starts as if all losses so far had been equal to the first one that it sees.
+        JOINED: The losses are those of the groups that were there, the buffers are empty.
+    """
+
+    RUNNING = 0
+    FRESH = 1
+    HISTORY = 2
+    JOINED = 3
+
+
+def coefficients_of(
+    averagings: Sequence[Averaging], starts: Sequence[Start], like: Tensor
+) -> Coefficients:
+    """Return the coefficients of a step.
+
+    Args:
+        averagings: How each group averages at this step.
+        starts: What each group's averages are made of.
+        like: A tensor of the device and dtype of the scalars.
+    """
+    pairs = list(zip(averagings, starts, strict=True))
+    weight = vector([first_weight(averaging, start) for averaging, start in pairs], like)
+    loss_weight = weight
+    if Start.JOINED in starts:
+        loss_weight = vector(
+            [a.weight if s is Start.JOINED else first_weight(a, s) for a, s in pairs], like
+        )
+    zero = torch.zeros_like(weight)
+    corrected = vector([float(averaging.bias_corrected) for averaging in averagings], like)
+    return Coefficients(
+        decay=vector([averaging.decay for averaging in averagings], like),
+        intake=torch.stack([zero, zero, loss_weight, weight]),
+        loss_intake=torch.stack([loss_weight, zero, zero, zero]),
+        buffer_scale=vector([averaging.buffer_scale for averaging in averagings], like),
+        grad_scale=vector([averaging.grad_scale for averaging in averagings], like),
+        corrected=corrected,
+        uncorrected=1.0 - corrected,
+        uses_gradient=any(averaging.uses_gradient for averaging in averagings),
+    )
+
+
+def first_weight(averaging: Averaging, start: Start) -> Scalar:
+    """Return b, or what stands for it in the first step of a group.
+
+    Args:
+        averaging: How the group averages.
+        start: What its averages are made of.
+    """
+    if start is Start.HISTORY:
+        rest = 1.0 - averaging.decay
+        # The sum of the weights of a long history, if there is one.
+        never_ends = not isinstance(rest, Tensor) and rest <= 0.0
+        return averaging.weight if never_ends else averaging.weight / rest
+    if start is Start.RUNNING or averaging.first_weight is None:
+        return averaging.weight
+    return averaging.first_weight
