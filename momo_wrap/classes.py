@@ -62,8 +62,10 @@ class MoMoOptimizer(MoMoWrapper):
         params: Parameters, parameters with names, or parameter groups, as the base takes them.
         *args: Further arguments of the base.
         **settings: Arguments of the base by name, and those of `MoMoWrapper`: `rule`, `adapter`,
-            `weight_decay_form`, `nonfinite`, `process_group`, `compiled`; and `lower_bound`, the
-            bound of the class's own rule, if no other `rule` is given.
+            `weight_decay_form`, `nonfinite`, `process_group`, `compiled`; and `lower_bound`.
+        rule: The step rule; None: the class's own.
+        lower_bound: The lower bound of the class's own rule; None: the one that it has.
+        adapter: How to read the base; None: that of `adapter_for`.
 
     Raises:
         TypeError: The class has no such argument, or both `rule` and `lower_bound` are given.
