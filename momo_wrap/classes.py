@@ -9,8 +9,10 @@ from __future__ import annotations
 import copy
 import copyreg
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from inspect import Parameter, Signature
+from itertools import accumulate
 from typing import Any, ClassVar, NamedTuple, get_type_hints
 
 from torch.optim import Optimizer
@@ -25,11 +27,10 @@ def _own_parameters() -> dict[str, Parameter]:
     """Return the settings of the wrapper, and the bound of its rule, as keyword-only parameters."""
     types = get_type_hints(MoMoWrapper.__init__, localns={"ProcessGroup": Any})
     given = inspect.signature(MoMoWrapper).parameters
-    names = [name for name in given if name not in ("optimizer", "unknown")]
     own = {
-        name: Parameter(name, Parameter.KEYWORD_ONLY, default=given[name].default, annotation=kind)
-        for name in names
-        for kind in [types[name]]
+        name: given[name].replace(kind=Parameter.KEYWORD_ONLY, annotation=types[name])
+        for name in given
+        if name not in ("optimizer", "unknown")
     }
     bound = own["rule"].replace(name="lower_bound", annotation=float | None)
     return {"rule": own.pop("rule"), "lower_bound": bound, **own}
@@ -170,7 +171,14 @@ copyreg.pickle(_Made, _reduced)
 def _call(cls: Any) -> str:
     wrapper, base, rule, defaults = cls._arguments
     settings = "".join(f", {name}={value!r}" for name, value in defaults.items())
-    return f"{wrapper.__name__}.of({base.__module__}.{base.__qualname__}, {rule!r}{settings})"
+    return f"{wrapper.__name__}.of({_path(base)}, {rule!r}{settings})"
+
+
+def _path(cls: type) -> str:
+    """Return the shortest path that a class can be imported by: torch.optim.NAdam."""
+    packages = list(accumulate(cls.__module__.split("."), lambda left, right: f"{left}.{right}"))
+    found = (p for p in packages if getattr(sys.modules.get(p), cls.__name__, None) is cls)
+    return f"{next(found, cls.__module__)}.{cls.__qualname__}"
 
 
 def _frozen(settings: Mapping[str, Any]) -> tuple[Any, ...]:
