@@ -144,8 +144,6 @@ def class_of(
     except TypeError:  # a setting that has no hash
         key = None
     parents = (wrapper,) if issubclass(wrapper, MoMoOptimizer) else (MoMoOptimizer, wrapper)
-    if wrapper is MoMoWrapper:
-        parents = (MoMoOptimizer,)
     what = {
         "__doc__": f"{base.__name__} in a `MoMoWrapper` with {rule!r}; see `MoMoOptimizer`.",
         "__module__": __name__,

@@ -61,6 +61,13 @@ class OfModel(MoMoAdamW):
         super().__init__(model.parameters(), lr=1.0)
 
 
+class OfModelByStatement(MoMoOptimizer, base=AdamW, lr=1.0):
+    """Has a base and a constructor of its own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model.parameters(), nonfinite="skip")
+
+
 def made() -> By:
     return MoMoWrapper.of(NAdam, TrustedMoMo(rate=0.2), lr=100.0, nonfinite="skip")
 
@@ -117,7 +124,12 @@ def test_any_base_with_any_rule() -> None:
     def by_hand(params: Any) -> Optimizer:
         return MoMoWrapper(NAdam(params, lr=100.0, weight_decay=0.1), TrustedMoMo(0.1, rate=0.2))
 
-    rule.rate = 0.9  # of no account to the class
+    class Stated(MoMoOptimizer, base=NAdam, rule=rule):
+        """The same."""
+
+    rule.rate = 0.9  # of no account to the classes
+    assert "rate=0.2" in repr(kind)
+    assert vars(Stated(Problem().params).rule) == vars(TrustedMoMo(0.1, rate=0.2))
     assert torch.equal(trajectory(kind, 20), trajectory(by_hand, 20))
     one, other = kind(Problem().params), kind(Problem().params)
     one.rule.lower_bound = 0.5  # nor to another optimizer
@@ -146,7 +158,9 @@ def test_parameters_in_each_form() -> None:
     weight, bias = model.parameters()
     named = TrustedAdamW(model.named_parameters())
     assert named.param_groups[0]["param_names"] == ["weight", "bias"]
-    for optimizer in (TrustedAdamW(model.parameters()), named, OfModel(model)):
+    own = [OfModel(model), OfModelByStatement(model)]
+    assert [optimizer.defaults["lr"] for optimizer in own] == [1.0, 1.0]
+    for optimizer in (TrustedAdamW(model.parameters()), named, *own):
         assert optimizer.param_groups[0]["params"][0] is weight
         assert optimizer.param_groups[0]["params"][1] is bias
 
