@@ -6,6 +6,7 @@ Example:
     >>> optimizer.step(loss=loss)
 """
 
+from momo_wrap import optim as optim
 from momo_wrap.adapters import (
     Adapter,
     ProposingAdapter,

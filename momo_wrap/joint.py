@@ -236,7 +236,8 @@ def _check_optimizers(optimizers: Sequence[Optimizer]) -> None:
             raise TypeError(
                 f"Entry {index} of the list is a {type(optimizer).__name__}, expected a "
                 "torch.optim.Optimizer. Write MoMoWrapper(torch.optim.AdamW(parameters)), or "
-                "MoMoWrapper([muon, adamw]) for several."
+                "MoMoWrapper([muon, adamw]) for several; the class that takes parameters is "
+                "momo_wrap.optim.MoMoAdamW, or MoMoWrapper.of(torch.optim.AdamW)."
             )
     seen: dict[int, int] = {}
     for index, optimizer in enumerate(optimizers):

@@ -30,6 +30,7 @@ from momo_wrap.engine.scalars import as_scalar, scalar_template
 from momo_wrap.joint import JointOptimizer, joined, members
 from momo_wrap.losses import PendingLosses, RecordsLosses
 from momo_wrap.model import Averaging, MomentumModel
+from momo_wrap.of import MakesClasses
 from momo_wrap.probes import Probe, before_step, measured
 from momo_wrap.record import SAMPLED_EVERY, Outcome, Results
 from momo_wrap.rules import MoMo, StepRule, WeightDecayForm, checked_theta, signed_bound
@@ -39,7 +40,7 @@ from momo_wrap.state.previous import take_previous, with_previous
 from momo_wrap.state.shared_state import SharedStateOptimizer, lasting_tensors
 
 
-class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimizer):
+class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, SharedStateOptimizer):
     r"""Cuts the steps of an optimizer where its momentum model of the loss would fall too low.
 
     At each step the base optimizer averages gradients and preconditions them, as always, to a
@@ -264,9 +265,8 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, SharedStateOptimize
         return adapters if isinstance(self.base, JointOptimizer) else adapters[0]
 
     def __repr__(self) -> str:
-        return (
-            f"MoMoWrapper(rule={self.rule!r}, weight_decay_form={self._form!r}, base={self.base!r})"
-        )
+        settings = f"rule={self.rule!r}, weight_decay_form={self._form!r}"
+        return f"{type(self).__name__}({settings}, base={self.base!r})"
 
     @property
     def _form(self) -> WeightDecayForm:

@@ -33,7 +33,8 @@ def check_arguments(
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"MoMoWrapper expects a torch.optim.Optimizer, got {type(optimizer).__name__}. Write "
-            "MoMoWrapper(torch.optim.AdamW(model.parameters(), lr=1e-2))."
+            "MoMoWrapper(torch.optim.AdamW(model.parameters(), lr=1e-2)); the class that takes "
+            "parameters is momo_wrap.optim.MoMoAdamW, or MoMoWrapper.of(torch.optim.AdamW)."
         )
     check_rule(rule)
     for entry in adapter if isinstance(adapter, (list, tuple)) else [adapter]:
@@ -61,7 +62,8 @@ def check_unknown_arguments(arguments: Mapping[str, object]) -> None:
         elif name in signature(torch.optim.AdamW).parameters:
             hint = (
                 "; it is a setting of the base. Write "
-                f"MoMoWrapper(torch.optim.AdamW(model.parameters(), {name}=...))."
+                f"MoMoWrapper(torch.optim.AdamW(model.parameters(), {name}=...)); the class that "
+                "takes it is momo_wrap.optim.MoMoAdamW, or MoMoWrapper.of(torch.optim.AdamW)."
             )
         else:
             hint = ". Its arguments are listed by help(momo_wrap.MoMoWrapper)."

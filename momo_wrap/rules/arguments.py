@@ -42,6 +42,9 @@ class Setting:
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
+        # What a tool that reads the signature is to give. mypy takes it from `__set__`.
+        if name in owner.__annotations__:
+            owner.__annotations__[name] = float
 
     def __get__(self, instance: object | None, owner: type) -> float:
         # The class itself has the default, where `dataclass` looks for it.

@@ -149,12 +149,14 @@ AT_CONSTRUCTION: dict[str, Row] = {
         lambda: MoMoWrapper([parameter()]),  # type: ignore[list-item]
         TypeError,
         "Entry 0 of the list is a Tensor, expected a torch.optim.Optimizer. Write "
-        "MoMoWrapper(torch.optim.AdamW(parameters)), or MoMoWrapper([muon, adamw]) for several",
+        "MoMoWrapper(torch.optim.AdamW(parameters)), or MoMoWrapper([muon, adamw]) for several; "
+        "the class that takes parameters is momo_wrap.optim.MoMoAdamW, or MoMoWrapper.of(torch.",
     ),
     "not an optimizer either": (
         lambda: MoMoWrapper(parameter()),  # type: ignore[arg-type]
         TypeError,
-        "expects a torch.optim.Optimizer, got Tensor. Write MoMoWrapper(torch.optim.AdamW(",
+        "expects a torch.optim.Optimizer, got Tensor. Write MoMoWrapper(torch.optim.AdamW("
+        "model.parameters(), lr=1e-2)); the class that takes parameters is momo_wrap.optim.MoMo",
     ),
     "two parameters in one memory": (
         lambda: MoMoWrapper(_in_one_memory()),
@@ -710,7 +712,8 @@ UNKNOWN: dict[str, tuple[dict[str, Any], str]] = {
     "of the base": (
         {"lr": 0.1},
         "takes no lr; it is a setting of the base. Write MoMoWrapper(torch.optim.AdamW("
-        "model.parameters(), lr=...)).",
+        "model.parameters(), lr=...)); the class that takes it is momo_wrap.optim.MoMoAdamW, or "
+        "MoMoWrapper.of(torch.optim.AdamW).",
     ),
     "the strength of weight decay": (
         {"weight_decay": 0.1},

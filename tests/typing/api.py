@@ -18,6 +18,7 @@ from momo_wrap import (
     register_adapter,
 )
 from momo_wrap.adapters import AdamAdapter
+from momo_wrap.optim import MoMoAdamW, MoMoOptimizer, TrustedSGD
 
 params = [torch.ones(1)]
 optimizer = MoMoWrapper(torch.optim.AdamW(params, lr=1e-2))
@@ -40,6 +41,18 @@ MoMoWrapper(optimizer.base, MoMoStar(0.1), weight_decay_form="decoupled")
 
 MoMoWrapper([torch.optim.AdamW(params), optimizer.base], nonfinite="skip", process_group=None)
 
+by_name = TrustedSGD(params, momentum=0.5, lower_bound=1.5, nonfinite="skip")
+assert_type(by_name.step(loss=1.0), Tensor | float)
+as_optimizer = MoMoAdamW(torch.nn.Linear(1, 1).named_parameters(), lr=0.1, rule=MoMoStar())
+as_class: type[torch.optim.Optimizer] = MoMoAdamW
+made = MoMoWrapper.of(torch.optim.NAdam, MoMoStar(), lr=0.1)
+assert_type(made, type[MoMoOptimizer])
+assert_type(made(params, lr=0.1, lower_bound=0.5), MoMoOptimizer)
+
+TrustedSGD(params, betas=(0.9, 0.99))  # type: ignore[call-arg]
+MoMoAdamW(params, lr="0.1")  # type: ignore[arg-type]
+MoMoAdamW(params, nonfinite="ignore")  # type: ignore[arg-type]
+MoMoWrapper.of(torch.optim.NAdam(params))  # type: ignore[arg-type]
 MoMoWrapper(params)  # type: ignore[arg-type]
 MoMoWrapper(optimizer.base, nonfinite="ignore")  # type: ignore[arg-type]
 MoMoWrapper(optimizer.base, MoMo)  # type: ignore[arg-type]
