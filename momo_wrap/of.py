@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from torch.optim import Optimizer
 
 from momo_wrap.rules import StepRule
 
-if TYPE_CHECKING:
-    from momo_wrap.classes import MoMoOptimizer
-
 
 class MakesClasses:
     """What `MoMoWrapper` has to be given as a class."""
 
+    # Set where the classes are, `momo_wrap.optim.classes`, which needs the wrapper.
+    _class_of: ClassVar[Callable[..., type[Any]]]
+
     @classmethod
-    def of(
-        cls, base: type[Optimizer], rule: StepRule | None = None, **defaults: Any
-    ) -> type[MoMoOptimizer]:
+    def of(cls, base: type[Optimizer], rule: StepRule | None = None, **defaults: Any) -> type[Any]:
         """Return a class of wrapped optimizers that are made from parameters.
 
         For trainers, command lines and sweeps that make the optimizer themselves, and take a class:
@@ -33,7 +32,8 @@ class MakesClasses:
                 unless they are given.
 
         Returns:
-            A subclass, the same one for the same arguments, if these are hashable.
+            A subclass of `momo_wrap.optim.MoMoOptimizer`, the same one for the same arguments, if
+            these are hashable.
 
         Raises:
             TypeError: `base` is no class of optimizers, `rule` no rule, or the class has no such
@@ -43,6 +43,4 @@ class MakesClasses:
             >>> TrustedNAdam = MoMoWrapper.of(torch.optim.NAdam, TrustedMoMo(), lr=100.0)
             >>> optimizer = TrustedNAdam(model.parameters(), lower_bound=1.5)
         """
-        from momo_wrap.classes import class_of
-
-        return class_of(cls, base, rule, defaults)
+        return MakesClasses._class_of(cls, base, rule, defaults)

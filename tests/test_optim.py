@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer
 
 import momo_wrap
-from momo_wrap import MoMo, MoMoStar, MoMoWrapper, StepRule, TrustedMoMo, classes, optim
+from momo_wrap import MoMo, MoMoStar, MoMoWrapper, StepRule, TrustedMoMo, optim
 from momo_wrap.optim import (
     MoMoAdam,
     MoMoAdamW,
@@ -25,6 +25,7 @@ from momo_wrap.optim import (
     TrustedAdam,
     TrustedAdamW,
     TrustedSGD,
+    classes,
 )
 from momo_wrap.research import LinearSchedule, ScheduledBound
 from tests.problems import Problem, flat, last_step, take_step, trajectory
@@ -45,6 +46,7 @@ OWN = [
     "adapter",
     "weight_decay_form",
     "nonfinite",
+    "max_grad_norm",
     "process_group",
     "compiled",
 ]

@@ -46,8 +46,7 @@ assert_type(by_name.step(loss=1.0), Tensor | float)
 as_optimizer = MoMoAdamW(torch.nn.Linear(1, 1).named_parameters(), lr=0.1, rule=MoMoStar())
 as_class: type[torch.optim.Optimizer] = MoMoAdamW
 made = MoMoWrapper.of(torch.optim.NAdam, MoMoStar(), lr=0.1)
-assert_type(made, type[MoMoOptimizer])
-assert_type(made(params, lr=0.1, lower_bound=0.5), MoMoOptimizer)
+made_optimizer: MoMoOptimizer = made(params, lr=0.1, lower_bound=0.5)
 
 TrustedSGD(params, betas=(0.9, 0.99))  # type: ignore[call-arg]
 MoMoAdamW(params, lr="0.1")  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from momo_wrap.checks.arguments import check_rule
+from momo_wrap.of import MakesClasses
 from momo_wrap.rules import MoMo, StepRule
 from momo_wrap.wrapper import MoMoWrapper
 
@@ -63,7 +64,8 @@ class MoMoOptimizer(MoMoWrapper):
         params: Parameters, parameters with names, or parameter groups, as the base takes them.
         *args: Further arguments of the base.
         **settings: Arguments of the base by name, and those of `MoMoWrapper`: `rule`, `adapter`,
-            `weight_decay_form`, `nonfinite`, `process_group`, `compiled`; and `lower_bound`.
+            `weight_decay_form`, `nonfinite`, `max_grad_norm`, `process_group`, `compiled`; and
+            `lower_bound`.
         rule: The step rule; None: the class's own.
         lower_bound: The lower bound of the class's own rule; None: the one that it has.
         adapter: How to read the base; None: that of `adapter_for`.
@@ -152,6 +154,9 @@ def class_of(
     name = f"{type(rule).__name__.removesuffix('MoMo') or 'MoMo'}{base.__name__}"
     made: Any = _Made(name, parents, what, base=base, rule=rule, **defaults)
     return made if key is None else _classes.setdefault(key, made)
+
+
+MakesClasses._class_of = staticmethod(class_of)
 
 
 def _made_by_call(cls: type) -> bool:

@@ -20,8 +20,8 @@ from torch.optim import SGD, Adam, AdamW
 
 from momo_wrap.adapters.base import Adapter
 from momo_wrap.checks.arguments import Compiled, NonFinite
-from momo_wrap.classes import MoMoOptimizer
 from momo_wrap.distributed import ProcessGroup
+from momo_wrap.optim.classes import MoMoOptimizer
 from momo_wrap.rules import MoMo, StepRule, TrustedMoMo, WeightDecayForm
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class WrapperSettings(TypedDict, total=False):
     adapter: Adapter | None
     weight_decay_form: WeightDecayForm | None
     nonfinite: NonFinite
+    max_grad_norm: float | None
     process_group: ProcessGroup
     compiled: Compiled
 
