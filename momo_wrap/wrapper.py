@@ -59,8 +59,8 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
     The wrapper shares `param_groups`, `state` and `defaults` with the base. A scheduler may be
     built on either; the learning rates that it sets are the upper bounds α_i. Sums and scalars are
     computed in at least float32, and read on the host at every 500th step alone, for `diagnosis`.
-    Register step hooks on the wrapper. Those of the base (and global ones, once more) run inside
-    `base.step()`, which is called with lr=0, so that parameters have not moved yet.
+    Register step hooks on the wrapper. Those of the base run inside `base.step()`, which is called
+    with lr=0, so that parameters have not moved yet; global ones once, for the wrapper.
 
     Args:
         optimizer: The base optimizer, kept as `base`; or a list of them, which share one model of

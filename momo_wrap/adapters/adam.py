@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from momo_wrap.adapters.base import ParamGroup, State
 from momo_wrap.adapters.planned_step import Reading
@@ -34,6 +35,17 @@ class AdamAdapter(ReadingAdapter):
     columns: Sequence[str] = ("exp_avg_sq",)
     counts: Sequence[str] = ("step",)
     settings: Sequence[str] = ("eps",)
+
+    def obstacle(self, base: Optimizer) -> str | None:
+        """Return whether β1 is 1, as a schedule of the momentum may have made it."""
+        for group in base.param_groups:
+            beta1 = group["betas"][0]
+            if not isinstance(beta1, Tensor) and beta1 >= 1.0:
+                return (
+                    f"with betas[0]={beta1} no gradient enters its average, and the base divides "
+                    "by the sum of their weights, which is 0"
+                )
+        return None
 
     def averaging(self, group: ParamGroup, state: State) -> Averaging:
         """Return a bias-corrected average with decay β1; see `ReadingAdapter`."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim import optimizer as torch_optimizer
 
 from momo_wrap.adapters.base import BaseStep
 from momo_wrap.adapters.rates import Rates
@@ -16,6 +19,10 @@ from momo_wrap.engine.kind import Kind
 from momo_wrap.engine.passes import Engine, Formula, Product
 from momo_wrap.engine.scalars import Scalar
 from momo_wrap.model import Averaging
+
+_GLOBAL_HOOKS = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
+# The hooks of all optimizers that there are.
+global_hooks = tuple(getattr(torch_optimizer, name) for name in _GLOBAL_HOOKS)
 
 # Columns that every block has.
 _TAKEN = frozenset({"param", "buffer", "grad"})
@@ -250,3 +257,17 @@ def _for_each(values: Sequence[Any], sizes: Sequence[int]) -> list[Any]:
         else:
             each += value if isinstance(value, list) else [value] * size
     return each
+
+
+def step_without_global_hooks(base: Optimizer) -> None:
+    """Take the step of a base, with its own hooks alone.
+
+    Global ones have run for the wrapper, whose step this is a part of.
+    """
+    try:
+        for name in _GLOBAL_HOOKS:
+            setattr(torch_optimizer, name, OrderedDict())
+        base.step()
+    finally:
+        for name, hooks in zip(_GLOBAL_HOOKS, global_hooks, strict=True):
+            setattr(torch_optimizer, name, hooks)

@@ -10,8 +10,15 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.base import Adapter, BaseStep, ParamGroup, State, check_shape, maximizes
-from momo_wrap.adapters.planned_step import PlannedStep
+from momo_wrap.adapters.base import (
+    Adapter,
+    BaseStep,
+    ParamGroup,
+    State,
+    check_shape,
+    maximizes,
+)
+from momo_wrap.adapters.planned_step import PlannedStep, global_hooks, step_without_global_hooks
 from momo_wrap.adapters.proposal import GRAD_AVG_KEY, Proposal
 from momo_wrap.adapters.rates import Rates
 from momo_wrap.engine.blocks import Block
@@ -145,7 +152,7 @@ class ProposingAdapter(Adapter):
             proposal.start(gradients, average=self.keeps_averages)
             if self.keeps_averages and not any(gradients):
                 proposal.update_average(averagings)
-            base.step()
+            step_without_global_hooks(base) if any(global_hooks) else base.step()
             averagings = [self.averaging(group, base.state) for group in groups]
             if self.keeps_averages and any(gradients):
                 proposal.update_average(averagings)

@@ -10,8 +10,20 @@ from typing import Any
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from momo_wrap.adapters.base import Adapter, BaseStep, ParamGroup, State, check_shape, maximizes
-from momo_wrap.adapters.planned_step import PlannedStep, Reading
+from momo_wrap.adapters.base import (
+    Adapter,
+    BaseStep,
+    ParamGroup,
+    State,
+    check_shape,
+    maximizes,
+)
+from momo_wrap.adapters.planned_step import (
+    PlannedStep,
+    Reading,
+    global_hooks,
+    step_without_global_hooks,
+)
 from momo_wrap.adapters.rates import Rates
 from momo_wrap.engine.blocks import Block
 from momo_wrap.engine.passes import Engine
@@ -174,7 +186,7 @@ class ReadingAdapter(Adapter):
         coupled, rates, negate = engine.kept[form]
         if not engine.replaces_step(base, self, plan):
             with zero_lr(groups, coupled, [self.while_updating(group) for group in groups]):
-                base.step()
+                step_without_global_hooks(base) if any(global_hooks) else base.step()
         averagings = [self.averaging(group, base.state) for group in groups]
         readings = [self.read(groups[c.group], c.params, base.state) for c in plan.cells]
         return PlannedStep(self, engine, readings, averagings, rates, negate=negate)

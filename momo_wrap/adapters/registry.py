@@ -77,6 +77,12 @@ _impossible = {
         "it needs sparse gradients, and the momentum model needs dense ones. Use an embedding "
         "with sparse=False and torch.optim.Adam"
     ),
+    "pytorch_optimizer.optimizer.sam.": (
+        "it evaluates its closure at two places per step, so there is no single loss and gradient "
+        "to build the model from. Put it around the wrapped optimizer: SAM(params, "
+        "base_optimizer=momo_wrap.optim.MoMoSGD, lr=1.0), and, before each step of it, "
+        "sam.base_optimizer.record_loss(loss)"
+    ),
     "dadaptation.": _OWN_ESTIMATE,
     "mechanic_pytorch.": _OWN_ESTIMATE,
     "pytorch_optimizer.optimizer.dadapt.": _OWN_ESTIMATE,

@@ -98,6 +98,11 @@ def check_parameters(groups: Sequence[ParamGroup]) -> None:
             params.append(param)
             names.append(f"{position} of group {index}")
     for first, second in _overlapping(params):
+        if params[first] is params[second]:
+            raise ValueError(
+                f"Parameters {names[first]} and {names[second]} are one and the same, which would "
+                "move twice. Name it once: dict.fromkeys(parameters) in place of parameters."
+            )
         raise ValueError(
             f"Parameters {names[first]} and {names[second]}, of shape "
             f"{list(params[second].shape)}, share their memory but are two parameters, so that "

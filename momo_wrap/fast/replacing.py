@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 from torch.optim import Optimizer
-from torch.optim import optimizer as torch_optimizer
 
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
-_GLOBAL_HOOKS = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 
 
@@ -23,7 +21,6 @@ def is_plain(base: Optimizer) -> bool:
     is_own = own_step is None or (watched and hasattr(own_step, "_wrapped_by_lr_sched"))
     return is_own and not (
         any(getattr(base, name, None) for name in _HOOKS)
-        or any(getattr(torch_optimizer, name, None) for name in _GLOBAL_HOOKS)
         or getattr(base, "grad_scale", None) is not None
         or getattr(base, "found_inf", None) is not None
         or any(group.get("differentiable") for group in base.param_groups)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -61,6 +62,19 @@ def after(optimizer: MoMoWrapper, **settings: Any) -> MoMoWrapper:
     """Change settings of the first group, as a scheduler or a slip would."""
     optimizer.param_groups[0].update(settings)
     return optimizer
+
+
+def of_package(package: str, name: str) -> Optimizer:
+    kind = getattr(pytest.importorskip(package), name)
+    made: Optimizer = kind([parameter()], base_optimizer=SGD, lr=0.1)
+    return made
+
+
+def twice() -> Optimizer:
+    param = parameter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of the same
+        return SGD([param, param], lr=0.1)
 
 
 class MyAdam(Adam):
@@ -242,6 +256,25 @@ AT_CONSTRUCTION: dict[str, Row] = {
         lambda: MoMoWrapper(wrapped()),
         TypeError,
         "wrapped already; its steps would be cut twice. Wrap the base itself",
+    ),
+    "SAM": (
+        lambda: MoMoWrapper(of_package("pytorch_optimizer", "SAM")),
+        TypeError,
+        "can't wrap SAM: it evaluates its closure at two places per step, so there is no single "
+        "loss and gradient to build the model from. Put it around the wrapped optimizer: "
+        "SAM(params, base_optimizer=momo_wrap.optim.MoMoSGD, lr=1.0), and, before each step",
+    ),
+    "one parameter twice": (
+        lambda: MoMoWrapper(twice()),
+        ValueError,
+        "Parameters 0 of group 0 and 1 of group 0 are one and the same, which would move twice. "
+        "Name it once: dict.fromkeys(parameters) in place of parameters.",
+    ),
+    "a beta1 of 1": (
+        lambda: after(MoMoWrapper(Adam([parameter()])), betas=(1.0, 0.999)).step(loss=1.0),
+        ValueError,
+        "AdamAdapter() can't read Adam: with betas[0]=1.0 no gradient enters its average, and the "
+        "base divides by the sum of their weights, which is 0. Change that, or write",
     ),
     "LBFGS": (
         lambda: MoMoWrapper(torch.optim.LBFGS([parameter()])),

@@ -83,34 +83,48 @@ def test_gradients_that_come_and_go(case: Case, compiled_blocks: list[int]) -> N
     assert taken == [False, True, True, True, True, True]
 
 
-Handles = Callable[[Optimizer, Callable[..., None]], list[Any]]
-HOOKS: dict[str, Handles] = {
-    "own": lambda base, hook: [
-        base.register_step_pre_hook(hook),
-        base.register_step_post_hook(hook),
-    ],
-    "global": lambda _, hook: [
-        register_optimizer_step_pre_hook(hook),
-        register_optimizer_step_post_hook(hook),
-    ],
-}
-
-
-@pytest.mark.parametrize("hooks", HOOKS)
 @FEW_CASES
-def test_hooks_of_the_base_run(case: Case, hooks: str, compiled_blocks: list[int]) -> None:
+def test_hooks_of_the_base_run(case: Case, compiled_blocks: list[int]) -> None:
     stepped: list[Optimizer] = []
     handles: list[Any] = []
 
     def change(optimizer: MoMoWrapper, step: int) -> None:
+        def note(stepping: Optimizer, *_: object) -> None:
+            stepped.append(stepping)
+
         if step == 2:
-            handles.extend(HOOKS[hooks](optimizer.base, lambda o, *_: stepped.append(o)))
+            handles.append(optimizer.base.register_step_pre_hook(note))
+            handles.append(optimizer.base.register_step_post_hook(note))
         while step == 4 and handles:
             handles.pop().remove()
 
     taken = compiled_steps(lambda c: wrapped(case, c), change, compiled_blocks)
     assert taken == [False, True, False, False, True, True]
-    assert sum(not isinstance(o, MoMoWrapper) for o in stepped) == 2 * 2 * 2
+    assert sum(not isinstance(o, MoMoWrapper) for o in stepped) == len(stepped) == 2 * 2 * 2
+
+
+@FEW_CASES
+def test_hooks_of_all_optimizers_run_once_and_change_nothing(
+    case: Case, compiled_blocks: list[int]
+) -> None:
+    """For the wrapper, whose step the base's is a part of."""
+    stepped: list[Optimizer] = []
+    handles: list[Any] = []
+
+    def change(_: MoMoWrapper, step: int) -> None:
+        def note(stepping: Optimizer, *_: object) -> None:
+            stepped.append(stepping)
+
+        if step == 0:
+            handles.append(register_optimizer_step_pre_hook(note))
+            handles.append(register_optimizer_step_post_hook(note))
+        while step == 4 and handles:
+            handles.pop().remove()
+
+    taken = compiled_steps(lambda c: wrapped(case, c), change, compiled_blocks)
+    assert taken == [False, True, True, True, True, True]
+    assert len(stepped) == 2 * 2 * 4
+    assert all(isinstance(optimizer, MoMoWrapper) for optimizer in stepped)
 
 
 @pytest.mark.parametrize("scheduled", [False, True], ids=["alone", "under a scheduler"])
