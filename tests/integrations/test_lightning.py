@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from momo_wrap import MoMoWrapper, StepRecord
+from momo_wrap.optim import MoMoAdamW
 from tests.integrations import task
 from tests.problems import flat, last_step
 
@@ -187,6 +188,20 @@ def test_logs(tmp_path: Path) -> None:
             assert numbers[f"lr-MoMoWrapper/{group}"] == pytest.approx(cap)
             effective = numbers[f"momo/effective_lr/{group}"]
             assert effective == pytest.approx(float(record.theta) * cap, rel=1e-5)
+
+
+def test_a_monitor_of_the_learning_rate_names_the_class(tmp_path: Path) -> None:
+    """Those that are made from parameters say by their name what they wrap."""
+
+    class ByName(Regression):
+        def configure_optimizers(self) -> Any:
+            return MoMoAdamW(self.network.parameters(), lr=0.1)
+
+    logger = CSVLogger(tmp_path)
+    monitor = LearningRateMonitor(logging_interval="step")
+    trainer(MoMoCallback(), monitor, logger=logger, log_every_n_steps=1).fit(ByName(), loader())
+    with (Path(logger.log_dir) / "metrics.csv").open(newline="") as file:
+        assert "lr-MoMoAdamW" in (csv.DictReader(file).fieldnames or [])
 
 
 def test_logs_only_if_asked_to() -> None:
