@@ -17,6 +17,7 @@ from pathlib import Path
 import calibrated
 import figures
 import hard_results
+import long_runs
 import profile_figure
 import steps_to_target
 from candidates import CANDIDATES
@@ -71,6 +72,7 @@ def all_sections(folder: Path = RESULTS) -> dict[str, str]:
         "calibrated": calibrated.section(comparisons),
         "candidates": trials(comparisons["constant"], folder / CANDIDATES.name),
         "hard tasks": hard_results.section(folder / HARD_TASKS.name),
+        "long runs": long_runs.section(folder / long_runs.LONG_RUNS.name),
         "profiles": steps_to_target.section(comparisons[SCHEDULE], folder / PROFILES.name),
     }
 

@@ -9,9 +9,9 @@
 trains every optimizer of `methods.py` on every task of `tasks.py`, at 10 learning rates over 6
 decades, with 3 seeds and two schedules. From nothing that takes some three hours on two cores; the
 raw results in docs/results/evidence are taken up where they are, and each run that ends is kept.
-Afterwards `candidates.py`, `profiles.py` and `hard_tasks.py` take up what is missing of theirs,
-unless some tasks, methods or another `--folder` were asked for; then the report of `report.py` is
-written. For another folder run that by itself.
+Afterwards `candidates.py`, `profiles.py`, `hard_tasks.py` and `long_runs.py` take up what is missing
+of theirs, unless some tasks, methods or another `--folder` were asked for; then the report of
+`report.py` is written. For another folder run that by itself.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import candidates
 import hard_tasks
+import long_runs
 import profiles
 from methods import METHODS
 from plan import LEARNING_RATES, RESULTS, SCHEDULES, SEEDS, forget, path_of
@@ -56,7 +57,8 @@ def main() -> None:
     if arguments.again:
         files = [path_of(name, arguments.folder) for name in arguments.schedule]
         if is_whole:
-            files += [candidates.CANDIDATES, profiles.PROFILES, hard_tasks.HARD_TASKS]
+            files += [candidates.CANDIDATES, profiles.PROFILES]
+            files += [hard_tasks.HARD_TASKS, long_runs.LONG_RUNS]
         print({path.name: forget(path, arguments.again) for path in files}, "rows removed")
     for name, task in product(arguments.schedule, arguments.task or tasks):
         sweep.run(
@@ -72,6 +74,7 @@ def main() -> None:
         candidates.run(arguments.processes)
         profiles.run(load()[profiles.SCHEDULE], processes=arguments.processes)
         hard_tasks.run(processes=arguments.processes)
+        long_runs.run(processes=arguments.processes)
     if arguments.folder == RESULTS:
         write(RESULTS, PAGE, RESULTS)
 
