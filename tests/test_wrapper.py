@@ -27,7 +27,7 @@ from momo_wrap import (
 )
 from momo_wrap.rules import WeightDecayForm
 from tests.cases import ADAPTERS, Case
-from tests.problems import Problem, flat, kept, last_step, take_step, trajectory
+from tests.problems import Problem, flat, last_step, take_step, trajectory
 
 
 def one_parameter(
@@ -261,7 +261,7 @@ def test_scalars_are_at_least_float32(dtype: torch.dtype) -> None:
     optimizer = MoMoWrapper(SGD([x], lr=1.0))
     optimizer.step(loss=1.0)
     assert last_step(optimizer).theta.dtype is torch.float32
-    assert kept(optimizer)[0]["momo_loss_sum"].dtype is torch.float32
+    assert optimizer._memory.averages.dtype is torch.float32
     exact = 100_000 * 2.0**-14
     assert float(last_step(optimizer).predicted_decrease) == pytest.approx(exact, rel=1e-6)
 

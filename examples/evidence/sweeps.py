@@ -9,9 +9,9 @@
 trains every optimizer of `methods.py` on every task of `tasks.py`, at 10 learning rates over 6
 decades, with 3 seeds and two schedules. From nothing that takes some three hours on two cores; the
 raw results in docs/results/evidence are taken up where they are, and each run that ends is kept.
-Afterwards `candidates.py`, `profiles.py`, `hard_tasks.py` and `long_runs.py` take up what is missing
-of theirs, unless some tasks, methods or another `--folder` were asked for; then the report of
-`report.py` is written. For another folder run that by itself.
+Afterwards `candidates.py`, `profiles.py`, `hard_tasks.py` and `long_runs.py` take up what is
+missing of theirs, unless some tasks, methods or another `--folder` were asked for; then the report
+of `report.py` is written. For another folder run that by itself.
 """
 
 from __future__ import annotations

@@ -51,6 +51,14 @@ def as_scalar(value: Scalar, like: Tensor) -> Tensor:
     return to_device(value, like.device, like.dtype)
 
 
+def numbers_of(values: Tensor) -> list[Any]:
+    """Return what is in a tensor as numbers; a tensor without values is taken apart instead."""
+    if values.is_meta:
+        rows = values.clone().unbind()
+        return [*rows] if values.dim() == 1 else [row.unbind() for row in rows]
+    return [*values.tolist()]
+
+
 def vector(values: Sequence[Scalar], like: Tensor) -> Tensor:
     """Return numbers and one-element tensors as a tensor of shape [len(values)]."""
     numbers = [value for value in values if not isinstance(value, Tensor)]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from momo_wrap.adapters.base import Adapter
-from momo_wrap.engine.scalars import as_scalar, comparable, vector
+from momo_wrap.engine.scalars import as_scalar, comparable, numbers_of, vector
 from momo_wrap.model import Averaging, Coefficients, Start, coefficients_of, first_weight
 
 # What the names of entries in the groups start with.
@@ -178,19 +178,21 @@ class Memory:
         found = [(param, entry) for param in params if (entry := state.get(param))]
         self._about[index] = found[0] if found and isinstance(found[0][1], dict) else None
 
-    def entries(self) -> list[dict[str, Tensor]]:
-        """Return copies of everything, as entries of the groups of a state dict."""
+    def entries(self) -> list[dict[str, Any]]:
+        """Return everything as numbers, entries of the groups of a state dict.
+
+        They are read on the host in two transfers; on the meta device, where there is nothing to
+        read, they stay tensors.
+        """
         averages = self.averages.clone()
         for i, start in enumerate(self.starts):
             if start is Start.HISTORY:
                 averages[3, i] = _HAS_HISTORY
         names = [PREFIX + name for name in (*_NAMES, _CLIPPED)[: len(averages)]]
-        entries = [
-            dict(zip(names, map(Tensor.clone, column.unbind()), strict=True))
-            for column in averages.unbind(1)
-        ]
-        entries[0].update({_RULE_PREFIX + name: v.clone() for name, v in self.rule.items()})
-        entries[0][_STEPS] = torch.tensor(self.steps, device="cpu")
+        entries = [dict(zip(names, column, strict=True)) for column in numbers_of(averages.t())]
+        rule = zip(self._initial, numbers_of(self._values), strict=True)
+        entries[0].update({_RULE_PREFIX + name: value for name, value in rule})
+        entries[0][_STEPS] = self.steps
         return entries
 
     def weight_sums(self, first: int, averagings: Sequence[Averaging]) -> Tensor:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from momo_wrap.adapters.base import check_shape
 from momo_wrap.distributed import shards
 from momo_wrap.engine.blocks import real
-from momo_wrap.engine.scalars import Scalar, as_scalar
+from momo_wrap.engine.scalars import Scalar, as_scalar, numbers_of
 from momo_wrap.probes import Before
 from momo_wrap.state.memory import PREFIX
 
@@ -50,9 +50,10 @@ def with_previous(
         real(copy).copy_(previous)
         name, index = places[id(param)]
         state[name] = {**state.get(name, {}), _PREVIOUS: copy}
-        decays[index] = decay
+        decays[index] = float(decay)
     saved = [{**its, _DECAY: decay} for its, decay in zip(saved, decays, strict=True)]
-    saved[0].update({_PREDICTED: before.predicted.clone(), _PROBE: float(before.wants_probe)})
+    (predicted,) = numbers_of(before.predicted.reshape(1))
+    saved[0].update({_PREDICTED: predicted, _PROBE: float(before.wants_probe)})
     return {**state_dict, "state": state, "param_groups": saved}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,22 +70,16 @@ def test_groups_hold_no_tensors_of_the_wrapper(make: Make) -> None:
 
 
 @every_wrapped
-def test_exported_tensors_are_copies(make: Make) -> None:
+def test_what_is_exported_are_numbers(make: Make) -> None:
+    """Which JSON can take, and no later step changes."""
     problem, optimizer = trained(make)
-    first, second = optimizer.state_dict(), optimizer.state_dict()
-    exported = [
-        [v for group in saved["param_groups"] for v in group.values() if isinstance(v, Tensor)]
-        for saved in (first, second)
-    ]
-    assert len(exported[0]) >= 6
-    addresses = [tensor.untyped_storage().data_ptr() for its in exported for tensor in its]
-    assert len(set(addresses)) == len(addresses)
-    before = copy.deepcopy(second["param_groups"])
-    for tensor in exported[0]:
-        tensor.fill_(-7)
-    assert str(optimizer.state_dict()["param_groups"]) == str(before)
-    assert all(0.0 <= theta <= 1.0 for theta in train(problem, optimizer, 2))
-    assert str(second["param_groups"]) == str(before)
+    saved = optimizer.state_dict()["param_groups"]
+    exported = [v for group in saved for n, v in group.items() if n.startswith("momo_")]
+    assert len(exported) >= 6
+    assert all(type(value) in (float, int) for value in exported)
+    before = json.dumps(saved)
+    train(problem, optimizer, 2)
+    assert json.dumps(saved) == before != json.dumps(optimizer.state_dict()["param_groups"])
 
 
 @every_wrapped
@@ -604,7 +599,7 @@ def test_another_rule_leaves_nothing_of_the_old_one(
             assert set(group) == set(its)
     for name, value in fresh.state_dict()["param_groups"][0].items():
         if name.startswith("momo_rule_"):
-            assert torch.equal(optimizer.state_dict()["param_groups"][0][name], value)
+            assert optimizer.state_dict()["param_groups"][0][name] == value
     saved = copy.deepcopy(optimizer.state_dict())
     other = copy.deepcopy(problem)
     loaded = MoMoWrapper(SGD(halves(other), lr=0.05, momentum=0.9), new())
