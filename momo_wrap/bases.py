@@ -18,7 +18,7 @@ from momo_wrap.checks.groups import check_parameters, check_settings
 from momo_wrap.engine.params import can_move
 from momo_wrap.engine.passes import Engine
 from momo_wrap.engine.plan import Plan
-from momo_wrap.engine.scalars import largest
+from momo_wrap.engine.scalars import Scalar, largest
 from momo_wrap.model import Averaging
 from momo_wrap.rules import WeightDecayForm
 
@@ -51,12 +51,14 @@ class Bases:
         sign: -1 where the bases maximise, which is minimisation of the negative.
         like: An empty tensor of the device and dtype of the scalars, once a step is planned.
         largest_lr: The largest learning rate, 0-dim, likewise.
+        rates: Those of all groups, a new list where settings have changed.
         unknown: NaN, 0-dim, likewise.
     """
 
     like: Tensor
     largest_lr: Tensor
     unknown: Tensor
+    rates: Sequence[Scalar]
 
     def __init__(self, pairs: Sequence[tuple[Optimizer, Adapter]], weight_sums: WeightSums) -> None:
         self.pairs = list(pairs)
@@ -128,9 +130,9 @@ class Bases:
             for engine in self._engines:
                 engine.kept = {}
         self.like = plans[0].like
-        rates = [group.get("lr") for group in groups]
+        self.rates = [1.0 if group.get("lr") is None else group["lr"] for group in groups]
         self.unknown = torch.full_like(self.like.new_empty(()), math.nan)
-        self.largest_lr = largest([1.0 if lr is None else lr for lr in rates], self.like)
+        self.largest_lr = largest(self.rates, self.like)
         base, _ = self.pairs[0]
         self.sign = -1.0 if maximizes(base, base.param_groups[0]) else 1.0
 

@@ -245,8 +245,8 @@ def before_step(
     decays: Sequence[Scalar],
 ) -> Before | None:
     """Return what is to be kept of a step that is about to be taken; None where nothing is."""
-    probe = stats.has_probe and rule.wants_probe(stats.step)
-    if not probe and not rule.wants_slope(stats.step):
+    probe = stats.has_probe and rule.wants_probe(stats)
+    if not probe and not rule.wants_slope(stats):
         return None
     if stats.loss.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(

@@ -229,7 +229,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
             pending.clipping = None
             clipping = clipping_of(self.param_groups, limit, clipping, like)
             memory.follow_clipping()
-        memory.prepare(bases.pairs, like)
+        memory.prepare(bases.pairs, like, bases.rates)
         step = bases.observe(self.weight_decay_form or self.rule.weight_decay_form)
         # Nearly always there is nothing to convert.
         if type(loss) is not Tensor or (loss.dtype, loss.device) != (like.dtype, like.device):
@@ -244,7 +244,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
         coefficients = memory.coefficients(step.averagings)
         model = MomentumModel.of(memory.averages, coefficients, loss, clipping)  # (1), (2)
         seen = (bases.unknown,) * 3 if before is None or probed is None else before.seen(probed)
-        known = (*seen, memory.steps + 1, has_probe, probed is not None)
+        known = (*seen, memory.steps + 1, has_probe, probed is not None, memory.is_scheduled)
         stats = model.stats(sums, loss, bound, bases.largest_lr, known)
         decision = self.rule(stats, memory.rule)  # (3)
         theta = checked_theta(decision, memory.rule, sums.shape[1])

@@ -160,6 +160,7 @@ class Trusted:
     every: float = 3.0
     measurements: float = 10.0
     descends: float = 0.1
+    is_scheduled: bool = False
     step: int = 0
     log_radius: float | None = None
     ratios: list[float] = field(default_factory=list)
@@ -171,13 +172,18 @@ class Trusted:
         self.step += 1
         if self.log_radius is None:
             step_size = (seen.height - self.bound) / seen.decrease * seen.lr
-            self.log_radius = math.log(self.start) + math.log(step_size)
+            start = 5 * self.start if self.is_scheduled else self.start
+            self.log_radius = math.log(start) + math.log(step_size)
         else:
             mean_loss, prediction, taken, lr = self.last
             self.steps.append((mean_loss - seen.loss, mean_loss - prediction))
-            if self.step - 1 <= 100 or (self.step - 1) % self.every == 0:
+            self.is_scheduled |= seen.lr != lr
+            if self.is_scheduled:
+                self.by_losses_alone(taken)
+            elif self.step - 1 <= 100 or (self.step - 1) % self.every == 0:
                 self.measure(self.step - 1, seen.slope, seen.predicted, taken, seen.lr < lr)
-            self.by_losses(taken)
+            if not self.is_scheduled:
+                self.by_losses(taken)
             self.log_radius += min(math.log(seen.lr / lr), 0.0)
         theta = clip((seen.height - self.bound) / seen.decrease)
         theta = min(theta, math.exp(self.log_radius) / seen.lr)
@@ -219,20 +225,42 @@ class Trusted:
             self.log_radius -= min(change, n / k)
             self.judged.append("annealed")
 
-    def by_losses(self, taken: float) -> None:
-        """Let steps grow where the losses fall beyond doubt."""
-        assert self.log_radius is not None
+    def losses(self) -> tuple[float, float, float]:
+        """Return the observed and the predicted decrease, and the standard error of the former."""
         weights = [(1 - 1 / self.window) ** age for age in reversed(range(len(self.steps)))]
         total = sum(weights)
         weights = [weight / total for weight in weights]
         mean = sum(w * seen for w, (seen, _) in zip(weights, self.steps, strict=True))
         predicted = sum(w * decrease for w, (_, decrease) in zip(weights, self.steps, strict=True))
         count = 1 / sum(w**2 for w in weights)  # of values of equal weight
-        if count < 1.5 or predicted <= 0 or taken <= 0 or self.slope()[0] < -0.1:
-            return
+        if count < 1.5:
+            return mean, predicted, math.inf
         variance = sum(w * (x - mean) ** 2 for w, (x, _) in zip(weights, self.steps, strict=True))
-        margin = self.confidence * math.sqrt(variance / (count - 1))
-        if mean - self.required * predicted > margin:
+        return mean, predicted, math.sqrt(variance / (count - 1))
+
+    def by_losses_alone(self, taken: float) -> None:
+        """Judge a step of a schedule, which anneals by itself."""
+        assert self.log_radius is not None
+        mean, predicted, error = self.losses()
+        log_taken = math.log(taken) if taken > 0 else -math.inf
+        missing, margin = self.required * predicted - mean, 2 * error
+        if missing < 0:
+            growth = 2 * self.rate * min(-missing / abs(predicted), 1.0)
+            self.log_radius = max(self.log_radius, log_taken + growth)
+            self.judged.append("longer")
+        elif missing > margin:
+            least = max(min(self.log_radius, log_taken), self.log_radius - math.log(2))
+            fall = min((missing - margin) / (abs(predicted) + margin), 1.0)
+            self.log_radius = least - 2 * self.rate * fall
+            self.judged.append("shorter")
+
+    def by_losses(self, taken: float) -> None:
+        """Let steps grow where the losses fall beyond doubt."""
+        assert self.log_radius is not None
+        mean, predicted, error = self.losses()
+        if predicted <= 0 or taken <= 0 or self.slope()[0] < -0.1:
+            return
+        if mean - self.required * predicted > self.confidence * error:
             self.log_radius = max(self.log_radius, math.log(taken) + 0.03)
             self.judged.append("falls")
 

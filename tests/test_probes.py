@@ -28,9 +28,9 @@ class Every(MoMo):
         self.seen: list[tuple[float, float, float]] = []
         self.foretold: list[float] = []
 
-    def wants_probe(self, step: int) -> bool:
+    def wants_probe(self, stats: ModelStats) -> bool:
         """Those of number 3, 6, ..."""
-        return step % 3 == 0
+        return stats.step % 3 == 0
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Note both, and what the model says before and after the step."""
@@ -98,13 +98,13 @@ def test_it_is_the_difference_of_the_losses_of_one_batch(
 class EverySlope(Every):
     """MoMo that has the slope of every third step measured, and no probe."""
 
-    def wants_probe(self, step: int) -> bool:
+    def wants_probe(self, stats: ModelStats) -> bool:
         """None."""
         return False
 
-    def wants_slope(self, step: int) -> bool:
+    def wants_slope(self, stats: ModelStats) -> bool:
         """Those of number 3, 6, ..."""
-        return step % 3 == 0
+        return stats.step % 3 == 0
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Note what was measured."""
@@ -386,7 +386,7 @@ class EveryGroup(PerGroup):
         super().__init__(BOUND)
         self.seen = self.foretold = math.nan
 
-    def wants_probe(self, step: int) -> bool:
+    def wants_probe(self, stats: ModelStats) -> bool:
         """All."""
         return True
 

@@ -149,11 +149,11 @@ class StepRule(ABC):
     needs_momentum: ClassVar[bool] = False
     advice: ClassVar[Mapping[str, str]] = ADVICE
 
-    def wants_probe(self, step: int) -> bool:
+    def wants_probe(self, stats: ModelStats) -> bool:
         """Return whether a step is to be probed, where the user gives `step()` a probe.
 
         Args:
-            step: Its number, from 1 on.
+            stats: The momentum model at the step; `stats.step` is its number, from 1 on.
 
         Returns:
             Here False. Each probe costs an evaluation of the loss, and a copy of the parameters
@@ -161,11 +161,11 @@ class StepRule(ABC):
         """
         return False
 
-    def wants_slope(self, step: int) -> bool:
+    def wants_slope(self, stats: ModelStats) -> bool:
         """Return whether the slope at the end of a step is to be measured, `probed_slope`.
 
         Args:
-            step: Its number, from 1 on.
+            stats: The momentum model at the step; `stats.step` is its number, from 1 on.
 
         Returns:
             Here False. Each costs an inner product, and a copy of the parameters until the next

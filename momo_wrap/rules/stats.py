@@ -57,6 +57,9 @@ class ModelStats:
         step: The number of this step, from 1 on, a number on the host.
         has_probe: Whether `step()` was given a probe, likewise on the host.
         was_probed: Whether the last step was measured, by its slope alone or by a probe, likewise.
+        is_scheduled: Whether a schedule sets the learning rate, likewise: it differs from the
+            `initial_lr` that a scheduler has left in a group, or has changed between two steps. Of
+            learning rates that are tensors this is not known.
     """
 
     loss: Tensor
@@ -74,6 +77,7 @@ class ModelStats:
     step: int = 0
     has_probe: bool = False
     was_probed: bool = False
+    is_scheduled: bool = False
 
     @property
     def by_group(self) -> ModelStats:

@@ -19,6 +19,7 @@ from momo_wrap.rules.arguments import (
     Setting,
 )
 from momo_wrap.rules.base import StepDecision, StepRule, gap_to_bound, truncate
+from momo_wrap.rules.by_losses import AVERAGED, averages, followed, standard_error
 from momo_wrap.rules.stats import ModelStats
 
 # Each of so many steps at first is measured, and none of them is annealed.
@@ -28,6 +29,9 @@ _FIRST = 100
 _RISES, _HOLDS = -0.5, -0.1
 # By how much it grows in a step where losses fall.
 _BY_LOSSES = math.exp(0.03)
+# Where a schedule anneals: how many times as long the first step is, how many times as fast the
+# step size changes, and how many standard errors losses must be short for it to shrink.
+_LONGER, _FASTER, _SHORT = 5.0, 2.0, 2.0
 
 _ADVICE = {
     "no_progress": (
@@ -55,8 +59,7 @@ _ADVICE = {
     ),
 }
 
-# What is averaged of losses, and of slopes.
-_LOSSES = ("weight", "observed", "predicted", "observed_square")
+# What is averaged of slopes.
 _SLOPES = ("slopes", "slope", "slope_square")
 
 
@@ -88,10 +91,22 @@ class TrustedMoMo(StepRule):
     only on evidence, and where nothing shows that they still descend, they fall as 1/k. Noise of
     losses between batches, clipped gradients, and losses that move by themselves matter little.
 
+    Where a schedule sets α (it differs from a scheduler's `initial_lr`, or has changed between two
+    steps), it is the schedule that anneals, and steps which are right then are longer than slopes
+    let them be. So r then goes by losses alone. With A the observed and P the predicted decrease,
+    in the average over 20 steps, and s' the standard error of A, equation (17):
+
+        surplus = A - P/5
+        grow, if surplus > 0:           r <- max( r , t e^{2κ q} ) ,    q = surplus / |P|
+        shrink, if surplus < -2 s':     r <- max( min(r, t) , r/2 ) e^{2κ q} ,
+                                        q = (surplus + 2 s') / (|P| + 2 s')
+
+    with q cut to [-1, 1], and the first r is five times as long.
+
     At first r is a hundredth of the step size to the bound; until there is one (the model is flat,
     or at the bound), θ is 0. Where α is lowered, by a schedule, r is lowered in proportion; where
     it is raised, as in a warm-up, r is not, and where it is 0, r waits. With several groups, α is
-    the largest learning rate. Equations (10) to (16) of docs/algorithm.md.
+    the largest learning rate. Equations (10) to (17) of docs/algorithm.md.
 
     The rule needs a copy of the parameters, in float32 at least, from a step that is measured to
     the next. A state dict has it too, so that a resumed run goes on bit for bit.
@@ -135,14 +150,15 @@ class TrustedMoMo(StepRule):
     needs_momentum: ClassVar[bool] = True
     advice: ClassVar[Mapping[str, str]] = {**StepRule.advice, **_ADVICE}
 
-    def wants_slope(self, step: int) -> bool:
+    def wants_slope(self, stats: ModelStats) -> bool:
         """Return whether a step is to be measured; see `every`."""
-        return math.isfinite(self.lower_bound) and (step <= _FIRST or step % self.every == 0)
+        is_due = stats.step <= _FIRST or stats.step % self.every == 0
+        return is_due and not stats.is_scheduled and math.isfinite(self.lower_bound)
 
     def initial_memory(self, lower_bound: float) -> dict[str, float]:
         """Return zeros: no step size is trusted yet, and nothing was judged."""
         names = ("trusted", "last_mean_loss", "prediction", "last_step_size", "last_lr")
-        return dict.fromkeys((*names, *_LOSSES, *_SLOPES), 0.0)
+        return dict.fromkeys((*names, *AVERAGED, *_SLOPES), 0.0)
 
     def symptoms(self, stats: ModelStats, decision: StepDecision) -> Mapping[str, Tensor]:
         """Return also what is wrong with the loss, with tiny steps, or with steps that α limits.
@@ -153,7 +169,8 @@ class TrustedMoMo(StepRule):
         """
         memory, decrease = decision.memory, stats.predicted_decrease
         gap, theta = gap_to_bound(stats, stats.lower_bound), decision.theta_uncapped
-        rises = memory["observed"] < -2.0 * self._error(memory, memory["weight"])  # off by one step
+        error = standard_error(memory, memory["weight"], self.window)  # n is off by one step
+        rises = memory["observed"] < -2.0 * error
         tiny = (theta < 1e-9) & (theta * decrease < 1e-6 * self.start * gap) & (decrease > 0)
         return {
             **super().symptoms(stats, decision),
@@ -171,15 +188,13 @@ class TrustedMoMo(StepRule):
             return StepDecision(*truncate(stats, stats.lower_bound), stats.lower_bound, nothing)
 
         has_started = memory["trusted"] > info.tiny  # smaller numbers could not grow
-        losses = self._losses(stats.loss, memory, has_started)
-        trusted, slopes = memory["trusted"], {name: memory[name] for name in _SLOPES}
-        if stats.was_probed:
-            trusted, slopes = self._judged(stats, memory)
-        trusted = self._grown(trusted, losses, slopes["slope"], memory)
+        losses = averages(stats.loss, memory, has_started, self.window)
+        trusted, slopes = self._judged(stats, losses, memory)
         # Where the learning rate was lowered, the limit of θ stays; where it was raised, it falls.
         followed = trusted / torch.maximum(lr, memory["last_lr"])
         gap = gap_to_bound(stats, stats.lower_bound)
-        first = self.start * (gap / decrease.abs())  # where the model rises, it may rise by as much
+        start = self.start * (_LONGER if stats.is_scheduled else 1.0)
+        first = start * (gap / decrease.abs())  # where the model rises, it may rise by as much
         # Of a flat model, or after a step that has failed, no step size is known.
         limit = torch.where(has_started, followed, first).nan_to_num(nan=0.0, posinf=0.0)
         # Equation (3) without the case of an infinite θ, which is above every limit.
@@ -200,6 +215,24 @@ class TrustedMoMo(StepRule):
         return StepDecision(theta, uncapped, stats.lower_bound, remembered)
 
     def _judged(
+        self, stats: ModelStats, losses: Mapping[str, Tensor], memory: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the step size that is trusted after the last step, and what is known of slopes."""
+        slopes = {name: memory[name] for name in _SLOPES}
+        surplus = torch.sub(losses["observed"], losses["predicted"], alpha=self.required)
+        error = standard_error(losses, memory["weight"], self.window)
+        if stats.is_scheduled:
+            rate = _FASTER * self.rate
+            return followed(losses, surplus, _SHORT * error, memory, rate), slopes
+        trusted = memory["trusted"]
+        if stats.was_probed:
+            trusted, slopes = self._by_slope(stats, memory)
+        # A fall over many steps is more than what the ends of steps show, where they oscillate.
+        falls = (surplus > self.confidence * error) & (losses["predicted"] > 0)
+        longer = torch.maximum(trusted, memory["last_step_size"] * _BY_LOSSES)  # (15)
+        return torch.where(falls & (slopes["slope"] >= _HOLDS), longer, trusted), slopes
+
+    def _by_slope(
         self, stats: ModelStats, memory: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the step size that is trusted after a measurement, (13), and the averages (12)."""
@@ -232,48 +265,3 @@ class TrustedMoMo(StepRule):
         longer = torch.maximum(trusted, taken * math.exp(change))
         after = torch.where(counts, torch.where(grows, longer, shorter), trusted)
         return after, dict(zip(_SLOPES, (number, mean, square), strict=True))
-
-    def _grown(
-        self,
-        trusted: Tensor,
-        losses: Mapping[str, Tensor],
-        slope: Tensor,
-        memory: Mapping[str, Tensor],
-    ) -> Tensor:
-        """Return the step size that is trusted, longer where losses fall beyond doubt, (15)."""
-        surplus = torch.sub(losses["observed"], losses["predicted"], alpha=self.required)
-        # A fall over many steps is more than what the ends of steps show, where they oscillate.
-        falls = (surplus > self.confidence * self._error(losses, memory["weight"])) & (
-            losses["predicted"] > 0
-        )
-        longer = torch.maximum(trusted, memory["last_step_size"] * _BY_LOSSES)
-        return torch.where(falls & (slope >= _HOLDS), longer, trusted)
-
-    def _losses(
-        self, loss: Tensor, memory: Mapping[str, Tensor], has_started: Tensor
-    ) -> dict[str, Tensor]:
-        """Return the averages of (14) times their weight, with the last step in them."""
-        observed = memory["last_mean_loss"] - loss
-        predicted = memory["last_mean_loss"] - memory["prediction"]
-        values = torch.stack([has_started, observed, predicted, observed * observed])
-        # An infinite square would never be forgotten.
-        largest = torch.finfo(loss.dtype).max / 1e6
-        values = values.nan_to_num(nan=0.0, posinf=largest, neginf=-largest)
-        last = torch.stack([memory[name] for name in _LOSSES])
-        averages = torch.lerp(last, values, 1.0 / self.window) * has_started
-        return dict(zip(_LOSSES, averages.unbind(), strict=True))
-
-    def _error(self, losses: Mapping[str, Tensor], last_weight: Tensor) -> Tensor:
-        """Return the standard error s' of the observed decrease, (14), times the weight.
-
-        After n steps of equal weight, it would be sqrt(V/(n - 1)); here 1/(n - 1) is
-        (1 - v/2)/((w - 1) v'), where v is the weight and v' that before the last step. With the
-        first value, which has no variance, v' is 0, and the error is infinite or NaN.
-        """
-        weight, observed, window = losses["weight"], losses["observed"], self.window
-        square = weight * losses["observed_square"]
-        variance = torch.addcmul(square, observed, observed, value=-1.0).clamp(min=0.0)
-        # (1 - v/2)/((w - 1) v') by v = (1 - 1/w) v' + 1/w
-        factor = (2.0 * window - 1.0) / (2.0 * window * (window - 1.0))
-        less = variance * (-0.5 / window)
-        return torch.addcdiv(less, variance, last_weight, value=factor).sqrt()

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from momo_wrap.adapters.base import Adapter
-from momo_wrap.engine.scalars import as_scalar, comparable, numbers_of, vector
+from momo_wrap.engine.scalars import Scalar, as_scalar, comparable, numbers_of, vector
 from momo_wrap.model import Averaging, Coefficients, Start, coefficients_of, first_weight
 
 # What the names of entries in the groups start with.
@@ -26,7 +26,7 @@ PREFIX = "momo_"
 _NAMES = ("loss_sum", "displacement", "loss_weight_sum", "weight_sum")
 _CLIPPED = "clipped_weight_sum"
 _RULE_PREFIX = f"{PREFIX}rule_"
-_STEPS = f"{PREFIX}steps"
+_STEPS, _SCHEDULED = f"{PREFIX}steps", f"{PREFIX}is_scheduled"
 # Names of a rule's memory in files of version 0.1.0.
 _FORMER = {"prediction": "foretold"}
 _HAS_HISTORY = -1.0  # in a state dict, for R of a group that starts with a history
@@ -43,6 +43,8 @@ class Memory:
         self.averages = torch.zeros(4, 0, device=like.device, dtype=like.dtype)  # F, E, W, R
         self.starts: list[Start] = []  # what each group's averages are made of
         self.steps = 0  # how many were taken
+        self.is_scheduled = False  # whether a schedule sets the learning rates
+        self.rates: Sequence[Scalar] = ()  # those of the last step
         self._owners: list[_Owner] = []
         self._about: list[_About | None] = []
         self._coefficients: tuple[object, Coefficients] | None = None
@@ -66,6 +68,18 @@ class Memory:
         if len(self.averages) == len(_NAMES):
             self.averages = torch.cat([self.averages, self.averages[3:]])
 
+    def _follow_rates(self, rates: Sequence[Scalar]) -> None:
+        """Note whether a schedule sets the learning rates, by those of another step."""
+        initial = [group.get("initial_lr") for _, _, group in self._owners]
+        pairs = [*zip(rates, initial, strict=True)]
+        if len(rates) == len(self.rates):
+            pairs += [*zip(rates, self.rates, strict=True)]
+        self.is_scheduled |= any(
+            isinstance(now, float | int) and isinstance(then, float | int) and now != then
+            for now, then in pairs
+        )
+        self.rates = rates
+
     def write(self, averages: Tensor, rule: Mapping[str, Tensor]) -> None:
         """Write what a step has left: new averages, and the rule's memory, which may be empty."""
         self.steps += 1
@@ -80,10 +94,10 @@ class Memory:
             elif self._owners[i][0].state.get(about[0]) is not about[1]:
                 self._note(i, [about[0]])
 
-    def prepare(self, pairs: Pairs, like: Tensor) -> None:
+    def prepare(self, pairs: Pairs, like: Tensor, rates: Sequence[Scalar] | None = None) -> None:
         """Make room for the groups that there are, and start anew what has lost its buffers.
 
-        `like` has the device and dtype of the scalars.
+        `like` has the device and dtype of the scalars, `rates` are the learning rates of a step.
         """
         if (self.averages.device, self.averages.dtype) != (like.device, like.dtype):
             self.averages, self._coefficients = self.averages.to(like), None
@@ -92,6 +106,8 @@ class Memory:
         known = [group for _, _, group in self._owners]
         if len(groups) != len(known) or not all(map(is_, groups, known)):
             self._take_groups(pairs)
+        if rates is not None and rates is not self.rates:
+            self._follow_rates(rates)
         lost = []
         noted = len(self._about) - self._about.count(None)
         for i, about in enumerate(self._about):
@@ -132,6 +148,7 @@ class Memory:
             if value is not None:
                 own.copy_(as_scalar(value, own))
         self.steps = int(owners[0][2].get(_STEPS) or self.steps)
+        self.is_scheduled |= bool(owners[0][2].get(_SCHEDULED))
         self._mark()
 
     def _restart(self, indices: Sequence[int]) -> None:
@@ -192,7 +209,7 @@ class Memory:
         entries = [dict(zip(names, column, strict=True)) for column in numbers_of(averages.t())]
         rule = zip(self._initial, numbers_of(self._values), strict=True)
         entries[0].update({_RULE_PREFIX + name: value for name, value in rule})
-        entries[0][_STEPS] = self.steps
+        entries[0].update({_STEPS: self.steps, _SCHEDULED: int(self.is_scheduled)})
         return entries
 
     def weight_sums(self, first: int, averagings: Sequence[Averaging]) -> Tensor:
@@ -255,7 +272,13 @@ class Memory:
         _, _, first = self._owners[0]
         for key in [key for key in first if key.startswith(_RULE_PREFIX)]:
             del first[key]
-        first.update({_STEPS: None, **{_RULE_PREFIX + name: None for name in self._initial}})
+        first.update(
+            {
+                _STEPS: None,
+                _SCHEDULED: None,
+                **{_RULE_PREFIX + name: None for name in self._initial},
+            }
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "rule": None, "_coefficients": None}

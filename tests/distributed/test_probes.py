@@ -28,9 +28,9 @@ class Every(MoMo):
         super().__init__(training.BOUND)
         self.seen: list[float] = []
 
-    def wants_probe(self, step: int) -> bool:
+    def wants_probe(self, stats: ModelStats) -> bool:
         """Those of number 3, 6, ..."""
-        return step % 3 == 0
+        return stats.step % 3 == 0
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Note what was measured."""
@@ -41,13 +41,13 @@ class Every(MoMo):
 class EverySlope(Every):
     """The same by slopes alone."""
 
-    def wants_probe(self, step: int) -> bool:
+    def wants_probe(self, stats: ModelStats) -> bool:
         """None."""
         return False
 
-    def wants_slope(self, step: int) -> bool:
+    def wants_slope(self, stats: ModelStats) -> bool:
         """Those of number 3, 6, ..."""
-        return step % 3 == 0
+        return stats.step % 3 == 0
 
 
 def train(
@@ -139,7 +139,7 @@ def losses_of_nested(form: str, dropout: float, *, probed: bool) -> list[tuple[f
         model = DistributedDataParallel(whole)
 
     class Each(Every):
-        def wants_probe(self, step: int) -> bool:
+        def wants_probe(self, stats: ModelStats) -> bool:
             return True
 
     rule = Each()

@@ -23,9 +23,9 @@ class Watching(MoMo):
         super().__init__(lower_bound)
         self.seen: list[float] = []
 
-    def wants_probe(self, step: int) -> bool:
+    def wants_probe(self, stats: ModelStats) -> bool:
         """Those of number 3, 6, ..."""
-        return step % EVERY == 0
+        return stats.step % EVERY == 0
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Note what was found."""

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from momo_wrap import MoMo, MoMoWrapper, StepRule
+from momo_wrap import ModelStats, MoMo, MoMoWrapper, StepRule
 from tests.integrations import task
 from tests.integrations.probing import Watching, assert_same, by_hand
 from tests.problems import flat
@@ -99,7 +99,7 @@ def test_batches_are_let_go(due: bool) -> None:
     """At once where nothing is to be probed, else with the step."""
 
     class Always(Watching):
-        def wants_probe(self, step: int) -> bool:
+        def wants_probe(self, stats: ModelStats) -> bool:
             return due
 
     class Alive(pl.Callback):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from momo_wrap import MoMo, StepRule
+from momo_wrap import ModelStats, MoMo, StepRule
 from tests.integrations.probing import EVERY, Losses, Watching, assert_same, by_hand
 from tests.problems import flat
 
@@ -108,7 +108,7 @@ def test_batches_are_let_go(tmp_path: Path, due: bool) -> None:
     """At once where nothing is to be probed, else with the step. Trainer holds its own."""
 
     class Always(Watching):
-        def wants_probe(self, step: int) -> bool:
+        def wants_probe(self, stats: ModelStats) -> bool:
             return due
 
     class Given(MoMoTrainer):

@@ -45,6 +45,11 @@ def measured(step: int, slope: float, predicted: float, lr: float = 8.0) -> Mode
     )
 
 
+def at(step: int) -> ModelStats:
+    """What a rule sees at a step."""
+    return measured(step, 0.0, 1.0)
+
+
 def memory(**values: float) -> dict[str, Tensor]:
     """A memory in which no losses were averaged, so that slopes alone decide."""
     kept = TrustedMoMo().initial_memory(0.0)
@@ -166,12 +171,13 @@ def test_first_step_is_a_hundredth_of_the_way_to_the_bound() -> None:
 
 def test_which_steps_are_measured() -> None:
     rule = TrustedMoMo()
-    assert [step for step in range(1, 110) if rule.wants_slope(step)] == [
+    assert [step for step in range(1, 110) if rule.wants_slope(at(step))] == [
         *range(1, 101), 102, 105, 108,
     ]  # fmt: skip
-    assert not TrustedMoMo(every=math.inf).wants_slope(101)
-    assert not TrustedMoMo(-math.inf).wants_slope(1)
-    assert not rule.wants_probe(1)
+    assert not TrustedMoMo(every=math.inf).wants_slope(at(101))
+    assert not TrustedMoMo(-math.inf).wants_slope(at(1))
+    assert not rule.wants_slope(replace(at(1), is_scheduled=True))
+    assert not rule.wants_probe(at(1))
 
 
 # In training.
