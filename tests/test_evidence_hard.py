@@ -34,6 +34,10 @@ JUDGED += ["rotating weights", "clipped, waves", "random labels, clusters", "doc
 JUDGED += ["separable, logistic", "memory, plain RNN", "sorting, transformer"]
 JUDGED += ["bootstrap, gratings", "steering, policy gradient", "attacked classifier"]
 JUDGED += ["blobs, variational"]
+NEW = ["multiplicative noise", "quantiles, pinball", "survival, Cox", "mixture density"]
+NEW += ["wave equation", "invented text, smoothed labels", "adding, clipped GRU"]
+NEW += ["masked digits", "triplets, margin", "sparse codes", "communities, graph network"]
+NEW += ["rare classes, focal", "stopping, policy gradient", "renamed classes"]
 
 
 @pytest.fixture
@@ -54,14 +58,15 @@ def trusted(evidence: Any, task: str) -> Any:
     return partial(evidence.methods.wrapped, base=torch.optim.Adam, rule=rule)
 
 
-def test_tasks_are_chosen_or_judged_on(evidence: Any) -> None:
+def test_tasks_are_chosen_or_judged_on_or_new(evidence: Any) -> None:
     assert list(evidence.hard_tasks.CHOSEN_ON) == CHOSEN_ON
     assert list(evidence.hard_tasks.JUDGED) == JUDGED
-    assert list(evidence.hard_tasks.SITUATIONS) == CHOSEN_ON + JUDGED
-    assert set(evidence.hard_tasks.BOUNDS) < set(CHOSEN_ON + JUDGED)
+    assert list(evidence.hard_tasks.NEW) == NEW
+    assert list(evidence.hard_tasks.SITUATIONS) == CHOSEN_ON + JUDGED + NEW
+    assert set(evidence.hard_tasks.BOUNDS) < set(CHOSEN_ON + JUDGED + NEW)
 
 
-@pytest.mark.parametrize("task", CHOSEN_ON + JUDGED)
+@pytest.mark.parametrize("task", CHOSEN_ON + JUDGED + NEW)
 def test_every_parameter_moves_and_the_model_is_judged(task: str, evidence: Any) -> None:
     """After three steps."""
     made: list[Any] = []
@@ -213,7 +218,7 @@ def test_each_task_is_run_with_its_bound(
 
     monkeypatch.setattr(hard.sweep, "run", run)
     hard.run(tmp_path / "hard")
-    assert runs == 40 * (7 + 1)
+    assert runs == 54 * (7 + 1)
     expected = {**dict.fromkeys(hard.SITUATIONS, 0.0), **hard.BOUNDS}
     assert {t: bounds["Adam + TrustedMoMo", t] for t in hard.SITUATIONS} == expected
     assert {bounds["Adam", t] for t in hard.SITUATIONS} == {None}

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from further import situations
 from further.judged import JUDGED
+from further.new import NEW
 from further.tasks import CHOSEN_ON
 from methods import BARE, wrapped
 from plan import RESULTS, forget
@@ -23,11 +24,14 @@ from plan import RESULTS, forget
 from momo_wrap import TrustedMoMo, sweep
 
 HARD_TASKS = RESULTS / "hard_tasks.csv"
-SITUATIONS = {**CHOSEN_ON, **JUDGED}
+SITUATIONS = {**CHOSEN_ON, **JUDGED, **NEW}
 # A bound that suits the loss where 0 does not, as the loss goes below. With advantages of mean 0
 # and variance 1, as in steering, it is -cov(advantage, z²/2), with z standard normal: not below
-# -0.71 in expectation.
+# -0.71 in expectation. In stopping, there are two choices; as -p log p of neither is above 1/e, it
+# is not below -0.74 for advantages of about 1. In the mixture density, one branch alone, of
+# standard deviation exp(-2.8), would give -1.38; as they are mixed, the true density gives -0.46.
 BOUNDS = {"bandit": -10.0, "actor-critic": -1.0, "steering, policy gradient": -2.0}
+BOUNDS |= {"stopping, policy gradient": -2.0, "mixture density": -1.5}
 BASE, WRAPPED, CAP = "Adam", "Adam + TrustedMoMo", 100.0
 LEARNING_RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
 NEW_SEEDS = [3, 4, 5]  # nothing was chosen on these
