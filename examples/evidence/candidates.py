@@ -10,7 +10,6 @@ docs/evidence.md is written by report.py.
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -35,19 +34,9 @@ RULES: dict[str, Callable[[], StepRule]] = {
     "PerGroup": PerGroup,
     "TrustRegion": TrustRegion,
     "TrustedMoMo": TrustedMoMo,
-    "TrustedMoMo(required=0.1)": partial(TrustedMoMo, required=0.1),
-    "TrustedMoMo(required=0.4)": partial(TrustedMoMo, required=0.4),
-    "TrustedMoMo(confidence=2)": partial(TrustedMoMo, confidence=2.0),
-    "TrustedMoMo(confidence=inf)": partial(TrustedMoMo, confidence=math.inf),
     "TrustedMoMo(rate=0.1)": partial(TrustedMoMo, rate=0.1),
-    "TrustedMoMo(start=0.001)": partial(TrustedMoMo, start=0.001),
     "TrustedMoMo(start=0.1)": partial(TrustedMoMo, start=0.1),
-    "TrustedMoMo(window=10)": partial(TrustedMoMo, window=10.0),
-    "TrustedMoMo(every=1)": partial(TrustedMoMo, every=1.0),
     "TrustedMoMo(every=10)": partial(TrustedMoMo, every=10.0),
-    "TrustedMoMo(measurements=5)": partial(TrustedMoMo, measurements=5.0),
-    "TrustedMoMo(measurements=20)": partial(TrustedMoMo, measurements=20.0),
-    "TrustedMoMo(descends=0)": partial(TrustedMoMo, descends=0.0),
     "TrustedMoMo(descends=0.3)": partial(TrustedMoMo, descends=0.3),
 }
 
