@@ -149,35 +149,35 @@ def test_known_outcomes_of_hard_tasks(evidence: Any, tmp_path: Path) -> None:
             "contrastive": [1.9] * 3,
             "memory, plain RNN": [2.0, nan, 2.0],
             "attacked classifier": [nan] * 3,
+            "masked digits": [2.2] * 3,
         },
     )
     text = evidence.hard_results.section(path)
-    assert "| near tuned bare Adam | chosen on (26) | judged on (14) |" in text
-    # Shortfalls: 12.5, 2.5 and 1 units over 26 tasks, of which the first counts for 10; 10 over 14.
-    assert "| Adam + TrustedMoMo | 24 of 26 | 13 of 14 | 0.5 | 0.7 |" in text
-    assert "| Adam, bare, at 0.01 | 26 of 26 | 14 of 14 | 0.0 | 0.0 |" in text
+    assert "| near tuned bare Adam | looked at (40) | new (14) |" in text
+    # Shortfalls: 12.5, 2.5, 1 and inf units over 40 tasks, of which two count for 10; 5 over 14.
+    assert "| Adam + TrustedMoMo | 37 of 40 | 13 of 14 | 0.6 | 0.4 |" in text
+    assert "| Adam, bare, at 0.01 | 40 of 40 | 14 of 14 | 0.0 | 0.0 |" in text
     assert "(83.3 %), without an evaluation more than the bare base has. It is reached:" in text
-    assert "near on 24 of the 26 that it was chosen on (92.3 %) and 13 of the 14 that it" in text
-    assert "was judged on (92.9 %), on 37 of all 40 (92.5 %). The tasks that it was judged" in text
+    assert "near on 13 of the 14 new ones (92.9 %) and on 37 of the 40 that were looked at" in text
     assert "| bandit | loss | 2 at 0.01 | −25.0 |" in text
     assert "| dropout | loss | 2 at 0.01 | −5.0 |" in text
     assert "| curriculum | loss | 2 at 0.01 | **−2.0** |" in text
     assert "| contrastive | loss | 2 at 0.01 | **+5.0** |" in text
     assert "| attacked classifier | loss | 2 at 0.01 | failed |" in text
-    assert "- Not near, chosen on: dropout (−5.0 %); bandit (−25.0 %)\n" in text
-    assert "- Not near, judged on: attacked classifier (failed)\n" in text
+    missed = "dropout (−5.0 %); bandit (−25.0 %); attacked classifier (failed)"
+    assert f"- Not near, looked at: {missed}\n" in text
+    assert "- Not near, new: masked digits (−10.0 %)\n" in text
     assert "as far as near is: bandit; attacked classifier\n" in text
     assert "that failed: memory, plain RNN (1); attacked classifier (3)\n" in text
 
 
-def test_aim_is_missed_where_one_of_both_splits_misses_it(evidence: Any, tmp_path: Path) -> None:
+def test_aim_is_missed_where_new_tasks_are(evidence: Any, tmp_path: Path) -> None:
     path = tmp_path / "hard.csv"
-    save_hard(evidence, path, dict.fromkeys(JUDGED[:3], [2.2] * 3))
+    save_hard(evidence, path, dict.fromkeys(NEW[:3], [2.2] * 3))
     text = evidence.hard_results.section(path)
-    assert "It is **missed**: the rule is near on 26 of the 26" in text
-    assert "11 of the 14 that it was judged on (78.6 %), on 37 of all 40 (92.5 %)." in text
-    assert "are the easier ones" not in text
-    assert "- Not near, chosen on: none\n" in text
+    assert "It is **missed**: the rule is near on 11 of the 14 new ones (78.6 %)" in text
+    assert "and on 40 of the 40 that were looked at (100.0 %)." in text
+    assert "- Not near, looked at: none\n" in text
 
 
 def test_scores_are_compared_in_points(evidence: Any, tmp_path: Path) -> None:
@@ -232,8 +232,11 @@ def test_the_page_has_what_the_results_give(evidence: Any) -> None:
 
 
 def test_readme_has_what_the_results_give(evidence: Any) -> None:
-    """Of the 40 tasks, how many are near tuned bare Adam."""
+    """Of the tasks, how many are near tuned bare Adam."""
     results = evidence.hard_results.sweep.load(evidence.hard_tasks.HARD_TASKS)
-    near = sum(o.is_near for o in evidence.hard_results.outcomes(results).values())
+    found = evidence.hard_results.outcomes(results)
+    new = sum(found[task].is_near for task in NEW)
+    seen = sum(found[task].is_near for task in CHOSEN_ON + JUDGED)
     readme = " ".join((EXAMPLES.parent / "README.md").read_text(encoding="utf-8").split())
-    assert f"near tuned Adam on {near} of 40" in readme
+    assert f"near tuned Adam on {new} of 14 of these that it had not seen" in readme
+    assert f"and on {seen} of 40 that were looked at while it was made" in readme

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 from comparing import LARGEST_SHORTFALL, is_within, margin, mean_lack
 from further.judged import JUDGED
+from further.new import NEW
 from further.tasks import CHOSEN_ON
 from hard_tasks import BASE, CAP, HARD_TASKS, LEARNING_RATES, NEW_SEEDS, SITUATIONS, WRAPPED
 from measures import gain_over
@@ -18,7 +19,9 @@ from sections import signed, table
 from momo_wrap import sweep
 from momo_wrap.sweep.comparing import medians
 
-SPLITS = {"chosen on": CHOSEN_ON, "judged on": JUDGED}
+# Those that were looked at while the rule was made, and those that were made after it.
+SPLITS = {"looked at": {**CHOSEN_ON, **JUDGED}, "new": NEW}
+_ONES = {"looked at": "that were looked at", "new": "new ones"}
 AIM = 25 / 30  # the share of hard tasks to be near on
 
 
@@ -105,14 +108,14 @@ def section(path: Path = HARD_TASKS) -> str:
     splits = {name: {t: found[t] for t in tasks} for name, tasks in SPLITS.items()}
     parts = [counts(splits), aim(splits), against(splits)]
     for name, of in splits.items():
-        title = f"Tasks that the rule was {name}: the gap to tuned bare Adam, in points or %"
+        title = f"Tasks, {name}: the gap to tuned bare Adam, in points or %"
         parts.append(f"**{title}**\n\n{every_task(of)}")
     return "\n\n".join(parts)
 
 
 def counts(splits: Mapping[str, Outcomes]) -> str:
     """Count on how many tasks each is near, for each split; bare Adam at one learning rate too."""
-    lr = calibrated_lr(splits["chosen on"])
+    lr = calibrated_lr(splits["looked at"])
     head = ["near tuned bare Adam", *(f"{n} ({len(of)})" for n, of in splits.items())]
     head += [f"shortfall, {name}" for name in splits]
     rows = {
@@ -136,24 +139,17 @@ def calibrated_lr(found: Outcomes) -> float:
 
 
 def aim(splits: Mapping[str, Outcomes]) -> str:
-    """Hold the shares that are near against the aim; warn if the split to judge on is easier."""
+    """Hold the shares that are near against the aim."""
     near = {name: sum(o.is_near for o in of.values()) for name, of in splits.items()}
     shares = {name: near[name] / len(of) for name, of in splits.items()}
-    told = " and ".join(
-        f"{near[name]} of the {len(of)} that it was {name} ({100 * shares[name]:.1f} %)"
-        for name, of in splits.items()
-    )
-    total, tasks = sum(near.values()), sum(map(len, splits.values()))
-    is_reached = min(shares.values()) >= AIM
-    easier = (
-        " The tasks that it was judged on are the easier ones for it: their share alone is no "
-        "estimate for other hard tasks."
+    told = " and on ".join(
+        f"{near[name]} of the {len(of)} {_ONES[name]} ({100 * shares[name]:.1f} %)"
+        for name, of in reversed([*splits.items()])
     )
     return (
-        f"The aim is to be near on 25 of 30 such tasks ({100 * AIM:.1f} %), without an evaluation "
-        f"more than the bare base has. It is {'reached' if is_reached else '**missed**'}: the rule "
-        f"is near on {told}, on {total} of all {tasks} ({100 * total / tasks:.1f} %)."
-        f"{easier if shares['judged on'] > shares['chosen on'] else ''}"
+        f"The aim is to be near on 25 of 30 new tasks of these kinds ({100 * AIM:.1f} %), without "
+        "an evaluation more than the bare base has. It is "
+        f"{'reached' if shares['new'] >= AIM else '**missed**'}: the rule is near on {told}."
     )
 
 

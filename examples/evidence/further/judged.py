@@ -1,4 +1,4 @@
-"""Situations on which nothing was chosen, by name: the rule is judged on them alone."""
+"""Further situations that were looked at while a rule was made, by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Situations on which the constants of a rule were chosen, by name."""
+"""Situations that were looked at while a rule was made, by name."""
 
 from __future__ import annotations
 
