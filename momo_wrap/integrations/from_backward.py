@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -57,6 +58,19 @@ def _root(tensors: Any, gradients: Any) -> tuple[Tensor | None, str]:
         value = value if gradient is None else value * gradient.detach().reshape(())
         total = value if total is None else total + value
     return total, "" if total is not None else NO_ROOT.format("nothing")
+
+
+def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that Dynamo calls as it is, after a graph break."""
+    disabled: Callable[..., Any] = torch._disable_dynamo(function)  # type: ignore[attr-defined]
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        # Elsewhere Dynamo, which takes long to import, is not even asked.
+        called = disabled if torch.compiler.is_dynamo_compiling() else function
+        return called(*args, **kwargs)
+
+    return call
 
 
 def _backward(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,7 +141,7 @@ class _Patch:
 
     def on(self) -> None:
         self._original = getattr(self._owner, self._name)
-        self._mine = self._made(self._original)
+        self._mine = _untraced(self._made(self._original))
         setattr(self._owner, self._name, self._mine)
 
     def off(self) -> None:

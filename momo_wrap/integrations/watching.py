@@ -74,14 +74,13 @@ class Watched:
         seen: Seen = []
         for param in self._params():
             grad = param.grad
-            seen.append((param, grad, 0 if grad is None else grad._version))
+            seen.append((param, grad, _version(grad)))
         return seen
 
     def after(self, seen: Seen, loss: Tensor | None, problem: str) -> None:
         """Add the root of a pass, if the gradients have changed in it."""
         if not any(
-            param.grad is not grad or (grad is not None and grad._version != version)
-            for param, grad, version in seen
+            param.grad is not grad or _version(grad) != version for param, grad, version in seen
         ):
             self._elsewhere = self._elsewhere or any(hasattr(p, "to_local") for p, *_ in seen)
             return
@@ -106,3 +105,11 @@ class Watched:
             self.pending.clear()
         elif {id(param) for param in self._gradients()} & {id(param) for param in params}:
             self.pending.refuse(_PARTLY)
+
+
+def _version(grad: Tensor | None) -> int:
+    """Return a number that grows with each write to a gradient; FSDP2 writes to the part within."""
+    if grad is None:
+        return 0
+    inner = None if type(grad) is Tensor else getattr(grad, "_local_tensor", None)
+    return grad._version + (0 if inner is None else inner._version)

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.optim import SGD, AdamW
 from torch.utils.checkpoint import checkpoint
 
@@ -238,6 +241,57 @@ def test_nobody_waits_and_no_graph_is_kept() -> None:
         with HostVisits() as mode:
             optimizer.step()
         assert not mode.seen
+
+
+@pytest.fixture
+def sharded() -> Iterator[nn.Module]:
+    """A network in FSDP2, alone in its group."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model: Any = task.network()
+        mesh = init_device_mesh("cpu", (1,))
+        yield fully_shard(model, mesh=mesh)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_fsdp2(sharded: Any) -> None:
+    """It adds to the shard within a gradient; what it keeps elsewhere can't be told."""
+    optimizer = MoMoWrapper(SGD(sharded.parameters(), lr=0.1, momentum=0.9))
+    batch = task.batches()[0]
+    with losses_from_backward(optimizer):
+        losses = [task.loss_of(sharded, batch), task.loss_of(sharded, batch)]
+        for loss in losses:
+            loss.backward()
+        optimizer.step()
+        assert last_step(optimizer).loss == (losses[0] + losses[1]).detach()
+        optimizer.zero_grad()
+        for sync in (False, True):
+            sharded.set_requires_gradient_sync(sync)
+            task.loss_of(sharded, batch).backward()
+        with pytest.raises(TypeError, match=r"after set_requires_gradient_sync\(False\)"):
+            optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
+# Dynamo looks at a loss that a function is given.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_compiled_step() -> None:
+    """Dynamo breaks the graph at `backward()`, which is called as it is."""
+    model = task.network()
+    optimizer = task.wrapped(model)
+
+    @torch.compile(backend="eager")
+    def train(batch: Any) -> Tensor:
+        optimizer.zero_grad()
+        loss = task.loss_of(model, batch)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    with losses_from_backward(optimizer):
+        for batch in task.batches()[:3]:
+            assert train(batch) == last_step(optimizer).loss
 
 
 def test_a_compiled_model() -> None:
