@@ -124,7 +124,8 @@ def _clip(original: Callable[..., Any]) -> Callable[..., Any]:
         with _here() as watched:
             norm: Tensor = original(params, max_norm, *args, **kwargs)
             for one in watched:
-                if one.shares(params):
+                # Some only ask for the norm so.
+                if max_norm != float("inf") and one.shares(params):
                     one.pending.clipped(clipping_by(norm, float(max_norm)))
         return norm
 
