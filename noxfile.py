@@ -27,6 +27,15 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def frameworks(session: nox.Session) -> None:
+    """Run the tests and recipes of all frameworks; those that `tests` lacks are skipped there."""
+    session.install(TORCH)
+    session.install(TORCH, "-e", ".[test,frameworks]")  # named again, so that it stays
+    session.install("--no-deps", "timm")
+    session.run("pytest", "tests/integrations", "-m", "slow or not slow", *session.posargs)
+
+
+@nox.session
 def types(session: nox.Session) -> None:
     """Check types strictly."""
     _install(session, "dev")

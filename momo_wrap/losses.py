@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
 from types import FunctionType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from momo_wrap.checks.arguments import Loss, check_probe
-from momo_wrap.checks.losses import checked_loss
+from momo_wrap.checks.callers import caller, no_loss
+from momo_wrap.checks.losses import Reduction, checked_loss, checked_reduction
 from momo_wrap.distributed import whole
 from momo_wrap.probes import Before, Probe, probed_loss
 
 
 class PendingLosses:
-    """The weighted mean of the losses of the next step, without host synchronisation.
+    """The weighted mean or sum of the losses of the next step, without host synchronisation.
 
     Attributes:
         before: The parameters before the last step, where it is to be probed.
         count: How many losses were recorded.
         clipping: By what the gradients were multiplied, None: nobody has told.
+        used: Whether a step was taken, or skipped, with the gradients that there are.
     """
 
     clipping: Loss | None
@@ -33,7 +36,10 @@ class PendingLosses:
 
     def clear(self) -> None:
         """Forget what was recorded."""
+        self.used = False
         self._due = False
+        self.problem = ""
+        self._reduction: Reduction = "mean"
         self._total: Loss = 0.0
         self._weights: Loss = 0.0
         self.count = 0
@@ -51,9 +57,21 @@ class PendingLosses:
 
         Only a skipped step leaves losses that are due behind; they do not count for the next.
         """
-        self._due = True
+        self._due = self.used = True
 
-    def add(self, loss: object, weight: object, probe: Probe | None) -> None:
+    def refuse(self, problem: str) -> None:
+        """Note why the loss of the gradients can't be told, for a step that is given none."""
+        self.clear()
+        self.problem = problem
+
+    def multiply(self, factor: Tensor) -> None:
+        """Multiply what was recorded, as somebody has multiplied the gradients."""
+        if isinstance(self._total, Tensor):
+            self._total = self._total * factor.to(self._total.device, non_blocking=True)
+
+    def add(
+        self, loss: object, weight: object, probe: Probe | None, reduction: Reduction = "mean"
+    ) -> None:
         """Record a loss with its weight in the mean; see `MoMoWrapper.record_loss`."""
         value = _detached(checked_loss(loss, "record_loss() got as loss"))
         its_weight = _detached(checked_loss(weight, "record_loss() got as weight"))
@@ -66,6 +84,7 @@ class PendingLosses:
             check_probe(probe, "record_loss()", _BOUND)
         if self._due:
             self.clear()
+        self._reduction = checked_reduction(reduction, self._reduction if self.count else None)
         if probe is not None:
             if self.before is not None and self.before.wants_probe:
                 self._keep(probe, its_weight)
@@ -97,12 +116,17 @@ class PendingLosses:
         self._probes.append((probe, weight))
 
     def evaluate(
-        self, closure: object, loss: object, probe: Probe | None
-    ) -> tuple[Loss, Probe | None, bool]:
+        self,
+        closure: object,
+        loss: object,
+        probe: Probe | None,
+        groups: Sequence[Mapping[str, Any]],
+    ) -> tuple[Loss | None, Probe | None, bool]:
         """Return the loss of a step, its probe and whether that is of this very loss.
 
-        The loss is the mean of what was recorded, by the closure too, else what was given or
-        computed; likewise the probe. What was recorded is forgotten.
+        The loss is the mean or sum of what was recorded, by the closure too, else what was given
+        or computed; likewise the probe. What was recorded is forgotten. The loss is None where
+        the closure returned none and left no gradient in the groups: a batch that is left out.
         """
         if self.count and loss is not None:
             raise TypeError(
@@ -112,17 +136,14 @@ class PendingLosses:
         if closure is not None and loss is not None:
             raise TypeError(
                 "step() got a closure and a loss, expected one of them. After loss.backward(), "
-                "write optimizer.step(loss=loss); with a closure, write optimizer.step(closure)."
+                "write optimizer.step(loss=loss); with a closure, write optimizer.step(closure). "
+                "Where a trainer passes a closure of its own, as in Lightning's manual "
+                "optimisation, write optimizer.record_loss(loss) and optimizer.step()."
             )
         if loss is not None:
             return checked_loss(loss, "step() got as loss"), probe, True
         if closure is None and not self.count:
-            raise TypeError(
-                "step() needs the loss that the gradients belong to. After loss.backward(), write "
-                "optimizer.step(loss=loss), or pass a closure that returns the loss. Where a "
-                "trainer calls step(), write optimizer.record_loss(loss) before, after the last "
-                "zero_grad()."
-            )
+            raise TypeError(self.problem or no_loss())
         if closure is not None:
             if not callable(closure):
                 raise TypeError(
@@ -133,19 +154,26 @@ class PendingLosses:
                 returned = closure()
             # A trainer's closure may return nothing, or only the last of several losses.
             if not self.count:
+                if returned is None:
+                    if all(param.grad is None for group in groups for param in group["params"]):
+                        self.clear()
+                        return None, None, True
+                    if self.problem or caller():
+                        raise TypeError(self.problem or no_loss())
                 return checked_loss(returned, "the closure returned"), probe, True
         if probe is not None and self._has_probe:
             raise TypeError(
                 "step() got a probe, but probes were recorded with the losses. Write either "
                 f"{_BOUND} and optimizer.step(), or optimizer.step(loss=loss, probe=probe)."
             )
-        mean, probes, complete = self._total / self._weights, self._probes, False
+        as_mean, probes, complete = self._reduction == "mean", self._probes, False
+        loss = self._total / self._weights if as_mean else self._total
         if self._has_probe:
-            probe, complete = partial(_mean, probes), len(probes) == self.count
+            probe, complete = partial(_reduced, probes, as_mean), len(probes) == self.count
         clipping = self.clipping
         self.clear()
-        self.clipping = clipping
-        return mean, probe, complete
+        self.clipping, self.used = clipping, True
+        return loss, probe, complete
 
 
 class RecordsLosses:
@@ -153,7 +181,14 @@ class RecordsLosses:
 
     _pending: PendingLosses
 
-    def record_loss(self, loss: Loss, weight: Loss = 1.0, *, probe: Probe | None = None) -> None:
+    def record_loss(
+        self,
+        loss: Loss,
+        weight: Loss = 1.0,
+        *,
+        probe: Probe | None = None,
+        reduction: Reduction = "mean",
+    ) -> None:
         """Record a loss for the next `step()`, which then takes none.
 
         The mean of what was recorded is the loss of the step: that of several batches whose
@@ -163,17 +198,20 @@ class RecordsLosses:
         Args:
             loss: The loss of a batch, before it is divided by the number of batches: a one-element
                 tensor on any device, or a number. No host synchronisation.
-            weight: Its weight in the mean, such as the number of tokens.
+            weight: Its weight in the mean, such as the number of tokens, or in the sum.
             probe: Returns this loss at the parameters as they are; see `step`, which then takes
                 none. It must hold its batch, as `functools.partial(loss_of, inputs, targets)`. It
                 is kept until `step()` where it is called there, else dropped at once.
+            reduction: "sum" where `backward()` is called on each loss as it is given here, as on
+                those of real and fake images for a discriminator: their gradients make that of the
+                sum. With the mean of k losses θ would be up to k times too small.
 
         Raises:
             TypeError: One is neither a tensor nor a number, or the probe is no function.
-            ValueError: A tensor has several elements, the weight is not positive, or the probe is
-                that of another batch.
+            ValueError: A tensor has several elements, the weight is not positive, the probe is
+                that of another batch, or the reduction is unknown or another one than before.
         """
-        self._pending.add(loss, weight, probe)
+        self._pending.add(loss, weight, probe, reduction)
 
     def record_clipping(self, factor: Loss) -> None:
         """Record by what the gradients of the next `step()` were multiplied.
@@ -215,14 +253,14 @@ class RecordsLosses:
 _BOUND = "optimizer.record_loss(loss, probe=functools.partial(loss_of, inputs, targets))"
 
 
-def _mean(probes: Sequence[tuple[Probe, Loss]]) -> Loss:
-    """Return the weighted mean of what probes return, as `PendingLosses` takes it of losses."""
+def _reduced(probes: Sequence[tuple[Probe, Loss]], as_mean: bool) -> Loss:
+    """Return the weighted mean or sum of what probes return, as `PendingLosses` takes it."""
     total: Loss = 0.0
     weights: Loss = 0.0
     for probe, weight in probes:
         total = total + _detached(probed_loss(probe)) * weight
         weights = weights + weight
-    return total / weights
+    return total / weights if as_mean else total
 
 
 def _detached(value: Loss) -> Loss:

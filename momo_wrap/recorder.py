@@ -201,7 +201,8 @@ def wrapper_of(optimizer: object) -> MoMoWrapper:
     """Return the `MoMoWrapper` inside the optimizer that a trainer hands out.
 
     Args:
-        optimizer: The wrapper itself, or what a trainer made of it, which keeps it as `optimizer`.
+        optimizer: The wrapper itself, or what a trainer made of it, which keeps it as `optimizer`
+            or, in fastai, as `opt`.
 
     Returns:
         The wrapper.
@@ -215,12 +216,12 @@ def wrapper_of(optimizer: object) -> MoMoWrapper:
     """
     inner = optimizer
     while not isinstance(inner, MoMoWrapper):
-        if not hasattr(inner, "optimizer"):
+        inner = getattr(inner, "optimizer", None) or getattr(inner, "opt", None)
+        if inner is None:
             raise TypeError(
                 f"Expected a MoMoWrapper, or what a trainer made of one, got "
                 f"{type(optimizer).__name__}. Give the trainer MoMoWrapper(optimizer)."
             )
-        inner = inner.optimizer
     return inner
 
 

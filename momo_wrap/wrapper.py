@@ -169,8 +169,9 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
                 parameters moved back to where they were before the last step.
 
         Returns:
-            The loss, as it was given, or the mean of those that were recorded. None where there is
-            no loss because all learning rates are 0, as when tools initialise the base's state.
+            The loss, as it was given, or the mean or sum of those that were recorded. None where
+            there is none: all learning rates are 0, as when tools initialise the base's state, or
+            the closure left no gradients, as a trainer's does for a batch that is left out.
 
         Raises:
             TypeError: There is no loss or two, or one of the wrong type; a gradient is sparse.
@@ -200,7 +201,10 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
         # Nearly always it is a real 0-dim tensor, with which nothing can be wrong.
         other = closure is not None or pending
         if other or not isinstance(loss, Tensor) or loss.dim() or loss.is_complex():
-            loss, probe, own_loss = self._pending.evaluate(closure, loss, probe)
+            groups = self.param_groups
+            loss, probe, own_loss = self._pending.evaluate(closure, loss, probe, groups)
+            if loss is None:  # a batch that was left out, without gradients
+                return None
         self._bases.prepare(self.compiled)
         group = (
             ranks_of(self.process_group) if dist.is_available() and dist.is_initialized() else None
@@ -215,12 +219,8 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
     def _take(self, loss: Loss, group: Ranks, probe: Probe | None, *, own_loss: bool) -> None:
         bases, memory, like = self._bases, self._memory, self._bases.like
         bound = signed_bound(self.rule, bases.sign)
-        pending, limit, probed, has_probe = (
-            self._pending,
-            self.max_grad_norm,
-            None,
-            probe is not None,
-        )
+        pending, limit, probed = self._pending, self.max_grad_norm, None
+        has_probe = probe is not None
         before, clipping = pending.before, pending.clipping
         if before is not None or has_probe:
             probed = measured(before, probe, loss, like, bases.sign, clipping, own_loss)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from momo_wrap import MoMo, MoMoWrapper, ProposingAdapter
 from tests.checks.test_errors import parameter
+from tests.integrations.probing import Watching
 from tests.problems import Problem, flat, kept, last_step, relative_distance
 from tests.test_host_visits import HostVisits
 
@@ -73,6 +75,61 @@ def test_mean_of_numbers_and_tensors(recorded: list[tuple[Any, Any]], mean: floa
     assert returned is not None
     assert float(returned) == mean
     assert float(last_step(optimizer).loss) == mean
+
+
+def test_sum_of_losses_that_were_not_divided() -> None:
+    """Their gradients add up to that of the sum, weighted where they are."""
+    optimizer = MoMoWrapper(SGD([parameter()], lr=0.1))
+    optimizer.record_loss(torch.tensor(2.0), reduction="sum")
+    optimizer.record_loss(4, 3, reduction="sum")
+    assert optimizer.step() == 14.0
+    optimizer.record_loss(2.0)
+    optimizer.record_loss(4.0)
+    assert optimizer.step() == 3.0
+
+
+def added_up(probes: list[Any]) -> Tensor:
+    return torch.stack([probe() for probe in probes]).sum()
+
+
+def test_probes_of_a_sum_are_added_up() -> None:
+    found = []
+    for summed in (False, True):
+        problem, rule = Problem(), Watching(0.5)
+        optimizer = MoMoWrapper(SGD(problem.params, lr=0.3, momentum=0.9), rule)
+        for _ in range(7):
+            optimizer.zero_grad()
+            parts = problem.next_batch().split(8)
+            losses = [problem.loss(problem.params, rows) for rows in parts]
+            probes = [partial(problem.loss, problem.params, rows) for rows in parts]
+            for loss, probe in zip(losses, probes, strict=True):
+                loss.backward()
+                if summed:
+                    optimizer.record_loss(loss, probe=probe, reduction="sum")
+            if summed:
+                optimizer.step()
+            else:
+                total = torch.stack(losses).detach().sum()
+                optimizer.step(loss=total, probe=partial(added_up, probes))
+        found.append((flat(problem.params), rule.seen))
+    (by_hand, expected), (params, seen) = found
+    assert torch.equal(by_hand, params)
+    assert seen == pytest.approx(expected, nan_ok=True)
+    assert sum(value == value for value in seen) == 2
+
+
+@pytest.mark.parametrize("lr", [0.1, 0.0])
+def test_a_closure_that_leaves_no_gradients_takes_no_step(lr: float) -> None:
+    """As a trainer's does for a batch that is left out; what was clipped is forgotten."""
+    param = torch.ones(2, requires_grad=True)
+    optimizer = MoMoWrapper(AdamW([param], lr=lr))
+    optimizer.record_clipping(0.5)
+    leaves_out: Any = lambda: None  # noqa: E731
+    assert optimizer.step(leaves_out) is None
+    assert torch.equal(param.detach(), torch.ones(2))
+    assert optimizer.last_step is None
+    assert not optimizer.state
+    assert optimizer._pending.clipping is None
 
 
 def test_a_low_precision_does_not_add_up_errors() -> None:
@@ -157,6 +214,21 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
         lambda o: o.record_loss(1.0, weight=0),
         ValueError,
         "record_loss() got weight=0.0, expected a positive number, for example the number of",
+    ),
+    "unknown reduction": (
+        lambda o: o.record_loss(1.0, reduction="total"),
+        ValueError,
+        "record_loss() got reduction='total', expected 'mean' or 'sum'. Write 'sum' where the",
+    ),
+    "two reductions": (
+        lambda o: (o.record_loss(1.0, reduction="sum"), o.record_loss(1.0)),
+        ValueError,
+        "got reduction='mean', but the losses before had 'sum'. Write the same for all losses of",
+    ),
+    "a closure and a loss": (
+        lambda o: o.step(lambda: 1.0, loss=1.0),
+        TypeError,
+        "as in Lightning's manual optimisation, write optimizer.record_loss(loss) and optimizer",
     ),
     "weight of another kind": (
         lambda o: o.record_loss(1.0, weight="tokens"),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Real
+from typing import Literal, TypeAlias
 
 from torch import Tensor
 
 from momo_wrap.checks.arguments import Loss
+
+Reduction: TypeAlias = Literal["mean", "sum"]
 
 _INSTEAD = (
     "optimizer.step(loss=loss.mean())",
@@ -36,3 +39,19 @@ def checked_loss(loss: object, source: str, instead: Sequence[str] = _INSTEAD) -
         f"{source} {'None' if loss is None else type(loss).__name__}, expected a one-element "
         f"tensor or a number. Write {instead[2]}."
     )
+
+
+def checked_reduction(reduction: Reduction, before: Reduction | None) -> Reduction:
+    """Return the reduction of a recorded loss; `before` is that of the losses before, if any."""
+    if reduction not in ("mean", "sum"):
+        raise ValueError(
+            f"record_loss() got reduction={reduction!r}, expected 'mean' or 'sum'. Write 'sum' "
+            "where the losses of several backward() were not divided by their number."
+        )
+    if before not in (None, reduction):
+        raise ValueError(
+            f"record_loss() got reduction={reduction!r}, but the losses before had {before!r}. "
+            "Write the same for all losses of a step. Within losses_from_backward() they are "
+            "recorded already, as a sum."
+        )
+    return reduction

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from momo_wrap.integrations.from_backward import losses_from_backward
 from momo_wrap.recorder import group_suffixes, wrapper_of
 
-__all__ = ["step_metrics", "wrapper_of"]
+__all__ = ["losses_from_backward", "step_metrics", "wrapper_of"]
 
 
 def step_metrics(optimizer: object) -> dict[str, Tensor]:

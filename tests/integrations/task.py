@@ -67,9 +67,10 @@ def by_hand(
     clip: float | None = None,
     *,
     schedule: bool = False,
+    dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, list[StepRecord]]:
     """Train without a trainer, and return the parameters and what each step was."""
-    model = network()
+    model = network(dtype)
     optimizer = wrapped(model)
     optimizer.max_grad_norm = clip
     records = watched(optimizer)
@@ -77,7 +78,7 @@ def by_hand(
     for _ in range(epochs):
         for start in range(0, BATCHES, accumulate):
             optimizer.zero_grad()
-            losses = [loss_of(model, batch) for batch in batches()[start : start + accumulate]]
+            losses = [loss_of(model, batch) for batch in batches(dtype)[start : start + accumulate]]
             for loss in losses:
                 (loss / accumulate).backward()
             optimizer.step(loss=torch.stack(losses).detach().mean())

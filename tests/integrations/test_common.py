@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,8 @@ import sys
 import momo_wrap
 assert not any("integrations" in name for name in sys.modules)
 import momo_wrap.integrations
-found = {"lightning", "pytorch_lightning", "accelerate", "transformers"} & set(sys.modules)
+trainers = {"lightning", "pytorch_lightning", "accelerate", "transformers", "fastai", "ignite"}
+found = trainers & set(sys.modules)
 assert not found, found
 """
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -54,3 +57,27 @@ def test_nothing_but_a_wrapper_is_looked_for() -> None:
     optimizer = torch.optim.SGD(task.network().parameters())
     with pytest.raises(TypeError, match="got SGD"):
         wrapper_of(optimizer)
+
+
+CALLERS = {
+    "lightning.pytorch.core.optimizer": "callbacks=[MoMoCallback()] of momo_wrap.",
+    "pytorch_lightning.core": "in manual optimisation write optimizer.record_loss(loss)",
+    "fastai.learner": "cbs=MoMoCallback() of momo_wrap.integrations.fastai",
+    "ignite.engine": "recorded(loss_function, optimizer) of momo_wrap.integrations.ignite",
+    "stable_baselines3.ppo.ppo": "losses_from_backward(model.policy.optimizer): model.learn(",
+    "transformers.trainer": "use MoMoTrainer of momo_wrap.integrations.transformers",
+    "accelerate.optimizer": "backward(accelerator, loss, optimizer) of momo_wrap.integrations.acc",
+    "of_mine": "Where the code can't be changed, write with momo_wrap.integrations.",
+}
+
+
+@pytest.mark.parametrize(("module", "message"), CALLERS.items(), ids=CALLERS)
+def test_a_bare_step_names_the_integration_of_who_calls(module: str, message: str) -> None:
+    names: dict[str, Any] = {"__name__": module}
+    exec("def step(optimizer):\n    optimizer.step()", names)
+    through_accelerate: dict[str, Any] = {"__name__": "accelerate.optimizer", "step": names["step"]}
+    exec("def call(optimizer):\n    step(optimizer)", through_accelerate)
+    optimizer = task.wrapped(task.network())
+    call = names["step"] if module == "of_mine" else through_accelerate["call"]
+    with pytest.raises(TypeError, match=re.escape(message)):
+        call(optimizer)

@@ -274,14 +274,88 @@ def test_without_a_wrapper_there_is_nothing_to_record() -> None:
         trainer().fit(Bare(), loader())
 
 
-@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
-def test_batch_without_a_loss_is_refused() -> None:
-    class Skipping(Regression):
-        def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
-            return None
+class InHand(Regression):
+    """Manual optimisation with a step that is called as a test says."""
 
-    with pytest.raises(TypeError, match="closure returned None"):
-        trainer().fit(Skipping(), loader())
+    automatic_optimization = False
+
+    def __init__(self, step: Any) -> None:
+        super().__init__()
+        self.take = step
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        loss = task.loss_of(self.network, batch)
+        self.manual_backward(loss)
+        self.take(optimizer, loss)
+
+
+def test_manual_optimisation_with_recorded_losses() -> None:
+    def step(optimizer: Any, loss: Tensor) -> None:
+        optimizer.record_loss(loss)
+        optimizer.step()
+
+    module = InHand(step)
+    trainer().fit(module, loader())
+    task.assert_same_steps(module.records, task.by_hand()[1])
+
+
+@pytest.mark.parametrize(
+    "step",
+    [lambda optimizer, _: optimizer.step(), lambda optimizer, loss: optimizer.step(loss=loss)],
+    ids=["bare", "with a loss"],
+)
+def test_errors_of_manual_optimisation_lead_to_record_loss(step: Any) -> None:
+    """Lightning passes a closure of its own, whatever one writes."""
+    with pytest.raises(
+        TypeError, match=r"manual optimisation,? write optimizer.record_loss\(loss\)"
+    ):
+        trainer().fit(InHand(step), loader())
+
+
+class Skipping(Regression):
+    """Leaves out every fourth batch."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:  # type: ignore[override]
+        return None if batch_idx % 4 == 3 else super().training_step(batch, batch_idx)
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+@pytest.mark.parametrize("clip", [None, 0.5], ids=["unclipped", "clipped"])
+@pytest.mark.parametrize("callbacks", [[MoMoCallback()], []], ids=["callback", "without"])
+def test_a_batch_that_is_left_out_takes_no_step(
+    callbacks: list[pl.Callback], clip: float | None
+) -> None:
+    module = Skipping()
+    # Without the callback nobody tells of the clipping.
+    fit = trainer(callbacks=callbacks, gradient_clip_val=clip if callbacks else None)
+    fit.fit(module, loader())
+    model = task.network()
+    optimizer = task.wrapped(model)
+    optimizer.max_grad_norm = clip if callbacks else None
+    records = task.watched(optimizer)
+    for _ in range(3):
+        for index, batch in enumerate(task.batches()):
+            if index % 4 != 3:
+                optimizer.zero_grad()
+                loss = task.loss_of(model, batch)
+                loss.backward()
+                optimizer.step(loss=loss)
+    taken = [record for number, record in enumerate(module.records) if number % 4 != 3]
+    task.assert_same_steps(taken, records)
+    torch.testing.assert_close(
+        flat(list(module.parameters())), flat(list(model.parameters())), rtol=1e-10, atol=1e-10
+    )
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_a_batch_that_is_left_out_of_several_does_not_count() -> None:
+    """The others of its step are divided as if it were there; their losses make the mean."""
+    module = Skipping()
+    trainer(max_epochs=1, accumulate_grad_batches=4).fit(module, loader())
+    losses = torch.tensor(module.losses, dtype=torch.float64).view(2, 3).mean(1)
+    torch.testing.assert_close(torch.stack([r.loss for r in module.records]), losses)
 
 
 def test_older_name_of_lightning() -> None:

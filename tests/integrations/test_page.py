@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
+import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,24 @@ FOUND = {
 }
 SNIPPETS = {name: snippets for name, snippets in FOUND.items() if snippets}
 
+PACKAGES = {
+    "Lightning": "lightning",
+    "accelerate": "accelerate",
+    "transformers": "transformers",
+    "sentence-transformers": "sentence_transformers",
+    "peft": "peft",
+    "fastai": "fastai",
+    "ignite": "ignite",
+    "stable-baselines3": "stable_baselines3",
+    "skorch": "skorch",
+    "Hydra": "hydra",
+}
+# What these say to the packages that they use.
+LOUD = ("sentence-transformers", "peft", "fastai", "ignite", "stable-baselines3", "skorch")
+
 
 def test_every_trainer_has_a_snippet() -> None:
-    assert list(SNIPPETS) == ["Lightning", "accelerate", "transformers"]
+    assert list(SNIPPETS) == [*PACKAGES, "Code that can't be changed"]
 
 
 # Lightning's own, see test_lightning.py.
@@ -34,10 +52,14 @@ def test_every_trainer_has_a_snippet() -> None:
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 @pytest.mark.parametrize("trainer", SNIPPETS)
 def test_snippet_runs(trainer: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pytest.importorskip(trainer.lower(), reason=f"{trainer} is not installed")
+    if trainer in PACKAGES and find_spec(PACKAGES[trainer]) is None:
+        pytest.skip(f"{trainer} is not installed")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names: dict[str, Any] = {"__name__": "snippet", **a_model()}
-    exec(compile(SNIPPETS[trainer], "trainers.md", "exec"), names)
+    with warnings.catch_warnings():
+        if trainer in LOUD:
+            warnings.simplefilter("ignore")
+        exec(compile(SNIPPETS[trainer], "trainers.md", "exec"), names)
     optimizer = names["trainer"].optimizers[0] if trainer == "Lightning" else names["optimizer"]
-    assert float(last_step(wrapper_of(optimizer)).loss) > 0
+    assert math.isfinite(float(last_step(wrapper_of(optimizer)).loss))

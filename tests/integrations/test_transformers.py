@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from momo_wrap import MoMo, MoMoWrapper, StepRecord
-from momo_wrap.integrations import wrapper_of
+from momo_wrap.integrations import losses_from_backward, wrapper_of
+from momo_wrap.optim import TrustedAdamW
 from tests.integrations import task
 from tests.problems import flat, last_step
 
@@ -222,3 +224,57 @@ def test_optimizer_may_be_made_by_the_trainer(tmp_path: Path) -> None:
     assert 0 < row["momo/theta"] < 1
     for group in ("pg1", "pg2"):
         assert row[f"momo/effective_lr/{group}"] == pytest.approx(0.1 * row["momo/theta"])
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5], ids=["unclipped", "clipped"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("make", [language_model, Bigram])
+def test_a_plain_trainer_with_losses_from_backward(
+    tmp_path: Path, make: Callable[[], nn.Module], accumulate: int, clip: float
+) -> None:
+    """Bit for bit as MoMoTrainer; the loss is the sum of those that Trainer divided."""
+    found = []
+    for kind in (Trainer, MoMoTrainer):
+        model = make()
+        settings: Any = {"gradient_accumulation_steps": accumulate, "max_grad_norm": clip}
+        made, records = trainer(tmp_path, model, kind=kind, **settings)
+        plain = losses_from_backward(made.optimizer) if kind is Trainer else nullcontext()
+        with plain:
+            made.train()
+        found.append((flat(list(model.parameters())), records))
+    (params, records), (same, expected) = found
+    # Trainer's sum is MoMoTrainer's mean times the number of batches, rounded otherwise.
+    task.assert_same_steps(records, expected, 0.0 if accumulate == 1 else 1e-3)
+    torch.testing.assert_close(params, same, rtol=0.0, atol=0.0 if accumulate == 1 else 1e-3)
+
+
+def test_a_plain_trainer_says_what_to_write(tmp_path: Path) -> None:
+    made, _ = trainer(tmp_path, Bigram(), kind=Trainer)
+    with pytest.raises(TypeError, match="transformers calls it: use MoMoTrainer of"):
+        made.train()
+
+
+@pytest.mark.parametrize("kind", [Trainer, MoMoTrainer])
+def test_a_class_goes_on_from_a_checkpoint_bit_for_bit(tmp_path: Path, kind: type[Trainer]) -> None:
+    def made(model: nn.Module) -> Trainer:
+        chosen: Any = (TrustedAdamW, {"lower_bound": 0.1})
+        return kind(
+            model,
+            arguments(tmp_path, save_strategy="steps", save_steps=13),
+            train_dataset=sequences(),
+            optimizer_cls_and_kwargs=chosen,
+        )
+
+    def train(one: Trainer, checkpoint: str | None = None) -> None:
+        one.create_optimizer()
+        assert type(one.optimizer) is TrustedAdamW
+        plain = losses_from_backward(one.optimizer) if kind is Trainer else nullcontext()
+        with plain:
+            one.train(resume_from_checkpoint=checkpoint)
+
+    whole, resumed = language_model(), language_model()
+    first, second = made(whole), made(resumed)
+    train(first)
+    train(second, str(tmp_path / "checkpoint-13"))
+    assert torch.equal(flat(list(whole.parameters())), flat(list(resumed.parameters())))
+    assert last_step(wrapper_of(first.optimizer)) == last_step(wrapper_of(second.optimizer))

@@ -1,0 +1,59 @@
+"""What to write where a step has no loss: told by the framework that calls it."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+
+_NO_LOSS = (
+    "step() needs the loss that the gradients belong to. After loss.backward(), write "
+    "optimizer.step(loss=loss), or pass a closure that returns the loss. Where a trainer calls "
+    "step(), write optimizer.record_loss(loss) before, after the last zero_grad()."
+)
+_FROM_BACKWARD = "with momo_wrap.integrations.losses_from_backward(optimizer):"
+_LIGHTNING = (
+    "Lightning calls it: give the Trainer callbacks=[MoMoCallback()] of "
+    "momo_wrap.integrations.lightning; in manual optimisation write optimizer.record_loss(loss) "
+    "before optimizer.step()."
+)
+# The first that is on the stack: transformers calls by accelerate, and others by transformers.
+_ADVICE = {
+    "lightning": _LIGHTNING,
+    "pytorch_lightning": _LIGHTNING,
+    "fastai": (
+        "fastai calls it: give the Learner cbs=MoMoCallback() of momo_wrap.integrations.fastai."
+    ),
+    "ignite": (
+        "ignite calls it: give create_supervised_trainer the loss function "
+        "recorded(loss_function, optimizer) of momo_wrap.integrations.ignite, or write "
+        f"{_FROM_BACKWARD} trainer.run(...)"
+    ),
+    "stable_baselines3": (
+        "stable-baselines3 calls it: write with "
+        "momo_wrap.integrations.losses_from_backward(model.policy.optimizer): model.learn(...)"
+    ),
+    "transformers": (
+        "transformers calls it: use MoMoTrainer of momo_wrap.integrations.transformers in place "
+        f"of Trainer, or write {_FROM_BACKWARD} trainer.train()"
+    ),
+    "accelerate": (
+        "accelerate calls it: write backward(accelerator, loss, optimizer) of "
+        "momo_wrap.integrations.accelerate in place of accelerator.backward(loss)."
+    ),
+}
+_OTHERS = f"Where the code can't be changed, write {_FROM_BACKWARD} around it."
+
+
+def caller() -> str:
+    """Return the name of the framework that calls, "" where it is none that is known."""
+    found = set()
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        found.add(str(frame.f_globals.get("__name__")).partition(".")[0])
+        frame = frame.f_back
+    return next((name for name in _ADVICE if name in found), "")
+
+
+def no_loss() -> str:
+    """Return what to write where `step()` was called bare."""
+    return f"{_NO_LOSS} {_ADVICE.get(caller(), _OTHERS)}"
