@@ -259,18 +259,22 @@ def test_a_loss_that_rises_by_itself_is_told_once() -> None:
     assert float(problem.gradients()) < 1.1
 
 
-def test_gradients_of_the_wrong_sign_are_told() -> None:
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_gradients_of_the_wrong_sign_are_told(scheduled: bool) -> None:
     problem = full_batch(Problem(dtype=torch.float32))
+    optimizer = MoMoWrapper(SGD(problem.params, lr=100.0, momentum=0.9), TrustedMoMo())
 
     def negated() -> Tensor:
         loss = problem.gradients()
         for param in problem.params:
             assert param.grad is not None
             param.grad.neg_()
+        optimizer.param_groups[0]["lr"] -= 0.01 * scheduled
         return loss
 
-    optimizer = MoMoWrapper(SGD(problem.params, lr=100.0, momentum=0.9), TrustedMoMo())
-    assert names(optimizer, train(optimizer, negated, 1000)) == ["rising_loss"]
+    told = names(optimizer, train(optimizer, negated, 1000))
+    assert told[0] == "rising_loss"
+    assert set(told) <= {"rising_loss", "no_lower"}
 
 
 def test_a_step_size_that_has_collapsed_is_told_once() -> None:

@@ -41,10 +41,11 @@ _ADVICE = {
         "steps, or do nothing if the loss is as low as it gets."
     ),
     "rising_loss": (
-        "The loss rises, beyond what the noise of batches explains, while gradients say that it "
-        "falls where steps end, which is what the rule goes by. Pass the loss that the gradients "
-        "are of, step(loss=loss), with the same sign and of the same kind at each step, or do "
-        "nothing if it rises by itself, as from harder data."
+        "The loss rises, beyond what the noise of batches explains, while its gradients say that "
+        "it falls. Pass the loss that the gradients are of, step(loss=loss), with the same sign "
+        "and of the same kind at each step. If it rises by itself, as from harder data, do nothing "
+        "without a learning rate schedule, which has the rule go by gradients; with one, write "
+        "MoMoWrapper(optimizer, MoMo())."
     ),
     "tiny_steps": (
         "The step size that the rule trusts is next to nothing, because the loss rose again where "
@@ -163,18 +164,20 @@ class TrustedMoMo(StepRule):
     def symptoms(self, stats: ModelStats, decision: StepDecision) -> Mapping[str, Tensor]:
         """Return also what is wrong with the loss, with tiny steps, or with steps that α limits.
 
-        "rising_loss" is A < -2 s', P > 0 and Z > 0; "tiny_steps" a θ below 1e-9 that closes less
-        than a 1e-6th of what the first step did of the gap to the bound; "limited_by_lr" is θ = 1
-        with Z > 1/2.
+        "rising_loss" is A < -2 s', P > 0 and, without a schedule, Z > 0; "tiny_steps" a θ below
+        1e-9 that closes less than a 1e-6th of what the first step did of the gap to the bound;
+        "limited_by_lr" is θ = 1 with Z > 1/2.
         """
         memory, decrease = decision.memory, stats.predicted_decrease
         gap, theta = gap_to_bound(stats, stats.lower_bound), decision.theta_uncapped
         error = standard_error(memory, memory["weight"], self.window)  # n is off by one step
-        rises = memory["observed"] < -2.0 * error
+        rises, falls = memory["observed"] < -2.0 * error, memory["predicted"]
+        if not stats.is_scheduled:  # by the slopes, too
+            falls = torch.minimum(falls, memory["slope"])
         tiny = (theta < 1e-9) & (theta * decrease < 1e-6 * self.start * gap) & (decrease > 0)
         return {
             **super().symptoms(stats, decision),
-            "rising_loss": rises & (torch.minimum(memory["predicted"], memory["slope"]) > 0),
+            "rising_loss": rises & (falls > 0),
             "tiny_steps": tiny,
             "limited_by_lr": (theta >= 1.0) & (memory["slope"] > 0.5),
         }
