@@ -26,12 +26,14 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", "-m", "slow", *session.posargs)
 
 
-@nox.session
+@nox.session(default=False)
 def frameworks(session: nox.Session) -> None:
-    """Run the tests and recipes of all frameworks; those that `tests` lacks are skipped there."""
+    """Run the tests and recipes of all frameworks; `tests` skips those that it lacks."""
     session.install(TORCH)
     session.install(TORCH, "-e", ".[test,frameworks]")  # named again, so that it stays
-    session.install("--no-deps", "timm")
+    # What fastai needs without torchvision and spacy, which nothing here does.
+    session.install("fastcore", "fastprogress<1.1", "plum-dispatch<2.10", "requests")
+    session.install("--no-deps", "fastai>=2.8.12", "fastdownload", "fasttransform", "timm")
     session.run("pytest", "tests/integrations", "-m", "slow or not slow", *session.posargs)
 
 

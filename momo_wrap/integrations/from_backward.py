@@ -56,7 +56,7 @@ def _root(tensors: Any, gradients: Any) -> tuple[Tensor | None, str]:
             return None, NO_ROOT.format(f"a tensor of shape {list(root.shape)}")
         value = root.detach().reshape(())
         value = value if gradient is None else value * gradient.detach().reshape(())
-        total = value if total is None else total + value
+        total = value if total is None else total + value.to(total.device, non_blocking=True)
     return total, "" if total is not None else NO_ROOT.format("nothing")
 
 
@@ -80,6 +80,8 @@ def _backward(original: Callable[..., Any]) -> Callable[..., Any]:
                 return original(tensors, grad_tensors, *args, **kwargs)
             if not isinstance(tensors, (Tensor, GradientEdge)):
                 tensors = tuple(tensors)
+            if grad_tensors is not None and not isinstance(grad_tensors, Tensor):
+                grad_tensors = tuple(grad_tensors)
             loss, problem = _root(tensors, kwargs.get("grad_variables", grad_tensors))
             seen = [one.before() for one in watched]
             try:
