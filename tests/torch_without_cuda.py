@@ -56,14 +56,18 @@ def pip_install(*arguments: str) -> None:
 def leave_out_cuda(metadata: Path) -> None:
     """Take what is of CUDA out of torch's requirements, or else pip would add it to them later."""
     lines = metadata.read_text(encoding="utf-8").splitlines(keepends=True)
-    metadata.write_text("".join(line for line in lines if not OF_CUDA.match(line)), encoding="utf-8")
+    metadata.write_text(
+        "".join(line for line in lines if not OF_CUDA.match(line)), encoding="utf-8"
+    )
 
 
 def replace_missing(folder: Path) -> None:
     """Compile what torch's libraries need and do not find, in the folder where they look for it."""
     files = [file for file in folder.glob("*.so*") if not file.is_symlink()]
     needed = {name for file in files for name in needed_by(file)}
-    missing = [name for name in needed if not ((folder / name).exists() or OF_THE_SYSTEM.match(name))]
+    missing = [
+        name for name in needed if not ((folder / name).exists() or OF_THE_SYSTEM.match(name))
+    ]
     if not missing:
         return
     defined, wanted = set[str](), set[str]()

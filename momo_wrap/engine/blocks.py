@@ -10,7 +10,7 @@ kernel launches on an accelerator, and rounds once however low the precision of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import torch

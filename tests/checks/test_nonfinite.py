@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.optim import SGD, AdamW, Muon
+from torch.optim import SGD, AdamW
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from momo_wrap import MoMo, MoMoStar, MoMoWrapper, ProposingAdapter
 from tests.problems import Problem, flat, last_step
+from tests.releases import Muon
 
 BASES: dict[str, Callable[..., MoMoWrapper]] = {
     "SGD": lambda p, **more: MoMoWrapper(SGD(p, lr=0.3, momentum=0.9), MoMo(0.5), **more),

@@ -34,9 +34,8 @@ _context.set_forkserver_preload(
         "torch._dynamo",  # which fully_shard imports at the first step
         "torch.distributed.checkpoint.state_dict_loader",
         "torch.distributed.checkpoint.state_dict_saver",
-        "torch.distributed.fsdp",
-        "torch.distributed.tensor.debug",
         "torch.distributed.tensor.parallel",
+        "tests.distributed.parallel",
     ]
 )
 
