@@ -25,6 +25,8 @@ else:
     Adafactor = _optimizer("Adafactor", "2.5")
     Muon = _optimizer("Muon", "2.9")
 
+__all__ = ["TORCH", "Adafactor", "Muon", "needs_torch"]
+
 # (major, minor)
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 

@@ -1,8 +1,8 @@
 """Installs a release of torch without the several GB of CUDA packages that it asks for.
 
-`python -m tests.torch_without_cuda 2.4.1`, in the environment that is to get it, on Linux. PyPI has
-releases that are made for CUDA, whose libraries can't be loaded without those of CUDA. Small ones are
-compiled in their stead, whose functions say that there is no device. Needs `gcc`, `nm` and `readelf`.
+`python -m tests.torch_without_cuda 2.4.1`, in the environment that is to get it, on Linux. Many
+releases are on PyPI for CUDA alone, and can't be imported without its libraries. Small ones are
+compiled in their stead, whose functions say that there is no device. Needs `gcc` and binutils.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SPECIAL = {
 
 
 def install(version: str) -> None:
-    """Install a release of torch, what it needs besides CUDA, and libraries in the stead of CUDA's."""
+    """Install a release of torch, and libraries in the stead of those of CUDA."""
     pip_install("--no-deps", f"torch=={version}")
     folder = Path(sysconfig.get_path("platlib"))
     leave_out_cuda(next(folder.glob("torch-*.dist-info")) / "METADATA")
@@ -94,7 +94,7 @@ def needed_by(file: Path) -> list[str]:
 
 
 def symbols(file: Path) -> Iterator[tuple[str, str]]:
-    """Yield the symbols of a library, each as NAME@VERSION, with U before those it does not define."""
+    """Yield the symbols of a library as NAME@VERSION, each after its kind, U if undefined."""
     for line in output_of("nm", "--dynamic", "--with-symbol-versions", file).splitlines():
         *_, kind, symbol = line.split()
         yield kind, symbol

@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
-_get_total_norm: Callable[..., Tensor] | None = getattr(torch.nn.utils, "get_total_norm", None)
+_get_total_norm: Callable[[Sequence[Tensor], float], Tensor] | None
+_get_total_norm = getattr(torch.nn.utils, "get_total_norm", None)
 
 
 def total_norm(tensors: Sequence[Tensor], norm_type: float = 2.0) -> Tensor:
@@ -31,18 +33,34 @@ def total_norm(tensors: Sequence[Tensor], norm_type: float = 2.0) -> Tensor:
         return torch.tensor(0.0)
     norms = torch._foreach_norm(list(tensors), norm_type)
     device = tensors[0].device
-    return torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]), norm_type)
+    norm: Tensor = torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]), norm_type)
+    return norm
 
 
 def is_dispatched_by_a_mode() -> bool:
     """Return whether a `TorchDispatchMode` of somebody sees the operations."""
     if _TELLS_MODES:
         return _python_dispatch.is_in_torch_dispatch_mode(include_infra_modes=False)
-    # In 2.4 it does not tell such a mode from those of torch's own tracing, and stays true after it.
+    # In 2.4 it is also true in and after torch's own tracing.
     return bool(_python_dispatch._get_current_dispatch_mode_stack())
 
 
 _TELLS_MODES = bool(inspect.signature(_python_dispatch.is_in_torch_dispatch_mode).parameters)
+
+
+def watched_step(step: Any) -> object:
+    """Return the function that a scheduler has put its own around, on an optimizer."""
+    wrapped = getattr(step, "__wrapped__", None)
+    if wrapped is None and hasattr(step, "_wrapped_by_lr_sched"):
+        # Before 2.5 it does not say so.
+        wrapped = inspect.getclosurevars(step).nonlocals.get("func")
+    return wrapped
+
+
+def run_as_it_is() -> AbstractContextManager[object]:
+    """Have `torch.compile` run functions as they are; before 2.6 it compiles them all the same."""
+    set_stance = getattr(torch.compiler, "set_stance", None)
+    return nullcontext() if set_stance is None else set_stance("force_eager")
 
 
 @functools.cache
@@ -51,15 +69,15 @@ def dtensor_type() -> type[DTensor]:
     try:
         from torch.distributed.tensor import DTensor  # from 2.5 on
     except ImportError:
-        from torch.distributed._tensor import DTensor
+        from torch.distributed._tensor.api import DTensor
     return DTensor
 
 
 @functools.cache
 def fsdp_module_type() -> type[FSDPModule]:
-    """Return the class of modules to which `fully_shard` was applied, which is imported here only."""
+    """Return the class of what `fully_shard` was applied to, which is imported here only."""
     try:
         from torch.distributed.fsdp import FSDPModule  # from 2.6 on
     except ImportError:
-        from torch.distributed._composable.fsdp import FSDPModule
+        from torch.distributed._composable.fsdp import FSDPModule  # type: ignore[attr-defined]
     return FSDPModule

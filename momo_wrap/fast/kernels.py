@@ -82,8 +82,8 @@ def run(traced: Callable[..., Done], key: object, block: Block, *scales: Tensor)
         )
         return kernel(columns, scalars, *scales)
     except Exception as error:
-        # Which errors a compiler raises depends on the release of torch. Whatever it is, nothing has
-        # been written yet, unless the pass was begun, as it is or as a kernel.
+        # What a compiler that fails raises depends on the release of torch. Nothing has been
+        # written by then. It has where the pass was begun, as it is or as a kernel.
         if _untraced.runs != untraced or _was_begun(error):
             raise
         _note_failure(first.device, error)
@@ -124,7 +124,7 @@ def _kernel(
     # Torch counts the variants of a code, of which it makes a few; here each kernel has its own.
     over.__code__ = over.__code__.replace(co_name=f"{_PASS}_{next(_numbers)}")
     options = _ONE_LOOP if all(kind in _FULL for kind in variant[1:]) else {}
-    compiled: Callable[..., Done] = torch.compile(  # type: ignore[call-overload]
+    compiled: Callable[..., Done] = torch.compile(
         over, dynamic=True, fullgraph=True, options=options
     )
     return compiled

@@ -288,7 +288,7 @@ def test_killed_processes_resume_to_the_same_parameters(name: str, tmp_path: Pat
         process.communicate()
         assert process.returncode == 0
     assert kills == 3
-    ends = [torch.load(tmp_path / which) for which in ("undisturbed", "killed")]
+    ends = [torch.load(tmp_path / which, weights_only=True) for which in ("undisturbed", "killed")]
     assert [end["step"] for end in ends] == [steps, steps]
     assert str(ends[0]["optimizer"]) == str(ends[1]["optimizer"])
     for left, right in zip(ends[0]["params"], ends[1]["params"], strict=True):

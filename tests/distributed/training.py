@@ -30,7 +30,7 @@ from tests.distributed.parallel import (
     distribute_tensor,
     fully_shard,
 )
-from tests.releases import Muon
+from tests.releases import TORCH, Muon
 
 BATCH = 16
 UNEVEN = (5, 7, 3, 1)  # divisible neither by 2 nor by 4, and with tensors of fewer rows than ranks
@@ -138,7 +138,7 @@ def muon(model: nn.Module) -> MoMoWrapper:
 
 
 ELEMENTWISE = (sgd, nesterov, adamw, adamw_star, per_group, proposing, proposing_momentum, joint)
-EVERY = (*ELEMENTWISE, muon) if hasattr(torch.optim, "Muon") else ELEMENTWISE
+EVERY = (*ELEMENTWISE, muon) if TORCH >= (2, 9) else ELEMENTWISE
 
 
 class Run(NamedTuple):
