@@ -114,8 +114,9 @@ def _run_rank(rank: int, size: int, folder: str, call: bytes, sender: Connection
     warnings.simplefilter("error")
     # torch's own: it walks over the attributes of old classes when it looks for custom formatters
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.")
-    # of tensor parallel training before 2.5
+    # torch's own too: of tensor parallel training in 2.4, and of checkpoints in 2.8
     warnings.filterwarnings("ignore", "DTensor random operators may not have complete support")
+    warnings.filterwarnings("ignore", "TypedStorage is deprecated")
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     try:
