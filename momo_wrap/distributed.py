@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from momo_wrap.engine.compat import dtensor_type, fsdp_module_type
 from momo_wrap.engine.params import can_move
 
 if TYPE_CHECKING:
@@ -114,10 +115,10 @@ def reshard(params: Iterable[Tensor]) -> None:
         return
     # There is no other way from parameters to their modules.
     from torch.distributed._composable_state import _module_state_mapping
-    from torch.distributed.fsdp import FSDPModule
 
+    fsdp_module = fsdp_module_type()
     for module in list(_module_state_mapping):
-        if isinstance(module, FSDPModule):
+        if isinstance(module, fsdp_module):
             module.reshard()
 
 
@@ -158,7 +159,5 @@ def aligned(grad: Tensor, param: Tensor) -> Tensor:
 def _as_dtensor(tensor: Tensor) -> DTensor | None:
     if type(tensor) in PLAIN or not dist.is_available():
         return None  # at once, and without the import
-    from torch.distributed.tensor import DTensor
-
     found: Any = tensor
-    return found if isinstance(tensor, DTensor) else None
+    return found if isinstance(tensor, dtensor_type()) else None

@@ -41,6 +41,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(first))
 
 
+def pytest_runtest_setup() -> None:
+    """Undo what kernels that an older torch compiles do to a process: they round tiny numbers to 0.
+
+    Before 2.6 they are linked with `-ffast-math`.
+    """
+    torch.set_flush_denormal(False)
+
+
 def pytest_collection_finish() -> None:
     """Spare garbage collections, which some tests ask for, what was imported: it stays."""
     gc.collect()

@@ -69,7 +69,7 @@ class Problem:
 
 def take_step(optimizer: Optimizer, loss: Tensor) -> None:
     """Step with whatever the optimizer wants to know."""
-    if "loss" in inspect.signature(optimizer.step).parameters:
+    if "loss" in inspect.signature(type(optimizer).step).parameters:
         optimizer.step(loss=loss)  # type: ignore[call-overload]
     else:
         optimizer.step()

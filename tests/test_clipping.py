@@ -171,7 +171,7 @@ def test_slopes_are_those_of_gradients_that_were_not_clipped(how: str) -> None:
 def state_through_a_file(optimizer: MoMoWrapper) -> dict[str, Any]:
     torch.save(optimizer.state_dict(), file := io.BytesIO())
     file.seek(0)
-    found: dict[str, Any] = torch.load(file)
+    found: dict[str, Any] = torch.load(file, weights_only=True)
     return found
 
 

@@ -12,6 +12,7 @@ import torch
 
 from momo_wrap.adapters import registry
 from tests import optimizer_table
+from tests.releases import needs_torch
 from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +38,7 @@ def a_model() -> dict[str, Any]:
 # When torch's compiler is imported, and when it looks at a loss that it is given.
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@needs_torch(2, 9, "torch.optim.Muon, which the pages use")
 @pytest.mark.parametrize(
     "page",
     [

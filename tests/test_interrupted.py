@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.optim import SGD, AdamW, Muon, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from momo_wrap import Averaging, ModelStats, MoMo, MoMoWrapper, ProposingAdapter, StepDecision
 from momo_wrap.adapters import AdamAdapter, SGDAdapter
 from tests.problems import Problem, flat, last_step
+from tests.releases import Muon
 
 
 class FailingRule(MoMo):

@@ -29,6 +29,7 @@ from momo_wrap.optim import (
 )
 from momo_wrap.research import LinearSchedule, ScheduledBound
 from tests.problems import Problem, flat, last_step, take_step, trajectory
+from tests.releases import needs_torch
 
 By = type[MoMoOptimizer]
 # The base, the rule, and what the class gives the base by itself.
@@ -155,6 +156,7 @@ def test_what_is_given_comes_before_what_the_class_has() -> None:
     assert [group["lr"] for group in TrustedAdamW(groups).param_groups] == [2.0, 100.0]
 
 
+@needs_torch(2, 6, "optimizers take named parameters")
 def test_parameters_in_each_form() -> None:
     model = nn.Linear(2, 1)
     weight, bias = model.parameters()
@@ -269,6 +271,7 @@ def test_default_learning_rates() -> None:
         assert default == defaults.get("lr", inspect.signature(base).parameters["lr"].default)
 
 
+@needs_torch(2, 7, "Adam(decoupled_weight_decay=...)")
 @pytest.mark.parametrize("kind", READY, ids=lambda kind: kind.__name__)
 def test_static_types_name_the_same_settings(kind: By) -> None:
     base = READY[kind][0]

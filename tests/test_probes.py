@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from momo_wrap import ModelStats, MoMo, MoMoWrapper, ProposingAdapter, StepDecision
 from momo_wrap.research import PerGroup
 from tests.problems import Problem, flat
+from tests.releases import Muon
 
 BOUND = 0.3
 

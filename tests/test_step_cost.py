@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.releases import needs_torch
 from tests.scripts import load_script
 
 CPU = torch.device("cpu")
@@ -190,6 +191,7 @@ def test_times_far_apart_are_told(benchmark: Any) -> None:
     assert benchmark.results.noise([c for c in costs if c.optimizer != "AdamW(fused)"]) is None
 
 
+@needs_torch(2, 5, "the profiler tells when a call has ended")
 def test_only_calls_during_the_step_are_named(benchmark: Any) -> None:
     names = benchmark.measuring.names_of_calls(lambda: torch.ones(3).add(1))
     assert "aten::add" in names

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch.nn.utils import get_total_norm
 
 from momo_wrap.adapters.base import ParamGroup
 from momo_wrap.checks.arguments import Loss, NonFinite
 from momo_wrap.distributed import any_rank, local
+from momo_wrap.engine.compat import total_norm
 from momo_wrap.engine.scalars import as_scalar
 
 
@@ -25,7 +25,7 @@ def must_skip(
     """
     grads = [local(p.grad) for group in groups for p in group["params"] if p.grad is not None]
     grads = [grad for grad in grads if grad.numel()]  # a rank's part may be empty
-    largest = [get_total_norm(grads, math.inf)] if grads else []
+    largest = [total_norm(grads, math.inf)] if grads else []
     numbers = [*largest, as_scalar(loss, largest[0]) if largest else torch.as_tensor(loss)]
     found = any_rank((~torch.isfinite(torch.stack(numbers))).sum(), ranks)
     if not found.item():

@@ -10,7 +10,7 @@ kernel launches on an accelerator, and rounds once however low the precision of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import torch
@@ -213,7 +213,10 @@ class Block:
         """Return the block with other values in some columns; the columns themselves stay."""
         if not columns:
             return self
-        return replace(self, pieces={**self.pieces, **{n: [v] for n, v in columns.items()}})
+        pieces = {**self.pieces, **{name: [values] for name, values in columns.items()}}
+        form = (self.negated, self.dtype, self.shards, self.decayed, self.groups)
+        # Not `dataclasses.replace`, which torch 2.4 can't compile.
+        return Block(pieces, self.scalars, *form, self.packing, self.names, self.per_piece)
 
 
 def real(tensor: Tensor) -> Tensor:

@@ -7,6 +7,9 @@ serves all of them, so that compiling takes seconds however many parameters ther
 from __future__ import annotations
 
 import functools
+import itertools
+import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,9 +17,9 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from momo_wrap.engine.blocks import Block
+from momo_wrap.engine.compat import is_dispatched_by_a_mode
 
 # Without it, the values that the state gets are computed twice, in a loop that sums up and in one
 # that writes: Inductor's code generator for CPUs fuses them only if the sum reads what was
@@ -27,10 +30,21 @@ _ONE_LOOP: dict[str, str | int | bool | Callable[..., Any]] = {"realize_reads_th
 # What a pass returns: a result, and the names of the columns that it has changed.
 Done: TypeAlias = tuple[Any, tuple[str, ...]]
 
+_PASS = "momo_wrap_pass"
+_numbers = itertools.count()
 _FULL = (torch.float32, torch.float64)
 
 # Why kernels can't be had, by type of device; found out by trying.
 failures: dict[str, str] = {}
+
+
+class _Untraced(threading.local):
+    """How often this thread has run a pass as it is."""
+
+    runs = 0
+
+
+_untraced = _Untraced()
 
 
 def can_compile(params: Iterable[Tensor]) -> bool:
@@ -38,7 +52,7 @@ def can_compile(params: Iterable[Tensor]) -> bool:
     import torch._dynamo.config as dynamo
 
     # Dynamo would run a kernel as it is, and then complain (`fullgraph`).
-    if dynamo.disable or is_in_torch_dispatch_mode(include_infra_modes=False):
+    if dynamo.disable or is_dispatched_by_a_mode():
         return False
     # Tensors without values have nothing to compile for.
     return all(p.device.type not in {"meta", *failures} for p in params)
@@ -57,17 +71,20 @@ def run(traced: Callable[..., Done], key: object, block: Block, *scales: Tensor)
     numbers = {k: v for k, v in block.scalars.items() if not isinstance(v, Tensor)}
     # Detached, or else a kernel would depend on the shape of what they are views of.
     scalars = {k: v.detach() for k, v in block.scalars.items() if isinstance(v, Tensor)}
-    kernel = _kernel(
-        _Pass(traced, key),
-        frozenset(numbers.items()),
-        (block.negated, block.dtype, block.shards, block.decayed),
-        # Variants of a kernel that torch would make anyway, of which it makes a few only.
-        (min(2, first.numel()), *(column.dtype for column in columns.values())),
-    )
+    untraced = _untraced.runs
     try:
+        kernel = _kernel(
+            _Pass(traced, key),
+            frozenset(numbers.items()),
+            (block.negated, block.dtype, block.shards, block.decayed),
+            # Variants of a kernel that torch would make anyway, of which it makes a few only.
+            (min(2, first.numel()), *(column.dtype for column in columns.values())),
+        )
         return kernel(columns, scalars, *scales)
     except Exception as error:
-        if not _is_of_compiling(error):
+        # What a compiler that fails raises depends on the release of torch. Nothing has been
+        # written by then. It has where the pass was begun, as it is or as a kernel.
+        if _untraced.runs != untraced or _was_begun(error):
             raise
         _note_failure(first.device, error)
         return None
@@ -94,23 +111,29 @@ def _kernel(
         warnings.simplefilter("ignore", DeprecationWarning)
         import torch._inductor.compile_fx
 
+    # Outside, because torch 2.8 fails on a set that is read within.
+    numbers = dict(constants)
+
     def over(columns: dict[str, Tensor], scalars: Mapping[str, Tensor], *scales: Tensor) -> Any:
+        if not torch.compiler.is_dynamo_compiling():
+            _untraced.runs += 1
         pieces = {name: [tensor] for name, tensor in columns.items()}
-        block = Block(pieces, {**dict(constants), **scalars}, *form)
+        block = Block(pieces, {**numbers, **scalars}, *form)
         return its.traced(block, *scales)
 
+    # Torch counts the variants of a code, of which it makes a few; here each kernel has its own.
+    over.__code__ = over.__code__.replace(co_name=f"{_PASS}_{next(_numbers)}")
     options = _ONE_LOOP if all(kind in _FULL for kind in variant[1:]) else {}
-    compiled: Callable[..., Done] = torch.compile(  # type: ignore[call-overload]
-        over, dynamic=True, fullgraph=True, isolate_recompiles=True, options=options
+    compiled: Callable[..., Done] = torch.compile(
+        over, dynamic=True, fullgraph=True, options=options
     )
     return compiled
 
 
-def _is_of_compiling(error: Exception) -> bool:
-    # Not imported above: it takes longer than everything else here.
-    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-
-    return isinstance(error, (TorchDynamoException, FailOnRecompileLimitHit))
+def _was_begun(error: Exception) -> bool:
+    """Return whether an error comes from a compiled pass itself, which torch runs as `over`."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(_PASS in frame.f_code.co_name for frame, _ in frames)
 
 
 def _note_failure(device: torch.device, error: Exception) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from momo_wrap.engine.compat import watched_step
+
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 
@@ -17,7 +19,7 @@ def is_plain(base: Optimizer) -> bool:
     """Return whether `base.step()` is that of its class: no hook, no patch, no gradient scaling."""
     own_step = vars(base).get("step")
     # A scheduler's wrapper around the step of the class only watches it.
-    watched = getattr(own_step, "__wrapped__", None) is type(base).step
+    watched = watched_step(own_step) is type(base).step
     is_own = own_step is None or (watched and hasattr(own_step, "_wrapped_by_lr_sched"))
     return is_own and not (
         any(getattr(base, name, None) for name in _HOOKS)

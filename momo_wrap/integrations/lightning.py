@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 from torchmetrics import Metric, MetricCollection
 
 from momo_wrap.engine.clipping import clipping_by
+from momo_wrap.engine.compat import total_norm
 from momo_wrap.integrations import step_metrics, wrapper_of
 from momo_wrap.integrations.repeating import undone, with_own_container
 from momo_wrap.wrapper import MoMoWrapper
@@ -93,7 +93,7 @@ class MoMoCallback(pl.Callback):
         if pl_module.automatic_optimization and largest and algorithm in (None, "norm"):
             wrapper = wrapper_of(optimizer)
             params = [param for group in wrapper.param_groups for param in group["params"]]
-            norm = get_total_norm([param.grad for param in params if param.grad is not None])
+            norm = total_norm([param.grad for param in params if param.grad is not None])
             wrapper.record_clipping(clipping_by(norm, float(largest)))
 
     def on_train_batch_end(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from momo_wrap.engine.compat import run_as_it_is
 from momo_wrap.rules import MoMo
 from momo_wrap.testing.blocks import block_elements
 from momo_wrap.testing.setting import FEWER_STEPS, STEPS, Prepare, Run, Setting, Soft
@@ -189,7 +190,7 @@ def _maximize(setting: Setting) -> None:
 def _compiled(setting: Setting) -> None:
     theirs = Run(setting.wrapped(), groups=2).train()
     # What would be compiled is run as it is: the law is about what it computes.
-    with torch.compiler.set_stance("force_eager"):
+    with run_as_it_is():
         for compiled in ("auto", True):
             ours = Run(setting.wrapped(compiled=compiled), groups=2).train()
             _require_close(ours, theirs, f"compiled={compiled!r} and compiled=False")

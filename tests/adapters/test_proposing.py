@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from momo_wrap import Averaging, MoMo, MoMoStar, MoMoWrapper, ProposingAdapter, StepRule
 from momo_wrap.adapters.proposal import GRAD_AVG_KEY
@@ -27,6 +27,7 @@ from tests.problems import (
     thetas,
     trajectory,
 )
+from tests.releases import Muon
 from tests.test_host_visits import HostVisits
 
 

@@ -19,7 +19,6 @@ from torch.optim import (
     Adam,
     Adamax,
     AdamW,
-    Muon,
     NAdam,
     Optimizer,
     RAdam,
@@ -47,6 +46,7 @@ from momo_wrap.adapters import (
     registry,
 )
 from tests.problems import Problem, relative_distance, trajectory
+from tests.releases import Adafactor, Muon
 
 READ: dict[type[Optimizer], type[ReadingAdapter]] = {
     SGD: SGDAdapter,
@@ -87,7 +87,7 @@ def test_registered_adapter_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 # What the proposing adapter serves by itself, why, and the MiB that it needs for 1 MiB.
 PROPOSED: dict[str, tuple[Callable[[list[Tensor]], Optimizer], str, str]] = {
     "a subclass": (RenamedAdam, "there is no adapter that reads it", "2 MiB"),
-    "Adafactor": (torch.optim.Adafactor, "there is no adapter that reads it", "2 MiB"),
+    "Adafactor": (Adafactor, "there is no adapter that reads it", "2 MiB"),
     "RMSprop with momentum": (
         lambda p: RMSprop(p, momentum=0.9),
         "with momentum its buffer averages preconditioned gradients, not gradients",

@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
-from torch.optim import Muon
 
 from momo_wrap import MoMo, MoMoWrapper, ProposingAdapter
 from tests.distributed import training
+from tests.distributed.parallel import DTensor, fully_shard
 from tests.distributed.training import MakeOptimizer, Run, distance, share_cut, train_alone
 from tests.distributed.world import run_world
+from tests.releases import Muon, needs_torch
 
 STEPS, FEW = 25, 15
 
@@ -92,6 +91,7 @@ def muon_on_parts(rows: int) -> list[tuple[str, torch.Tensor]]:
     return results
 
 
+@needs_torch(2, 9, "torch.optim.Muon")
 @pytest.mark.parametrize("rows", [5, 1])
 def test_muon_is_wrapped_as_far_as_it_goes(rows: int) -> None:
     """If this fails for 1 row, torch can orthogonalise with an empty part; tell the docs."""

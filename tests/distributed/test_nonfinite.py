@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
 from momo_wrap import MoMo, MoMoWrapper
 from momo_wrap.distributed import local
 from tests.distributed import training
+from tests.distributed.parallel import DTensor
 from tests.distributed.training import Data, build_model, whole
 from tests.distributed.world import run_world
 

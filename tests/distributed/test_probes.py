@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam
 
 from momo_wrap import ModelStats, MoMo, MoMoWrapper, StepDecision
 from tests.distributed import training
+from tests.distributed.parallel import fully_shard
 from tests.distributed.training import Data, build_model
 from tests.distributed.world import run_world
 

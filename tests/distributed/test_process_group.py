@@ -11,12 +11,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp._common_utils import FSDP_FLATTENED
-from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
 from momo_wrap import MoMo, MoMoStar, MoMoWrapper
 from tests.distributed import training
+from tests.distributed.parallel import CommDebugMode
 from tests.distributed.training import Data, MakeOptimizer, Run, build_model, distance
 from tests.distributed.world import run_world
 

@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import loss_parallel, parallelize_module
 from torch.optim import SGD
 
 from momo_wrap import MoMo, MoMoWrapper
 from momo_wrap.distributed import shards
 from tests.distributed import training
+from tests.distributed.parallel import DTensor, Replicate, Shard, distribute_tensor, fully_shard
 from tests.distributed.training import EVEN, MakeOptimizer, Run, distance, share_cut, train_alone
 from tests.distributed.world import run_world
 

@@ -11,14 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import (
-    DTensor,
-    Replicate,
-    Shard,
-    distribute_module,
-    distribute_tensor,
-)
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -26,10 +18,19 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import SGD, AdamW, Muon
+from torch.optim import SGD, AdamW
 
 from momo_wrap import MoMo, MoMoStar, MoMoWrapper, ProposingAdapter
 from momo_wrap.research import PerGroup
+from tests.distributed.parallel import (
+    DTensor,
+    Replicate,
+    Shard,
+    distribute_module,
+    distribute_tensor,
+    fully_shard,
+)
+from tests.releases import TORCH, Muon
 
 BATCH = 16
 UNEVEN = (5, 7, 3, 1)  # divisible neither by 2 nor by 4, and with tensors of fewer rows than ranks
@@ -137,7 +138,7 @@ def muon(model: nn.Module) -> MoMoWrapper:
 
 
 ELEMENTWISE = (sgd, nesterov, adamw, adamw_star, per_group, proposing, proposing_momentum, joint)
-EVERY = (*ELEMENTWISE, muon)
+EVERY = (*ELEMENTWISE, muon) if TORCH >= (2, 9) else ELEMENTWISE
 
 
 class Run(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from momo_wrap.fast import kernels
 from momo_wrap.fast.engine import CompiledEngine, UpdatingEngine, choose_engine
 from tests.cases import ALGORITHMS, Case
 from tests.mixture import COMPILED, FEW, distance, set_gradients, snapshot, train, wrapped
+from tests.releases import TORCH
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
@@ -219,6 +221,12 @@ def test_several_optimizers(compiled_blocks: list[int]) -> None:
     assert taken == [False, *[True] * 5]
 
 
+def vector_instructions() -> Any:
+    """Torch's function that finds them out with the compiler, and keeps them."""
+    module = "cpu_vec_isa" if TORCH >= (2, 5) else "codecache"
+    return importlib.import_module(f"torch._inductor.{module}").valid_vec_isa_list
+
+
 @contextmanager
 def broken_compiler() -> Iterator[None]:
     """Have kernels compiled anew, which fails; those of before come back afterwards."""
@@ -227,7 +235,8 @@ def broken_compiler() -> Iterator[None]:
         patch.setattr(kernels, "failures", {})
         patch.setattr(kernels, "_kernel", fresh)
         import torch._inductor.config as inductor
-        from torch._inductor.cpu_vec_isa import valid_vec_isa_list
+
+        valid_vec_isa_list = vector_instructions()
 
         changes = {"cpp.cxx": ("/nonexistent/c++",), "force_disable_caches": True}
         with inductor.patch(changes):
@@ -265,12 +274,37 @@ def test_other_errors_are_not_taken_for_the_compiler_s(
     def fail(*_: Any) -> None:
         raise kind("not the compiler")
 
+    # Torch runs a pass under the name that it was given.
+    fail.__code__ = fail.__code__.replace(co_name=f"{kernels._PASS}_0")
     optimizer = wrapped(FEW[0], True)
     train(optimizer, [0])
     monkeypatch.setattr(kernels, "_kernel", lambda *_: fail)
     with pytest.raises(kind, match="not the compiler"):
         train(optimizer, [1])
     assert not kernels.failures
+
+
+@pytest.mark.parametrize("kind", [AssertionError, AttributeError, RuntimeError, TypeError])
+def test_whatever_fails_before_a_pass_is_the_compiler(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch raises what it likes, and earlier or later: when asked to compile, or when called."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise kind("within torch")
+
+    monkeypatch.setattr(kernels, "_kernel", kernels._kernel.__wrapped__)
+    expected = wrapped(FEW[0], False)
+    train(expected, range(3))
+    for patched in (lambda *_, **__: fail, fail):
+        monkeypatch.setattr(torch, "compile", patched)
+        optimizer = wrapped(FEW[0], True)
+        train(optimizer, [0])
+        with pytest.warns(UserWarning, match=f"for cpu .{kind.__name__}: within torch"):
+            train(optimizer, [1])
+        train(optimizer, [2])
+        kernels.failures.clear()
+        assert distance(snapshot(optimizer), snapshot(expected)) < 1e-12
 
 
 def test_auto_is_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -353,4 +353,4 @@ def test_ranks_measure_their_own_batches_and_take_the_mean(tmp_path: Path) -> No
     trainer(max_epochs=EPOCHS, **ddp).fit(Half())
     found = expected(2)
     for rank in range(2):
-        assert_same(torch.load(tmp_path / f"{rank}.pt"), found)
+        assert_same(torch.load(tmp_path / f"{rank}.pt", weights_only=True), found)

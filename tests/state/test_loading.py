@@ -405,7 +405,7 @@ def from_a_file(make: Callable[..., MoMoWrapper], old: MoMoWrapper, params: Any)
     torch.save(old.state_dict(), file)
     file.seek(0)
     fresh = make(params)
-    fresh.load_state_dict(torch.load(file))
+    fresh.load_state_dict(torch.load(file, weights_only=True))
     return fresh
 
 

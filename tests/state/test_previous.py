@@ -61,7 +61,7 @@ def through_a_file(make: Make, optimizer: MoMoWrapper) -> MoMoWrapper:
     file.seek(0)
     params = [param for group in optimizer.param_groups for param in group["params"]]
     resumed = MoMoWrapper(make([p.detach().clone().requires_grad_() for p in params]), EverySlope())
-    resumed.load_state_dict(torch.load(file))
+    resumed.load_state_dict(torch.load(file, weights_only=True))
     return resumed
 
 

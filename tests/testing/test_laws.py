@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.optim import ASGD, SGD, Adafactor, Adam, AdamW, Muon, Optimizer, RMSprop, Rprop
+from torch.optim import ASGD, SGD, Adam, AdamW, Optimizer, RMSprop, Rprop
 
 from momo_wrap import Averaging, ProposingAdapter, ReadingAdapter, adapter_for
 from momo_wrap.adapters import AdamAdapter, Reading, RMSpropAdapter, SGDAdapter
 from momo_wrap.fast.updates import UPDATES, AdamUpdate
 from momo_wrap.testing import LAWS, check_adapter
 from tests.cases import ADAPTERS, ALGORITHMS, Case
+from tests.releases import Adafactor, Muon
 
 
 def only(*laws: str) -> list[str]:
