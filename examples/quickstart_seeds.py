@@ -58,7 +58,8 @@ def table(results: list[Path]) -> str:
     for method in METHODS:
         widths = [decades(sweep.tolerated(method)) for sweep in sweeps]
         ruined = [lr for sweep in sweeps if (lr := collapses_from(sweep, method)) is not None]
-        spread = f"{statistics.median(widths):.2f} ({min(widths):.1f} to {max(widths):.1f})"
+        least = f"{min(widths):.1f}" if min(widths) >= 0 else "none"
+        spread = f"{statistics.median(widths):.2f} ({least} to {max(widths):.1f})"
         collapse = f"in {len(ruined)} of {len(sweeps)} seeds"
         if ruined:
             collapse += f", from {min(ruined):.3g} on at the earliest"
