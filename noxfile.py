@@ -37,6 +37,23 @@ def frameworks(session: nox.Session) -> None:
     session.run("pytest", "tests/integrations", "-m", "slow or not slow", *session.posargs)
 
 
+@nox.session(default=False)
+@nox.parametrize(
+    "torch",
+    [
+        nox.param("2.4.1", id="oldest"),
+        nox.param("2.8.0", id="middle"),
+        nox.param("2.14.1", id="newest"),
+    ],
+)
+def releases(session: nox.Session, torch: str) -> None:
+    """Run the default tests on a release of torch: `nox -s "releases(oldest)"`."""
+    session.run("python", "-m", "tests.torch_without_cuda", torch)
+    session.install("-e", ".[test]")
+    session.install("--no-deps", "timm")
+    session.run("pytest", *session.posargs)
+
+
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types strictly."""

@@ -42,10 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup() -> None:
-    """Undo what kernels that an older torch compiles do to a process: they round tiny numbers to 0.
-
-    Before 2.6 they are linked with `-ffast-math`.
-    """
+    """Undo what kernels that torch 2.4 compiles do to a thread: it rounds tiny numbers to 0."""
     torch.set_flush_denormal(False)
 
 

@@ -32,5 +32,8 @@ TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 
 def needs_torch(major: int, minor: int, reason: str) -> pytest.MarkDecorator:
-    """Skip a test, or a row of parameters, before a release of torch."""
+    """Skip a test, or a row of parameters, before a release of torch in which it was seen to work.
+
+    It may work in older ones, of which not all were tried.
+    """
     return pytest.mark.skipif((major, minor) > TORCH, reason=f"torch {major}.{minor}: {reason}")

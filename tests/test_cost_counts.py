@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import momo_wrap
 from momo_wrap import MoMo, MoMoWrapper, StepRule, TrustedMoMo
+from tests.releases import TORCH
 
 PACKAGE = str(Path(momo_wrap.__file__).parent)
 TINY = [(32, 16), (32,), (32, 32), (32,), (10, 32), (10,)]
@@ -90,6 +91,8 @@ def test_operations_of_a_small_network(decay: float, compiled: Any) -> None:
 @pytest.mark.parametrize(("compiled", "spared"), [("auto", 40), (False, 0)])
 def test_operations_of_steps_that_are_measured(decay: float, compiled: Any, spared: int) -> None:
     """With TrustedMoMo each of the first 100, later one in three; others take less."""
+    if TORCH < (2, 7) and compiled is False and decay:
+        pytest.skip("AdamW.step() decays by 0 there too, with an operation for each parameter")
 
     def make() -> Optimizer:
         return AdamW(parameters(TINY), weight_decay=decay)

@@ -20,8 +20,8 @@ from pathlib import Path
 OF_CUDA = re.compile(r"Requires-Dist: (nvidia-|cuda-|triton)")
 # Libraries that every system has.
 OF_THE_SYSTEM = re.compile(r"ld-linux|lib(c|dl|gcc_s|m|pthread|rt|stdc\+\+)\.so")
-# Functions of CUDA, as `nm` names them: those with a version have that of their library.
-FUNCTIONS = re.compile(r"(__)?(cu|nccl|nv)[^@]*$|[^@]*@lib")
+# Functions of CUDA, by their names or by versions that are called like libraries.
+FUNCTIONS = re.compile(r"(__)?(cu|nccl|nv)|[^@]*@lib")
 
 NO_DEVICE = 100  # cudaErrorNoDevice
 # Functions that return something else.

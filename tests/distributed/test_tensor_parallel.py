@@ -17,6 +17,7 @@ from tests.distributed import training
 from tests.distributed.parallel import DTensor, Replicate, Shard, distribute_tensor, fully_shard
 from tests.distributed.training import EVEN, MakeOptimizer, Run, distance, share_cut, train_alone
 from tests.distributed.world import run_world
+from tests.releases import needs_torch
 
 STEPS, FEW = 25, 10
 
@@ -51,7 +52,11 @@ def train_otherwise(train: Callable[[MakeOptimizer, int], Run]) -> list[Run]:
     ("train", "widths"),
     [
         (training.train_partly_parallel, EVEN),
-        (training.train_with_distributed_data, training.UNEVEN),
+        pytest.param(
+            training.train_with_distributed_data,
+            training.UNEVEN,
+            marks=needs_torch(2, 8, "gloo can average"),
+        ),
     ],
 )
 def test_other_layouts(train: Callable[[MakeOptimizer, int], Run], widths: tuple[int, ...]) -> None:
@@ -107,6 +112,7 @@ def train_with_distributed_loss() -> tuple[float, float]:
     return losses[0], losses[1]
 
 
+@needs_torch(2, 8, "loss_parallel in float64")
 def test_loss_may_be_distributed() -> None:
     for plain, distributed in run_world(2, train_with_distributed_loss):
         assert distributed == pytest.approx(plain, abs=1e-12)

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import ParamSpec, TypeAlias, TypeVar
+from typing import NamedTuple, ParamSpec, TypeAlias, TypeVar
 
+import pytest
 import torch
 import torch.distributed as dist
-from _pytest.outcomes import Skipped
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,8 +26,15 @@ TIMEOUT = 240.0  # seconds for a world, whatever happens in it
 COLLECTIVE_TIMEOUT = timedelta(seconds=120)
 GRACE = 5.0  # seconds for the other ranks once one has failed
 
-# What it returned, pickled; what went wrong; or why it is left out.
-Answer: TypeAlias = bytes | str | Skipped
+
+class LeftOut(NamedTuple):
+    """Why a rank has skipped the test."""
+
+    reason: str
+
+
+# What it returned, pickled; what went wrong; or neither.
+Answer: TypeAlias = bytes | str | LeftOut
 
 # The server imports what takes long once, and is forked for each rank.
 _context = multiprocessing.get_context("forkserver")
@@ -75,8 +82,8 @@ def run_world(size: int, function: Callable[P, T], *args: P.args, **kwargs: P.kw
                     process.kill()
                     process.join()
     for answer in answers:
-        if isinstance(answer, Skipped):
-            raise answer
+        if isinstance(answer, LeftOut):
+            pytest.skip(answer.reason)
     failures = [
         f"rank {rank} of {size}: {answer}"
         for rank, answer in enumerate(answers)
@@ -131,8 +138,8 @@ def _run_rank(rank: int, size: int, folder: str, call: bytes, sender: Connection
         answer = pickle.dumps(function(*args, **kwargs))
         dist.barrier()
         dist.destroy_process_group()
-    except Skipped as skipped:
-        sender.send(skipped)
+    except pytest.skip.Exception as skipped:
+        sender.send(LeftOut(str(skipped)))
     except BaseException:
         sender.send(traceback.format_exc())
     else:

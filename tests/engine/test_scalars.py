@@ -49,12 +49,12 @@ def test_settings_of_shape_one() -> None:
         return flat(problem.params), optimizer
 
     problem = Problem()
-    betas: Any = tuple(torch.tensor([value]) for value in (0.9, 0.99))
+    betas: Any = tuple(torch.tensor([value], dtype=torch.float64) for value in (0.9, 0.99))
     bare = Adam(problem.params, betas=betas, foreach=False)
     problem.gradients()
     try:
         bare.step()
-    except TypeError as error:
+    except (RuntimeError, TypeError) as error:
         pytest.skip(f"this torch does not take them: {error}")
     one = [torch.tensor([value], dtype=torch.float64) for value in (0.3, 0.9, 0.99)]
     as_tensors, optimizer = run(one[0], (one[1], one[2]))
