@@ -211,7 +211,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
         )
         cares = self.nonfinite != "propagate"
         if cares and must_skip(self.nonfinite, loss, self.param_groups, group):
-            self._outcome.skipped += 1
+            self._outcome.skipped, self._pending.clipping = self._outcome.skipped + 1, None
         else:
             self._take(loss, group, probe, own_loss=own_loss)
         return loss

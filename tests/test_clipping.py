@@ -249,6 +249,30 @@ def test_what_was_recorded_is_of_one_step() -> None:
     assert slope_seen(optimizer, problem) == pytest.approx(1.0)
 
 
+def test_a_step_that_is_left_out_leaves_no_factor_to_the_next() -> None:
+    problem = Problem()
+    optimizer = MoMoWrapper(SGD(problem.params, lr=1.0), MoMo(-math.inf), nonfinite="skip")
+    assert slope_seen(optimizer, problem) == pytest.approx(1.0)
+    problem.gradients()
+    optimizer.record_clipping(0.5)
+    optimizer.step(loss=math.nan)
+    assert optimizer.skipped_steps == 1
+    assert slope_seen(optimizer, problem) == pytest.approx(1.0)
+
+
+def test_a_gradient_with_a_pending_negation_is_clipped_as_any_other() -> None:
+    """What is computed with is what was clipped."""
+    moved = []
+    for negated in (False, True):
+        param = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+        gradient = torch.tensor([3.0, 0.0, 4.0], dtype=torch.float64)
+        param.grad = torch._neg_view(-gradient) if negated else gradient
+        MoMoWrapper(SGD([param], lr=1.0), MoMo(-math.inf), max_grad_norm=1.0).step(loss=1.0)
+        moved.append(param.detach())
+    torch.testing.assert_close(*moved, rtol=0, atol=0)
+    assert float(moved[0].norm()) == pytest.approx(1.0, rel=1e-6)
+
+
 @pytest.mark.parametrize("lr", [1.0, 100.0])
 def test_a_network_is_trained_at_high_learning_rates(lr: float) -> None:
     """Where the model does not know of the clipping, MoMo's steps are too long for it."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from momo_wrap.distributed import local, whole
 from momo_wrap.engine.scalars import Scalar, as_scalar
 
 
@@ -32,8 +35,27 @@ def clipping_of(
     if max_norm is None:
         return factor
     params = [param for group in groups for param in group["params"]]
-    own = clipping_by(as_scalar(clip_grad_norm_(params, max_norm), like), max_norm)
+    own = clipping_by(as_scalar(_clipped(params, max_norm), like), max_norm)
     return own if factor is None else factor * own
+
+
+def _clipped(params: Sequence[Tensor], max_norm: float) -> Tensor:
+    """Clip gradients, also where some are spread over other ranks than others, and return the norm.
+
+    Torch's function takes one layout alone.
+    """
+    kinds: dict[object, list[Tensor]] = {}
+    for param in params:
+        if param.grad is not None:
+            kinds.setdefault(getattr(param.grad, "device_mesh", None), []).append(param)
+    if len(kinds) <= 1:
+        return clip_grad_norm_(params, max_norm)
+    norms = [whole(clip_grad_norm_(its, math.inf)) for its in kinds.values()]  # clips nothing
+    norm: Tensor = torch.linalg.vector_norm(torch.stack([its.to(norms[0].device) for its in norms]))
+    for param in params:
+        if param.grad is not None:
+            local(param.grad).mul_(clipping_by(norm, max_norm).to(param.grad.device))
+    return norm
 
 
 def clipping_by(norm: Tensor, max_norm: float) -> Tensor:

@@ -99,6 +99,8 @@ class Plan:
             grad = aligned(grad, param)
             if grad is not param.grad:
                 param.grad = grad  # so that a buffer that the base makes of it has the layout too
+        elif grad.is_neg():
+            param.grad = grad = grad.resolve_neg()
         return local(grad).resolve_neg()
 
     @staticmethod

@@ -6,9 +6,9 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.training import GradientClip
-from torch.nn.utils import get_total_norm
 
 from momo_wrap.engine.clipping import clipping_by
+from momo_wrap.engine.compat import total_norm
 from momo_wrap.integrations import wrapper_of
 
 
@@ -56,6 +56,6 @@ class MoMoCallback(Callback):  # type: ignore[misc]
         for callback in self.learn.cbs:
             if isinstance(callback, GradientClip):
                 grads = [p.grad for p in self.learn.model.parameters() if p.grad is not None]
-                norm = get_total_norm(grads, callback.norm_type)
+                norm = total_norm(grads, callback.norm_type)
                 clipping = clipping_by(norm, float(callback.max_norm))
                 wrapper_of(self.learn.opt).record_clipping(clipping)

@@ -45,7 +45,7 @@ def test_parts_add_up_to_one_process(dp: int, sharded: bool) -> None:
 
 
 def train_otherwise(train: Callable[[MakeOptimizer, int], Run]) -> list[Run]:
-    return [train(make, FEW) for make in (training.sgd, training.adamw, training.proposing)]
+    return [train(make, FEW) for make in training.OTHERWISE]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def train_otherwise(train: Callable[[MakeOptimizer, int], Run]) -> list[Run]:
 def test_other_layouts(train: Callable[[MakeOptimizer, int], Run], widths: tuple[int, ...]) -> None:
     """Parameters and gradients of different layouts."""
     ranks = run_world(2, train_otherwise, train)
-    for index, make in enumerate((training.sgd, training.adamw, training.proposing)):
+    for index, make in enumerate(training.OTHERWISE):
         assert distance(ranks[0][index], train_alone(make, FEW, widths)) < 1e-10, make
         assert distance(ranks[1][index], ranks[0][index]) == 0.0, make
 

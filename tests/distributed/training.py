@@ -137,7 +137,24 @@ def muon(model: nn.Module) -> MoMoWrapper:
         return MoMoWrapper(bases, MoMo(BOUND))
 
 
-ELEMENTWISE = (sgd, nesterov, adamw, adamw_star, per_group, proposing, proposing_momentum, joint)
+def clipped(model: nn.Module) -> MoMoWrapper:
+    """Clip gradients by their norm over all parameters, those on other ranks too."""
+    base = SGD(two_groups(model, 0.3), momentum=0.9, weight_decay=1e-3)
+    return MoMoWrapper(base, MoMo(BOUND), max_grad_norm=0.4)
+
+
+OTHERWISE = (clipped, sgd, adamw, proposing)
+ELEMENTWISE = (
+    clipped,
+    sgd,
+    nesterov,
+    adamw,
+    adamw_star,
+    per_group,
+    proposing,
+    proposing_momentum,
+    joint,
+)
 EVERY = (*ELEMENTWISE, muon) if TORCH >= (2, 9) else ELEMENTWISE
 
 
