@@ -115,6 +115,16 @@ class PendingLosses:
             )
         self._probes.append((probe, weight))
 
+    def _of_closure(self, returned: object, groups: Sequence[Mapping[str, Any]]) -> Loss | None:
+        """Return the loss that a closure returned; None where its batch was left out."""
+        if returned is None:
+            if all(param.grad is None for group in groups for param in group["params"]):
+                self.clear()
+                return None
+            if self.problem or caller():
+                raise TypeError(self.problem or no_loss())
+        return checked_loss(returned, "the closure returned")
+
     def evaluate(
         self,
         closure: object,
@@ -145,22 +155,11 @@ class PendingLosses:
         if closure is None and not self.count:
             raise TypeError(self.problem or no_loss())
         if closure is not None:
-            if not callable(closure):
-                raise TypeError(
-                    f"step() takes a closure as its positional argument, got "
-                    f"{type(closure).__name__}. To pass a loss, write optimizer.step(loss=loss)."
-                )
-            with torch.enable_grad():
-                returned = closure()
+            returned = _returned(closure)
             # A trainer's closure may return nothing, or only the last of several losses.
             if not self.count:
-                if returned is None:
-                    if all(param.grad is None for group in groups for param in group["params"]):
-                        self.clear()
-                        return None, None, True
-                    if self.problem or caller():
-                        raise TypeError(self.problem or no_loss())
-                return checked_loss(returned, "the closure returned"), probe, True
+                own = self._of_closure(returned, groups)
+                return own, None if own is None else probe, True
         if probe is not None and self._has_probe:
             raise TypeError(
                 "step() got a probe, but probes were recorded with the losses. Write either "
@@ -174,6 +173,17 @@ class PendingLosses:
         self.clear()
         self.clipping, self.used = clipping, True
         return loss, probe, complete
+
+
+def _returned(closure: object) -> object:
+    """Return what a closure does, with gradients enabled."""
+    if not callable(closure):
+        raise TypeError(
+            f"step() takes a closure as its positional argument, got {type(closure).__name__}. To "
+            "pass a loss, write optimizer.step(loss=loss)."
+        )
+    with torch.enable_grad():
+        return closure()
 
 
 class RecordsLosses:

@@ -9,12 +9,11 @@ docs/evidence.md is written by report.py.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 
 from methods import BARE, wrapped
-from plan import RESULTS, SEEDS
+from plan import RESULTS, SEEDS, run_from_command_line
 from problems import train
 from tasks import DESIGN
 
@@ -56,11 +55,5 @@ def run(processes: int | None = None) -> None:
     sweep.run(tasks, methods(), LEARNING_RATES, SEEDS, CANDIDATES, processes=processes)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--processes", type=int, help="default: as many as there are cores")
-    run(parser.parse_args().processes)
-
-
 if __name__ == "__main__":
-    main()
+    run_from_command_line(run, __doc__)

@@ -10,7 +10,6 @@ docs/evidence.md is written by report.py.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from methods import METHODS
-from plan import RESULTS
+from plan import RESULTS, run_from_command_line
 from problems import Batch, Problem, Schedule, constant, train, warmup_and_linear_decay
 from sections import table
 from torch import Tensor, nn
@@ -237,11 +236,5 @@ def _geometric_mean(values: Any) -> float:
     return float(np.exp(np.log(finite).mean()))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--processes", type=int, help="default: as many as there are cores")
-    run(parser.parse_args().processes)
-
-
 if __name__ == "__main__":
-    main()
+    run_from_command_line(run, __doc__)

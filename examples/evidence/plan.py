@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 from problems import Schedule, constant, warmup_and_linear_decay
@@ -34,6 +36,13 @@ def forget(path: Path, text: str) -> int:
         csv.writer(file, lineterminator="\n").writerows([head, *kept])
     beside.replace(path)  # whole, or as it was
     return len(rows) - len(kept)
+
+
+def run_from_command_line(run: Callable[[int | None], None], doc: str | None) -> None:
+    """Run what is missing, in as many processes as the command line says."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("--processes", type=int, help="default: as many as there are cores")
+    run(parser.parse_args().processes)
 
 
 def path_of(schedule: str, folder: Path = RESULTS) -> Path:

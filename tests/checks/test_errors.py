@@ -814,4 +814,9 @@ def test_memory_is_shared_where_an_element_is(views: list[Tensor], overlap: bool
 
 
 def test_parameter_that_shares_memory_with_a_frozen_one() -> None:
-    MoMoWrapper(SGD([MATRIX.detach().requires_grad_(), MATRIX, MATRIX[1:]], lr=0.1))
+    """It is one that can move, and does."""
+    param = MATRIX.clone().requires_grad_()
+    optimizer = MoMoWrapper(SGD([param, param.detach(), param.detach()[1:]], lr=0.1))
+    param.grad, before = torch.ones_like(param), param.detach().clone()
+    optimizer.step(loss=100.0)
+    torch.testing.assert_close(param.detach(), before - 0.1)

@@ -85,22 +85,34 @@ def test_gradients_that_come_and_go(case: Case, compiled_blocks: list[int]) -> N
     assert taken == [False, True, True, True, True, True]
 
 
-@FEW_CASES
-def test_hooks_of_the_base_run(case: Case, compiled_blocks: list[int]) -> None:
+Registers = tuple[Callable[..., Any], Callable[..., Any]]
+
+
+def with_hooks(
+    case: Case, first: int, hooks: Callable[[MoMoWrapper], Registers], compiled_blocks: list[int]
+) -> tuple[list[bool], list[Optimizer]]:
+    """Return which steps were compiled, and what hooks saw, there from `first` to step 4."""
     stepped: list[Optimizer] = []
     handles: list[Any] = []
 
-    def change(optimizer: MoMoWrapper, step: int) -> None:
-        def note(stepping: Optimizer, *_: object) -> None:
-            stepped.append(stepping)
+    def note(stepping: Optimizer, *_: object) -> None:
+        stepped.append(stepping)
 
-        if step == 2:
-            handles.append(optimizer.base.register_step_pre_hook(note))
-            handles.append(optimizer.base.register_step_post_hook(note))
+    def change(optimizer: MoMoWrapper, step: int) -> None:
+        if step == first:
+            handles.extend(register(note) for register in hooks(optimizer))
         while step == 4 and handles:
             handles.pop().remove()
 
-    taken = compiled_steps(lambda c: wrapped(case, c), change, compiled_blocks)
+    return compiled_steps(lambda c: wrapped(case, c), change, compiled_blocks), stepped
+
+
+@FEW_CASES
+def test_hooks_of_the_base_run(case: Case, compiled_blocks: list[int]) -> None:
+    def own(optimizer: MoMoWrapper) -> Registers:
+        return optimizer.base.register_step_pre_hook, optimizer.base.register_step_post_hook
+
+    taken, stepped = with_hooks(case, 2, own, compiled_blocks)
     assert taken == [False, True, False, False, True, True]
     assert sum(not isinstance(o, MoMoWrapper) for o in stepped) == len(stepped) == 2 * 2 * 2
 
@@ -110,20 +122,11 @@ def test_hooks_of_all_optimizers_run_once_and_change_nothing(
     case: Case, compiled_blocks: list[int]
 ) -> None:
     """For the wrapper, whose step the base's is a part of."""
-    stepped: list[Optimizer] = []
-    handles: list[Any] = []
 
-    def change(_: MoMoWrapper, step: int) -> None:
-        def note(stepping: Optimizer, *_: object) -> None:
-            stepped.append(stepping)
+    def every(_: MoMoWrapper) -> Registers:
+        return register_optimizer_step_pre_hook, register_optimizer_step_post_hook
 
-        if step == 0:
-            handles.append(register_optimizer_step_pre_hook(note))
-            handles.append(register_optimizer_step_post_hook(note))
-        while step == 4 and handles:
-            handles.pop().remove()
-
-    taken = compiled_steps(lambda c: wrapped(case, c), change, compiled_blocks)
+    taken, stepped = with_hooks(case, 0, every, compiled_blocks)
     assert taken == [False, True, True, True, True, True]
     assert len(stepped) == 2 * 2 * 4
     assert all(isinstance(optimizer, MoMoWrapper) for optimizer in stepped)
