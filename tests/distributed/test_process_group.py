@@ -41,7 +41,7 @@ def step_counts(model: nn.Module, optimizer: MoMoWrapper) -> set[tuple[int, int]
 
 def count_communication() -> dict[str, set[tuple[int, int]]]:
     counts = {}
-    for make in training.ELEMENTWISE:
+    for make in training.UNCLIPPED:
         model = training.fully_sharded(build_model())
         counts[f"FSDP2, {make.__name__}"] = step_counts(model, make(model))
     for make in training.EVERY:
@@ -61,6 +61,16 @@ def count_while_looking_for_nan() -> set[tuple[int, int]]:
 
 def test_a_decision_of_all_ranks_has_a_second_one() -> None:
     assert run_world(2, count_while_looking_for_nan) == [{(2, 2)}] * 2
+
+
+def count_while_clipping() -> list[set[tuple[int, int]]]:
+    whole, sharded = build_model(), training.fully_sharded(build_model())
+    return [step_counts(model, training.clipped(model)) for model in (whole, sharded)]
+
+
+def test_the_norm_of_sharded_gradients_has_a_second_one() -> None:
+    """As torch's own function: what clips them must be known before the base takes them up."""
+    assert run_world(2, count_while_clipping) == [[{(1, 1)}, {(2, 2)}]] * 2
 
 
 def count_without_need(process_group: str | None) -> set[tuple[int, int]]:

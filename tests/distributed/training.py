@@ -144,17 +144,8 @@ def clipped(model: nn.Module) -> MoMoWrapper:
 
 
 OTHERWISE = (clipped, sgd, adamw, proposing)
-ELEMENTWISE = (
-    clipped,
-    sgd,
-    nesterov,
-    adamw,
-    adamw_star,
-    per_group,
-    proposing,
-    proposing_momentum,
-    joint,
-)
+UNCLIPPED = (sgd, nesterov, adamw, adamw_star, per_group, proposing, proposing_momentum, joint)
+ELEMENTWISE = (clipped, *UNCLIPPED)
 EVERY = (*ELEMENTWISE, muon) if TORCH >= (2, 9) else ELEMENTWISE
 
 
