@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from momo_wrap.adapters.base import Adapter, BaseStep, maximizes
 from momo_wrap.checks.arguments import Compiled
 from momo_wrap.checks.groups import check_parameters, check_settings
+from momo_wrap.engine.ahead import Foreseen
 from momo_wrap.engine.params import can_move
 from momo_wrap.engine.passes import Engine
 from momo_wrap.engine.plan import Plan
@@ -53,12 +54,14 @@ class Bases:
         largest_lr: The largest learning rate, 0-dim, likewise.
         rates: Those of all groups, a new list where settings have changed.
         unknown: NaN, 0-dim, likewise.
+        foresees: Whether any of them can move parameters ahead of the sums, likewise.
     """
 
     like: Tensor
     largest_lr: Tensor
     unknown: Tensor
     rates: Sequence[Scalar]
+    foresees: bool
 
     def __init__(self, pairs: Sequence[tuple[Optimizer, Adapter]], weight_sums: WeightSums) -> None:
         self.pairs = list(pairs)
@@ -130,6 +133,8 @@ class Bases:
             for engine in self._engines:
                 engine.kept = {}
         self.like = plans[0].like
+        on_host = self.like.device.type == "cpu"  # where to read a number waits for nothing
+        self.foresees = on_host and any(engine.foresees for engine in self._engines)
         self.rates = [1.0 if group.get("lr") is None else group["lr"] for group in groups]
         self.unknown = torch.full_like(self.like.new_empty(()), math.nan)
         self.largest_lr = largest(self.rates, self.like)
@@ -145,17 +150,32 @@ class Bases:
             first += plan.groups
         return found
 
-    def observe(self, weight_decay_form: WeightDecayForm) -> BaseStep:
+    def observe(
+        self, weight_decay_form: WeightDecayForm, foreseen: Foreseen | None = None
+    ) -> BaseStep:
         """Let the bases take in the gradients, and sum up what their steps would do."""
+        steps: list[BaseStep] = []
         try:
-            steps = [
-                adapter.observe(base, weight_decay_form, engine)
-                for (base, adapter), engine in zip(self.pairs, self._engines, strict=True)
-            ]
+            for index, ((base, adapter), engine) in enumerate(
+                zip(self.pairs, self._engines, strict=True)
+            ):
+                engine.foreseen = self._of(index, foreseen) if engine.foresees else None
+                steps.append(adapter.observe(base, weight_decay_form, engine))
+        except BaseException:
+            for step in steps:
+                step.withdraw()
+            raise
         finally:
             for plan in self._plans:
                 plan.grads = []  # which must not live on until the next step
         return steps[0] if len(steps) == 1 else _JointStep(steps)
+
+    def _of(self, index: int, foreseen: Foreseen | None) -> Foreseen | None:
+        """Return what is foreseen of the groups of one base."""
+        if foreseen is None or not foreseen.theta.dim():
+            return foreseen
+        first = sum(plan.groups for plan in self._plans[:index])
+        return foreseen._replace(theta=foreseen.theta.narrow(0, first, self._plans[index].groups))
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_engines": [], "_plans": [], "_settings": []}
@@ -179,7 +199,15 @@ class _JointStep(BaseStep):
         own = [thetas] * len(self._steps)
         if thetas.dim():
             own = list(thetas.split([len(step.averagings) for step in self._steps]))
-        return torch.cat([step.apply(its) for step, its in zip(self._steps, own, strict=True)])
+        moved = [step.apply(its) for step, its in zip(self._steps, own, strict=True)]
+        reaches = [step.reach for step in self._steps if step.reach is not None]
+        self.reach = torch.stack(reaches).amax() if reaches else None
+        return torch.cat(moved)
+
+    def withdraw(self) -> None:
+        """Put back what any base has moved ahead; see `BaseStep`."""
+        for step in self._steps:
+            step.withdraw()
 
 
 def _movable(groups: Sequence[Mapping[str, Any]]) -> list[int]:

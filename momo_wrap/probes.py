@@ -47,22 +47,20 @@ class Before:
     Args:
         params: What is about to move, with λ, where the base adds λ x to its gradient, else 0, and
             its `shards`. It is copied.
-        predicted: By how much the model predicts the loss to fall, with λ ‖x‖²/2 in it; 0-dim.
         wants_probe: Whether the loss of the next batch is to be evaluated here, too.
 
     Attributes:
-        params, predicted, wants_probe: As they were given.
+        params, wants_probe: As they were given.
+        predicted: By how much the model predicts the loss to fall, with λ ‖x‖²/2 in it; 0-dim.
+        groups: The parameter group of each parameter, until λ is known.
         previous: The copies, as real tensors of what is on this rank, in float32 at least.
     """
 
-    def __init__(
-        self,
-        params: Sequence[tuple[Tensor, Scalar, int]],
-        predicted: Tensor,
-        *,
-        wants_probe: bool,
-    ) -> None:
-        self.params, self.predicted, self.wants_probe = params, predicted, wants_probe
+    predicted: Tensor
+    groups: Sequence[int]
+
+    def __init__(self, params: Sequence[tuple[Tensor, Scalar, int]], *, wants_probe: bool) -> None:
+        self.params, self.wants_probe = params, wants_probe
         self._flat: list[tuple[int, Tensor, list[int]]] = []
         self.previous = self._copies([real(param) for param, _, _ in params])
 
@@ -76,9 +74,19 @@ class Before:
         previous: Sequence[Tensor],
     ) -> Before:
         """Return what was kept before, of parameters that have moved since."""
-        before = cls(params, predicted, wants_probe=wants_probe)
+        before = cls(params, wants_probe=wants_probe)
+        before.predicted = predicted
         torch._foreach_copy_(before.previous, list(previous))
         return before
+
+    def predict(self, stats: ModelStats, theta: Tensor, decays: Sequence[Scalar]) -> None:
+        """Take in what the model predicts of a fraction θ of the step, and λ of each group."""
+        self.predicted = _predicted(stats, theta)
+        if decays:
+            self.params = [
+                (param, decays[group], shards)
+                for (param, _, shards), group in zip(self.params, self.groups, strict=True)
+            ]
 
     def __reduce__(self) -> tuple[object, ...]:
         # The copies share memory, which pickle would undo.
@@ -238,24 +246,22 @@ def measured(
 
 
 def before_step(
-    rule: StepRule,
-    stats: ModelStats,
-    theta: Tensor,
-    movable: Callable[[], Sequence[tuple[Tensor, int, int]]],
-    decays: Sequence[Scalar],
+    rule: StepRule, early: ModelStats, movable: Callable[[], Sequence[tuple[Tensor, int, int]]]
 ) -> Before | None:
     """Return what is to be kept of a step that is about to be taken; None where nothing is."""
-    probe = stats.has_probe and rule.wants_probe(stats)
-    if not probe and not rule.wants_slope(stats):
+    probe = early.has_probe and rule.wants_probe(early)
+    if not probe and not rule.wants_slope(early):
         return None
-    if stats.loss.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if early.loss.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             f"{type(rule).__name__} measures what some steps did, but a CUDA graph would replay "
             "one of them for all. Capture with a rule that measures nothing: "
             "MoMoWrapper(optimizer, MoMo())."
         )
-    params = [(p, decays[group] if decays else 0.0, shards) for p, group, shards in movable()]
-    return Before(params, _predicted(stats, theta), wants_probe=probe)
+    moving = movable()
+    before = Before([(param, 0.0, shards) for param, _, shards in moving], wants_probe=probe)
+    before.groups = [group for _, group, _ in moving]
+    return before
 
 
 def _predicted(stats: ModelStats, theta: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from momo_wrap.model import Averaging, MomentumModel
 from momo_wrap.of import MakesClasses
 from momo_wrap.probes import Probe, before_step, measured
 from momo_wrap.record import SAMPLED_EVERY, Outcome, Results
-from momo_wrap.rules import MoMo, StepRule, WeightDecayForm, checked_theta, signed_bound
+from momo_wrap.rules import ModelStats, MoMo, StepRule, WeightDecayForm, checked_theta, signed_bound
 from momo_wrap.state.loading import check_loaded, with_entries
 from momo_wrap.state.memory import Memory
 from momo_wrap.state.previous import take_previous, with_previous
@@ -230,30 +230,40 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
             clipping = clipping_of(self.param_groups, limit, clipping, like)
             memory.follow_clipping()
         memory.prepare(bases.pairs, like, bases.rates)
-        step = bases.observe(self.weight_decay_form or self.rule.weight_decay_form)
         # Nearly always there is nothing to convert.
         if type(loss) is not Tensor or (loss.dtype, loss.device) != (like.dtype, like.device):
             loss = as_scalar(loss, like)
         loss = loss.detach() if bases.sign > 0 else -loss.detach()
-        sums, penalty = step.sums, step.penalty
-        if group is not None:
-            loss, sums, penalty, probed = reduced(loss, sums, penalty, probed, group)
-        given = loss
-        if penalty is not None:  # in the base's gradient it is not clipped
-            loss = loss + (penalty.sum() if clipping is None else penalty.sum() / clipping)
-        coefficients = memory.coefficients(step.averagings)
-        model = MomentumModel.of(memory.averages, coefficients, loss, clipping)  # (1), (2)
         seen = (bases.unknown,) * 3 if before is None or probed is None else before.seen(probed)
         known = (*seen, memory.steps + 1, has_probe, probed is not None, memory.is_scheduled)
-        stats = model.stats(sums, loss, bound, bases.largest_lr, known)
-        decision = self.rule(stats, memory.rule)  # (3)
-        theta = checked_theta(decision, memory.rule, sums.shape[1])
-        # No call where a rule measures nothing, as most do.
-        if has_probe or type(self.rule).wants_slope is not StepRule.wants_slope:
-            kept = before_step(self.rule, stats, theta, bases.movable, step.coupled_decay)
-            self._pending.before = kept
-        self._outcome.effective_lrs = step.apply(theta)  # (4)
-        memory.write(model.after(sums, theta), decision.memory)  # (5)
+        foreseen = kept = None
+        # No call where a rule measures nothing, as most do, and nothing is moved ahead.
+        if has_probe or bases.foresees or type(self.rule).wants_slope is not StepRule.wants_slope:
+            early = ModelStats.early(loss, bound, bases.largest_lr, known)
+            kept = before_step(self.rule, early, bases.movable)
+            foreseen = memory.foreseen(self.rule, early) if bases.foresees and not group else None
+        step = bases.observe(self.weight_decay_form or self.rule.weight_decay_form, foreseen)
+        try:
+            sums, penalty = step.sums, step.penalty
+            if group is not None:
+                loss, sums, penalty, probed = reduced(loss, sums, penalty, probed, group)
+                if before is not None and probed is not None:
+                    known = (*before.seen(probed), *known[3:])
+            given = loss
+            if penalty is not None:  # in the base's gradient it is not clipped
+                loss = loss + (penalty.sum() if clipping is None else penalty.sum() / clipping)
+            coefficients = memory.coefficients(step.averagings)
+            model = MomentumModel.of(memory.averages, coefficients, loss, clipping)  # (1), (2)
+            stats = model.stats(sums, loss, bound, bases.largest_lr, known)
+            decision = self.rule(stats, memory.rule)  # (3)
+            theta = checked_theta(decision, memory.rule, sums.shape[1])
+            if kept is not None:
+                kept.predict(stats, theta, step.coupled_decay)
+        except BaseException:
+            step.withdraw()
+            raise
+        pending.before, self._outcome.effective_lrs = kept, step.apply(theta)  # (4)
+        memory.write(model.after(sums, theta), decision.memory, step.reach)  # (5)
         self._outcome.of_step = (stats, decision, given, bases.sign)
         if memory.steps % SAMPLED_EVERY == 0:
             self._sample(step.averagings)

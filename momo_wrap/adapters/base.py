@@ -29,12 +29,14 @@ class BaseStep(ABC):
         penalty: λ ‖x‖²/2 of each group, of shape [groups], where the base adds λ x to the
             gradients, so that they are those of the loss and this; None: nowhere.
         coupled_decay: λ of each group where there is a penalty, 0 in other groups.
+        reach: After `apply`, what `momo_wrap.engine.ahead.Foreseen` has of this step.
     """
 
     averagings: Sequence[Averaging]
     sums: Tensor
     penalty: Tensor | None = None
     coupled_decay: Sequence[Scalar] = ()
+    reach: Tensor | None = None
 
     @abstractmethod
     def apply(self, thetas: Tensor) -> Tensor:
@@ -48,6 +50,10 @@ class BaseStep(ABC):
         Returns:
             The effective learning rate θα of each parameter group, of shape [groups].
         """
+
+    def withdraw(self) -> None:
+        """Put back what was moved already, up to rounding, where the step is not taken."""
+        return
 
 
 class Adapter(ABC):

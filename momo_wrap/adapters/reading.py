@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
+from momo_wrap.adapters.ahead_step import AheadStep
 from momo_wrap.adapters.base import (
     Adapter,
     BaseStep,
@@ -189,7 +190,8 @@ class ReadingAdapter(Adapter):
                 step_without_global_hooks(base) if any(global_hooks) else base.step()
         averagings = [self.averaging(group, base.state) for group in groups]
         readings = [self.read(groups[c.group], c.params, base.state) for c in plan.cells]
-        return PlannedStep(self, engine, readings, averagings, rates, negate=negate)
+        kind = PlannedStep if engine.foreseen is None else AheadStep
+        return kind(self, engine, readings, averagings, rates, negate=negate)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 
 from momo_wrap.distributed import PLAIN, local
+from momo_wrap.engine.ahead import Ahead
 from momo_wrap.engine.scalars import Scalar
 
 # Runs of so many tensors of one size are spread at once, which takes a copy more.
@@ -103,6 +104,8 @@ class Block:
         per_piece: These values, of shape [names, pieces]; None: there are none.
         numel: The number of elements.
         direction: What is kept of the first pass for the second, of the block's flat shape.
+        largest: The largest absolute value of u, 0-dim, where the first pass has asked for it.
+        ahead: By what the first pass is to move the parameters, and then has; None: not at all.
     """
 
     pieces: Mapping[str, list[Tensor]]
@@ -117,6 +120,8 @@ class Block:
     per_piece: Tensor | None = None
     numel: int = 0
     direction: Tensor | None = None
+    largest: Tensor | None = None
+    ahead: Ahead | None = None
     _copies: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _spread: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 

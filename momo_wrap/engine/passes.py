@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from momo_wrap.engine.ahead import Foreseen
 from momo_wrap.engine.blocks import Block
 from momo_wrap.engine.plan import Plan
 from momo_wrap.engine.scalars import Scalar, wide_dtype
@@ -54,14 +55,18 @@ class Engine:
         kept: What was made of the settings of the groups, and is kept until one changes.
         weight_sums: From how each group averages at this step to R_k of each, of shape [groups].
         settings: A count of the changes that settings of the groups have seen.
+        foreseen: What is expected of this step; None: nothing.
+        foresees: Whether it can move parameters ahead, see `momo_wrap.engine.ahead`.
     """
 
     plan: Plan
+    foresees = False
 
     def __init__(self, weight_sums: Callable[[Sequence[Any]], Tensor]) -> None:
         self.weight_sums = weight_sums
         self.whole = False
         self.settings = 0
+        self.foreseen: Foreseen | None = None
         self.kept: dict[object, Any] = {}
         self._key: object = None
         self._values: list[Any] = []
@@ -124,11 +129,14 @@ class Engine:
         return found
 
     def move(self, formula: Formula, block: Block, keep: Scalar, pull: Tensor) -> None:
-        """Move the parameters of a block, x <- keep x - pull u."""
+        """Move the parameters of a block, x <- keep x - pull u, from where they were."""
         direction = block.direction
         if direction is None:
             direction = formula.preconditioned(block)
         block.direction = None
+        if block.ahead is not None:
+            block.write_back("param", block.ahead.put_back(block.flat("param"), direction))
+            block.ahead = None
         block.write_back("param", formula.moved(block, direction, keep, pull))
         block.forget()
 

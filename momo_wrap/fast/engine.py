@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from momo_wrap.engine.ahead import Ahead
 from momo_wrap.engine.blocks import Block, joined
 from momo_wrap.engine.chunks import most_elements, split
 from momo_wrap.engine.passes import Engine, Formula, Product, inner_products
@@ -112,6 +113,8 @@ class CompiledEngine(UpdatingEngine):
     Where a kernel can't be compiled, it does what `Engine` does.
     """
 
+    foresees = True
+
     def replaces_step(self, base: Optimizer, formula: Formula, plan: Plan) -> bool:
         """Return whether kernels update the state; see `Engine`."""
         self.whole = super().replaces_step(base, formula, plan)
@@ -137,14 +140,23 @@ class CompiledEngine(UpdatingEngine):
         self, formula: Formula, block: Block, products: Sequence[Product], *, keep: bool
     ) -> Tensor:
         """Update the state and return inner products; see `Engine`."""
-        update = self._update
+        update, ahead, block.ahead = self._update, block.ahead, None
         if update is None:
             return super().sum_up(formula, block, products, keep=keep)
-        traced = functools.partial(_update_and_sum, update, formula, tuple(products))
-        key = ("sum up", type(update), type(formula), *products)
+        # What is rounded to 16 bits when it is stored would be rounded twice.
+        ahead = ahead if block.is_stored_in_full else None
+        scales = [] if ahead is None else [scale for scale in ahead if scale is not None]
+        measures = self.foreseen is not None
+        form = (measures, len(scales))
+        traced = functools.partial(_update_and_sum, update, formula, tuple(products), measures)
+        key = ("sum up", type(update), type(formula), form, *products)
         needs_param = bool(block.decayed) or any("param" in product for product in products)
-        done = _run(traced, key, block, needs_grad=True, needs_param=needs_param)
-        several = [traced(small)[0] for small in _pieces(block)] if done is None else [done[0]]
+        needs_param |= ahead is not None
+        done = _run(traced, key, block, *scales, needs_grad=True, needs_param=needs_param)
+        if done is None:
+            several = [traced(small)[0][0] for small in _pieces(block)]
+        else:
+            several, block.largest, block.ahead = [done[0][0]], done[0][1], ahead
         block.forget()
         return several[0] if len(several) == 1 else torch.stack(several).sum(0)
 
@@ -153,32 +165,57 @@ class CompiledEngine(UpdatingEngine):
         if self._update is None:
             super().move(formula, block, keep, pull)
             return
-        scales = [pull, keep] if isinstance(keep, Tensor) else [pull]
-        key = ("move", type(formula), len(scales))
-        traced, needs_grad = functools.partial(_move, formula), block.number("grad_scale") != 0.0
-        done = _run(traced, key, block, *scales, needs_grad=needs_grad, needs_param=True)
+        scales, ahead = [pull, keep] if isinstance(keep, Tensor) else [pull], block.ahead
+        moved = [] if ahead is None else [scale for scale in ahead if scale is not None]
+        key = ("move", type(formula), len(scales), len(moved))
+        traced = functools.partial(_move, formula, len(scales))
+        needs_grad = block.number("grad_scale") != 0.0
+        done = _run(traced, key, block, *scales, *moved, needs_grad=needs_grad, needs_param=True)
         if done is None:
             for small in _pieces(block):
                 super().move(formula, small, keep, pull)
+        block.ahead = None
         block.forget()
 
 
 def _update_and_sum(
-    update: Update, formula: Formula, products: Sequence[Product], block: Block
+    update: Update,
+    formula: Formula,
+    products: Sequence[Product],
+    measures: bool,
+    block: Block,
+    *ahead: Tensor,
 ) -> kernels.Done:
-    """Update the state of a block; return the inner products, and what was written."""
+    """Update the state of a block; return inner products and largest u, and what was written."""
     new = update.updated(block)
     for column, values in new.items():
         block.write(column, values)
     block = block.replaced(new)
-    return inner_products(block, formula.preconditioned(block), products), tuple(new)
+    direction = formula.preconditioned(block)
+    found = inner_products(block, direction, products)
+    largest = direction.abs().amax() if measures else None
+    if not ahead:
+        return (found, largest), tuple(new)
+    block.write_back("param", _ahead_of(ahead).move(block.flat("param"), direction))
+    return (found, largest), (*new, "param")
 
 
-def _move(formula: Formula, block: Block, pull: Tensor, keep: Scalar = 1.0) -> kernels.Done:
+def _move(formula: Formula, own: int, block: Block, *scales: Tensor) -> kernels.Done:
     """Move the parameters of a block, x <- keep x - pull u; return what was written."""
     direction = formula.preconditioned(block)
-    block.write_back("param", formula.moved(block, direction, keep, pull))
+    if len(scales) > own:
+        x = _ahead_of(scales[own:]).put_back(block.flat("param"), direction)
+        block.write_back("param", x)
+    pull, *keep = scales[:own]
+    moved = formula.moved(block, direction, keep[0] if keep else 1.0, pull)
+    block.write_back("param", moved)
     return None, ("param",)
+
+
+def _ahead_of(scales: Sequence[Tensor]) -> Ahead:
+    """Return what a kernel has got one by one."""
+    pull, *keep, limit = scales
+    return Ahead(pull, keep[0] if keep else None, limit)
 
 
 def _run(

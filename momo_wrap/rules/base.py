@@ -153,7 +153,8 @@ class StepRule(ABC):
         """Return whether a step is to be probed, where the user gives `step()` a probe.
 
         Args:
-            stats: The momentum model at the step; `stats.step` is its number, from 1 on.
+            stats: What is known before the model of the step, whose own values are NaN;
+                `stats.step` is its number, from 1 on.
 
         Returns:
             Here False. Each probe costs an evaluation of the loss, and a copy of the parameters
@@ -165,13 +166,31 @@ class StepRule(ABC):
         """Return whether the slope at the end of a step is to be measured, `probed_slope`.
 
         Args:
-            stats: The momentum model at the step; `stats.step` is its number, from 1 on.
+            stats: As for `wants_probe`.
 
         Returns:
             Here False. Each costs an inner product, and a copy of the parameters until the next
             step, in float32 at least.
         """
         return False
+
+    def foresee(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> Tensor | None:
+        """Return the θ that is expected before the momentum model of a step is known.
+
+        Parameters can then be moved in the pass over memory that computes the model. Where θ turns
+        out to be another, a second pass puts that right, and the next step takes two passes.
+
+        Args:
+            stats: What is known: the loss, the bound, the learning rate, what was measured of the
+                last step. The model's own values are NaN, and weight decay that the base adds to
+                the gradients is not in the loss.
+            memory: What the rule remembered, as in the decision that follows.
+
+        Returns:
+            0-dim or of shape [groups], as the θ of the decision; None where nothing is expected,
+            as here.
+        """
+        return None
 
     def initial_memory(self, lower_bound: float) -> dict[str, float]:
         """Return what the rule remembers between steps, as it is before the first one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from momo_wrap.rules.base import StepDecision, StepRule, truncate
@@ -20,6 +21,10 @@ class MoMo(StepRule):
     Args:
         lower_bound: f*, see `StepRule`.
     """
+
+    def foresee(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> Tensor:
+        """Return 1: the base's own step; see `StepRule`."""
+        return torch.ones_like(stats.learning_rate)
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Return θ of equation (3); see `StepRule`."""

@@ -27,6 +27,10 @@ class MoMoStar(StepRule):
         """Return the estimate before the first step: the user's bound."""
         return {"lower_bound": lower_bound}
 
+    def foresee(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> Tensor:
+        """Return 1: the base's own step; see `StepRule`."""
+        return torch.ones_like(stats.learning_rate)
+
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Return θ of equation (3) with the bound of (6), and the next bound of (7)."""
         floor = stats.lower_bound

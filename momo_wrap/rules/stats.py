@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -78,6 +79,14 @@ class ModelStats:
     has_probe: bool = False
     was_probed: bool = False
     is_scheduled: bool = False
+
+    @classmethod
+    def early(
+        cls, loss: Tensor, lower_bound: float, learning_rate: Tensor, known: Sequence[Any]
+    ) -> ModelStats:
+        """Return what is known before the model of a step; the model's own values are NaN."""
+        model = (torch.full_like(loss, math.nan),) * 5
+        return cls(loss, *model, lower_bound, learning_rate, None, *known)
 
     @property
     def by_group(self) -> ModelStats:

@@ -182,6 +182,16 @@ class TrustedMoMo(StepRule):
             "limited_by_lr": (theta >= 1.0) & (memory["slope"] > 0.5),
         }
 
+    def foresee(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> Tensor:
+        """Return r/α, at most 1: the limit, which does not depend on the model; see `StepRule`."""
+        lr = stats.learning_rate
+        if stats.lower_bound == -math.inf:
+            return torch.ones_like(lr)
+        has_started = memory["trusted"] > torch.finfo(lr.dtype).tiny
+        losses = averages(stats.loss, memory, has_started, self.window)
+        trusted, _ = self._judged(stats, losses, memory)
+        return (trusted / torch.maximum(lr, memory["last_lr"])).clamp(max=1.0)
+
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Return θ of equation (3), limited by what is trusted; see `StepRule`."""
         lr, decrease = stats.learning_rate, stats.predicted_decrease

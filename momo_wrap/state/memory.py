@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from momo_wrap.adapters.base import Adapter
+from momo_wrap.engine.ahead import Foreseen
 from momo_wrap.engine.scalars import Scalar, as_scalar, comparable, numbers_of, vector
 from momo_wrap.model import Averaging, Coefficients, Start, coefficients_of, first_weight
+from momo_wrap.rules import ModelStats, StepRule
 
 # What the names of entries in the groups start with.
 PREFIX = "momo_"
@@ -26,7 +28,7 @@ PREFIX = "momo_"
 _NAMES = ("loss_sum", "displacement", "loss_weight_sum", "weight_sum")
 _CLIPPED = "clipped_weight_sum"
 _RULE_PREFIX = f"{PREFIX}rule_"
-_STEPS, _SCHEDULED = f"{PREFIX}steps", f"{PREFIX}is_scheduled"
+_STEPS, _SCHEDULED, _REACH = f"{PREFIX}steps", f"{PREFIX}is_scheduled", f"{PREFIX}reach"
 # Names of a rule's memory in files of version 0.1.0.
 _FORMER = {"prediction": "foretold"}
 _HAS_HISTORY = -1.0  # in a state dict, for R of a group that starts with a history
@@ -44,6 +46,7 @@ class Memory:
         self.starts: list[Start] = []  # what each group's averages are made of
         self.steps = 0  # how many were taken
         self.is_scheduled = False  # whether a schedule sets the learning rates
+        self.reach: Tensor | None = None  # see `Foreseen`
         self.rates: Sequence[Scalar] = ()  # those of the last step
         self._owners: list[_Owner] = []
         self._about: list[_About | None] = []
@@ -80,9 +83,17 @@ class Memory:
         )
         self.rates = rates
 
-    def write(self, averages: Tensor, rule: Mapping[str, Tensor]) -> None:
+    def foreseen(self, rule: StepRule, early: ModelStats) -> Foreseen | None:
+        """Return what a rule expects of a step, from what is known before the model."""
+        theta = rule.foresee(early, self.rule)
+        return None if theta is None else Foreseen(theta, self.reach)
+
+    def write(
+        self, averages: Tensor, rule: Mapping[str, Tensor], reach: Tensor | None = None
+    ) -> None:
         """Write what a step has left: new averages, and the rule's memory, which may be empty."""
         self.steps += 1
+        self.reach = reach
         self.averages.copy_(averages)
         if rule:
             self._values.copy_(torch.stack([rule[name] for name in self._initial]))
@@ -149,6 +160,8 @@ class Memory:
                 own.copy_(as_scalar(value, own))
         self.steps = int(owners[0][2].get(_STEPS) or self.steps)
         self.is_scheduled |= bool(owners[0][2].get(_SCHEDULED))
+        reach = owners[0][2].get(_REACH)
+        self.reach = self.reach if reach is None else as_scalar(reach, self.averages)
         self._mark()
 
     def _restart(self, indices: Sequence[int]) -> None:
@@ -210,6 +223,8 @@ class Memory:
         rule = zip(self._initial, numbers_of(self._values), strict=True)
         entries[0].update({_RULE_PREFIX + name: value for name, value in rule})
         entries[0].update({_STEPS: self.steps, _SCHEDULED: int(self.is_scheduled)})
+        if self.reach is not None:
+            (entries[0][_REACH],) = numbers_of(self.reach.reshape(1))
         return entries
 
     def weight_sums(self, first: int, averagings: Sequence[Averaging]) -> Tensor:
@@ -276,6 +291,7 @@ class Memory:
             {
                 _STEPS: None,
                 _SCHEDULED: None,
+                _REACH: None,
                 **{_RULE_PREFIX + name: None for name in self._initial},
             }
         )

@@ -1,0 +1,88 @@
+"""The step of a base whose θ is foreseen: moved in the pass that sums up, and put right after."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from momo_wrap.adapters.planned_step import PlannedStep
+from momo_wrap.engine.ahead import Ahead
+from momo_wrap.engine.blocks import Block
+from momo_wrap.engine.kind import Kind
+
+
+class AheadStep(PlannedStep):
+    """A planned step with an engine that has foreseen θ; see `momo_wrap.engine.ahead`."""
+
+    _limit: Tensor | None = None
+
+    def apply(self, thetas: Tensor) -> Tensor:
+        """Move the parameters that were not moved ahead as they should be; see `BaseStep`.
+
+        θ is read on the CPU alone, where nothing is waited for.
+        """
+        foreseen = self._engine.foreseen
+        if foreseen is not None and torch.equal(foreseen.theta, thetas):
+            self.reach = self._longest(thetas * self._rates.pull)
+        if self.reach is not None and self._limit is not None and bool(self.reach <= self._limit):
+            self._parts = [
+                (kind, [block for block in blocks if block.ahead is None])
+                for kind, blocks in self._parts
+            ]
+        return super().apply(thetas)
+
+    def withdraw(self) -> None:
+        """Put back what was moved ahead; see `BaseStep`."""
+        for kind, blocks in self._parts:
+            nothing = torch.zeros((), device=kind.device, dtype=kind.dtype)
+            for block in blocks:
+                if block.ahead is not None:
+                    self._engine.move(self._formula, block, 1.0, nothing)
+
+    def _sums(self) -> Tensor:
+        """Return the sums, and move the parameters ahead where that is safe."""
+        foreseen = self._engine.foreseen
+        self._limit = None if foreseen is None else foreseen.limit
+        if foreseen is not None and self._limit is not None:
+            pull, keep = self._coefficients(foreseen.theta)
+            if _can_be_undone(pull, keep):
+                self._plan_move(pull, keep, self._limit)
+        try:
+            return super()._sums()
+        except BaseException:
+            self.withdraw()
+            raise
+
+    def _plan_move(self, pull: Tensor, keep: Tensor | None, limit: Tensor) -> None:
+        """Tell each block of one group by what its parameters are moved ahead."""
+        for kind, blocks in self._parts:
+            pulls, keeps = _like(kind, pull).unbind(), None if keep is None else _like(kind, keep)
+            for block in blocks:
+                if len(block.groups) == 1:
+                    group = block.groups[0]
+                    kept = None if keeps is None else keeps[group]
+                    block.ahead = Ahead(pulls[group], kept, _like(kind, limit))
+
+    def _longest(self, pull: Tensor) -> Tensor | None:
+        """Return by how much the element that moves most is moved; None where it is not known."""
+        found: list[Block] = []
+        largest: list[Tensor] = []
+        for _, blocks in self._parts:
+            for block in blocks:
+                if block.largest is not None:
+                    found.append(block)
+                    largest.append(block.largest)
+        if not found:
+            return None
+        index = self._engine.plan.index([block.groups[0] for block in found])
+        return (torch.stack(largest).to(pull) * pull.index_select(0, index)).amax()
+
+
+def _can_be_undone(pull: Tensor, keep: Tensor | None) -> bool:
+    """Return whether all moves are finite, and weight decay leaves enough to be divided by."""
+    fits = (pull >= 0) & (pull < torch.inf)
+    return bool((fits if keep is None else fits & (keep >= 0.5)).all())
+
+
+def _like(kind: Kind, values: Tensor) -> Tensor:
+    return values.to(device=kind.device, dtype=kind.dtype)
