@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from momo_wrap.engine.ahead import Foreseen
 from momo_wrap.engine.params import can_move
 from momo_wrap.engine.passes import Engine
 from momo_wrap.engine.plan import Plan
-from momo_wrap.engine.scalars import Scalar, largest
+from momo_wrap.engine.scalars import Scalar, as_scalar, largest
 from momo_wrap.model import Averaging
 from momo_wrap.rules import WeightDecayForm
 
@@ -63,7 +63,7 @@ class Bases:
     rates: Sequence[Scalar]
     foresees: bool
 
-    def __init__(self, pairs: Sequence[tuple[Optimizer, Adapter]], weight_sums: WeightSums) -> None:
+    def __init__(self, pairs: Iterable[tuple[Optimizer, Adapter]], weight_sums: WeightSums) -> None:
         self.pairs = list(pairs)
         self._weight_sums = weight_sums
         self._engines: list[Engine] = []
@@ -151,15 +151,21 @@ class Bases:
         return found
 
     def observe(
-        self, weight_decay_form: WeightDecayForm, foreseen: Foreseen | None = None
+        self,
+        weight_decay_form: WeightDecayForm,
+        theta: Tensor | None = None,
+        reach: Tensor | None = None,
     ) -> BaseStep:
-        """Let the bases take in the gradients, and sum up what their steps would do."""
+        """Let the bases take in the gradients, and sum up what their steps would do.
+
+        `theta` and `reach` are what is `Foreseen`.
+        """
         steps: list[BaseStep] = []
         try:
             for index, ((base, adapter), engine) in enumerate(
                 zip(self.pairs, self._engines, strict=True)
             ):
-                engine.foreseen = self._of(index, foreseen) if engine.foresees else None
+                engine.foreseen = self._foreseen(index, theta, reach) if engine.foresees else None
                 steps.append(adapter.observe(base, weight_decay_form, engine))
         except BaseException:
             for step in steps:
@@ -170,12 +176,17 @@ class Bases:
                 plan.grads = []  # which must not live on until the next step
         return steps[0] if len(steps) == 1 else _JointStep(steps)
 
-    def _of(self, index: int, foreseen: Foreseen | None) -> Foreseen | None:
+    def update_state(self, compiled: Compiled, weight_decay_form: WeightDecayForm) -> None:
+        """Let the bases take in the gradients, and move nothing."""
+        self.prepare(compiled)
+        self.observe(weight_decay_form).apply(as_scalar(0.0, self.like))
+
+    def _foreseen(self, index: int, theta: Tensor | None, reach: Tensor | None) -> Foreseen | None:
         """Return what is foreseen of the groups of one base."""
-        if foreseen is None or not foreseen.theta.dim():
-            return foreseen
-        first = sum(plan.groups for plan in self._plans[:index])
-        return foreseen._replace(theta=foreseen.theta.narrow(0, first, self._plans[index].groups))
+        if theta is not None and theta.dim():
+            first = sum(plan.groups for plan in self._plans[:index])
+            theta = theta.narrow(0, first, self._plans[index].groups)
+        return None if theta is None else Foreseen(theta, reach)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_engines": [], "_plans": [], "_settings": []}

@@ -28,6 +28,7 @@ from momo_wrap.checks.arguments import Loss, check_probe
 from momo_wrap.checks.losses import checked_loss
 from momo_wrap.distributed import reshard
 from momo_wrap.engine.blocks import real
+from momo_wrap.engine.copies import Copies
 from momo_wrap.engine.scalars import Scalar, as_scalar
 from momo_wrap.rules import ModelStats, StepRule
 
@@ -53,7 +54,6 @@ class Before:
         params, wants_probe: As they were given.
         predicted: By how much the model predicts the loss to fall, with λ ‖x‖²/2 in it; 0-dim.
         groups: The parameter group of each parameter, until λ is known.
-        previous: The copies, as real tensors of what is on this rank, in float32 at least.
     """
 
     predicted: Tensor
@@ -61,8 +61,12 @@ class Before:
 
     def __init__(self, params: Sequence[tuple[Tensor, Scalar, int]], *, wants_probe: bool) -> None:
         self.params, self.wants_probe = params, wants_probe
-        self._flat: list[tuple[int, Tensor, list[int]]] = []
-        self.previous = self._copies([real(param) for param, _, _ in params])
+        self._copies = Copies([(param, shards) for param, _, shards in params])
+
+    @property
+    def previous(self) -> list[Tensor]:
+        """The copies, as real tensors of what is on this rank, in float32 at least."""
+        return self._copies.values
 
     @classmethod
     @torch.no_grad()
@@ -79,6 +83,11 @@ class Before:
         torch._foreach_copy_(before.previous, list(previous))
         return before
 
+    def again(self, params: Sequence[tuple[Tensor, Scalar, int]], *, wants_probe: bool) -> bool:
+        """Copy the parameters anew, into the same memory, where they are the same; else False."""
+        self.params, self.wants_probe = params, wants_probe
+        return self._copies.take([(param, shards) for param, _, shards in params])
+
     def predict(self, stats: ModelStats, theta: Tensor, decays: Sequence[Scalar]) -> None:
         """Take in what the model predicts of a fraction θ of the step, and λ of each group."""
         self.predicted = _predicted(stats, theta)
@@ -92,26 +101,6 @@ class Before:
         # The copies share memory, which pickle would undo.
         previous = [value.clone() for value in self.previous]
         return Before.restored, (self.params, self.predicted, self.wants_probe, previous)
-
-    def _copies(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """Copy values, those of one kind into one tensor."""
-        kinds: dict[object, list[int]] = {}
-        for i, (value, (_, _, shards)) in enumerate(zip(values, self.params, strict=True)):
-            kinds.setdefault((value.device, value.dtype, shards), []).append(i)
-        copies: list[Tensor] = [*values]
-        for indices in kinds.values():
-            some = [values[i] for i in indices]
-            wide = torch.promote_types(some[0].dtype, torch.float32)
-            flat = torch.empty(
-                sum(value.numel() for value in some), dtype=wide, device=some[0].device
-            )
-            pieces = flat.split([value.numel() for value in some])
-            views = [piece.view(value.shape) for piece, value in zip(pieces, some, strict=True)]
-            torch._foreach_copy_(views, some)
-            self._flat.append((self.params[indices[0]][2], flat, indices))
-            for i, view in zip(indices, views, strict=True):
-                copies[i] = view
-        return copies
 
     def measure(
         self,
@@ -192,19 +181,8 @@ class Before:
             for decay, before, x in self._decayed(now)
         ]
         parts = []
-        torch._foreach_sub_(self.previous, list(now))
-        for shards, flat, indices in self._flat:
-            moved, grads = [], []
-            for i in indices:
-                grad = self.params[i][0].grad
-                if grad is None or grad.layout is not torch.strided:
-                    self.previous[i].zero_()
-                else:
-                    moved.append(self.previous[i])
-                    grads.append(real(grad))
-            if moved:
-                torch._foreach_mul_(moved, grads)
-            part = as_scalar(flat.sum(), like)
+        for part, shards in self._copies.slopes(now):
+            part = as_scalar(part, like)
             parts.append(part if sign * shards == 1 else part * (sign * shards))
         slope = parts[0] if len(parts) == 1 else torch.stack([like.new_zeros(()), *parts]).sum()
         if clipping is not None:
@@ -246,9 +224,15 @@ def measured(
 
 
 def before_step(
-    rule: StepRule, early: ModelStats, movable: Callable[[], Sequence[tuple[Tensor, int, int]]]
+    rule: StepRule,
+    early: ModelStats,
+    movable: Callable[[], Sequence[tuple[Tensor, int, int]]],
+    last: Before | None,
 ) -> Before | None:
-    """Return what is to be kept of a step that is about to be taken; None where nothing is."""
+    """Return what is to be kept of a step that is about to be taken; None where nothing is.
+
+    The memory of the last one, which is not needed any more, is used again.
+    """
     probe = early.has_probe and rule.wants_probe(early)
     if not probe and not rule.wants_slope(early):
         return None
@@ -259,7 +243,9 @@ def before_step(
             "MoMoWrapper(optimizer, MoMo())."
         )
     moving = movable()
-    before = Before([(param, 0.0, shards) for param, _, shards in moving], wants_probe=probe)
+    params, before = [(param, 0.0, shards) for param, _, shards in moving], last
+    if before is None or not before.again(params, wants_probe=probe):
+        before = Before(params, wants_probe=probe)
     before.groups = [group for _, group, _ in moving]
     return before
 

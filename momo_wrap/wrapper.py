@@ -58,7 +58,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
 
     The wrapper shares `param_groups`, `state` and `defaults` with the base. A scheduler may be
     built on either; the learning rates that it sets are the upper bounds α_i. Sums and scalars are
-    computed in at least float32, and read on the host at every 500th step alone, for `diagnosis`.
+    computed in at least float32. No step waits for a device, except every 500th, for `diagnosis`.
     Register step hooks on the wrapper. Those of the base run inside `base.step()`, which is called
     with lr=0, so that parameters have not moved yet; global ones once, for the wrapper.
 
@@ -118,24 +118,23 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
             )
         rule = MoMo() if rule is None else rule
         check_arguments(base, rule, adapter, nonfinite, compiled, weight_decay_form, max_grad_norm)
-        pairs = zip(members(base), adapters_for(base, adapter), strict=True)
-        bases = Bases(list(pairs), self._weight_sums)
+        bases = Bases(
+            zip(members(base), adapters_for(base, adapter), strict=True), self._weight_sums
+        )
         check_process_group(process_group, base.param_groups)
         super().__init__(base)
         self._bases = bases
-        self.process_group = process_group
-        self.compiled = compiled
-        self.nonfinite = nonfinite
-        self.max_grad_norm = max_grad_norm
-        self.rule = rule
-        self.weight_decay_form = weight_decay_form
+        self.process_group, self.compiled = process_group, compiled
+        self.nonfinite, self.max_grad_norm = nonfinite, max_grad_norm
+        self.rule, self.weight_decay_form = rule, weight_decay_form
         self._outcome, self._pending = Outcome(), PendingLosses()
         with lasting_tensors():
             self._import()
 
     def _changed(self, name: str) -> None:
         if name == "rule" and "_memory" in self.__dict__:
-            self._memory.start_rule(self._initial_memory())
+            bound = signed_bound(self.rule, self._bases.sign)
+            self._memory.start_rule(self.rule.initial_memory(bound))
             self._pending.before = None
             self._outcome.tally.start_rule()
         elif name == "compiled":
@@ -186,29 +185,23 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
             return self._untraced_step(closure, loss, probe)
         return self._step(closure, loss, probe)
 
-    @torch._disable_dynamo  # type: ignore[attr-defined]
-    def _untraced_step(self, *args: Any) -> Loss | None:
-        return self._step(*args)  # one correct graph break where the caller compiles
-
     def _step(
         self, closure: Callable[[], Loss] | None, loss: Loss | None, probe: Probe | None
     ) -> Loss | None:
         own_loss, pending = True, self._pending.count
         if closure is None and loss is None and not pending and has_zero_lr(self.base):
-            self._bases.prepare(self.compiled)
-            self._bases.observe(self._form).apply(as_scalar(0.0, self._bases.like))
+            form = self.weight_decay_form or self.rule.weight_decay_form
+            self._bases.update_state(self.compiled, form)
             return None
         # Nearly always it is a real 0-dim tensor, with which nothing can be wrong.
         other = closure is not None or pending
         if other or not isinstance(loss, Tensor) or loss.dim() or loss.is_complex():
-            groups = self.param_groups
-            loss, probe, own_loss = self._pending.evaluate(closure, loss, probe, groups)
+            loss, probe, own_loss = self._pending.evaluate(closure, loss, probe, self.param_groups)
             if loss is None:  # a batch that was left out, without gradients
                 return None
         self._bases.prepare(self.compiled)
-        group = (
-            ranks_of(self.process_group) if dist.is_available() and dist.is_initialized() else None
-        )
+        several = dist.is_available() and dist.is_initialized()
+        group = ranks_of(self.process_group) if several else None
         cares = self.nonfinite != "propagate"
         if cares and must_skip(self.nonfinite, loss, self.param_groups, group):
             self._outcome.skipped, self._pending.clipping = self._outcome.skipped + 1, None
@@ -216,21 +209,22 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
             self._take(loss, group, probe, own_loss=own_loss)
         return loss
 
+    # One correct graph break where the caller compiles.
+    _untraced_step = torch._disable_dynamo(_step)  # type: ignore[attr-defined]
+
     def _take(self, loss: Loss, group: Ranks, probe: Probe | None, *, own_loss: bool) -> None:
         bases, memory, like = self._bases, self._memory, self._bases.like
         bound = signed_bound(self.rule, bases.sign)
-        pending, limit, probed = self._pending, self.max_grad_norm, None
-        has_probe = probe is not None
+        pending, has_probe, probed = self._pending, probe is not None, None
         before, clipping = pending.before, pending.clipping
         if before is not None or has_probe:
             probed = measured(before, probe, loss, like, bases.sign, clipping, own_loss)
         pending.before = None
-        if limit is not None or clipping is not None:
+        if self.max_grad_norm is not None or clipping is not None:
+            clipping = clipping_of(self.param_groups, self.max_grad_norm, clipping, like)
             pending.clipping = None
-            clipping = clipping_of(self.param_groups, limit, clipping, like)
             memory.follow_clipping()
         memory.prepare(bases.pairs, like, bases.rates)
-        # Nearly always there is nothing to convert.
         if type(loss) is not Tensor or (loss.dtype, loss.device) != (like.dtype, like.device):
             loss = as_scalar(loss, like)
         loss = loss.detach() if bases.sign > 0 else -loss.detach()
@@ -238,11 +232,14 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
         known = (*seen, memory.steps + 1, has_probe, probed is not None, memory.is_scheduled)
         foreseen = kept = None
         # No call where a rule measures nothing, as most do, and nothing is moved ahead.
-        if has_probe or bases.foresees or type(self.rule).wants_slope is not StepRule.wants_slope:
-            early = ModelStats.early(loss, bound, bases.largest_lr, known)
-            kept = before_step(self.rule, early, bases.movable)
-            foreseen = memory.foreseen(self.rule, early) if bases.foresees and not group else None
-        step = bases.observe(self.weight_decay_form or self.rule.weight_decay_form, foreseen)
+        measures = type(self.rule).wants_slope is not StepRule.wants_slope
+        if measures or has_probe or bases.foresees:
+            early = ModelStats.early(loss, bases.unknown, bound, bases.largest_lr, known)
+            kept = before_step(self.rule, early, bases.movable, before)
+            if bases.foresees and group is None:
+                foreseen = self.rule.foresee(early, memory.rule)
+        form = self.weight_decay_form or self.rule.weight_decay_form
+        step = bases.observe(form, foreseen, memory.reach)
         try:
             sums, penalty = step.sums, step.penalty
             if group is not None:
@@ -275,15 +272,9 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
         return adapters if isinstance(self.base, JointOptimizer) else adapters[0]
 
     def __repr__(self) -> str:
-        settings = f"rule={self.rule!r}, weight_decay_form={self._form!r}"
+        form = self.weight_decay_form or self.rule.weight_decay_form
+        settings = f"rule={self.rule!r}, weight_decay_form={form!r}"
         return f"{type(self).__name__}({settings}, base={self.base!r})"
-
-    @property
-    def _form(self) -> WeightDecayForm:
-        return self.weight_decay_form or self.rule.weight_decay_form
-
-    def _initial_memory(self) -> dict[str, float]:
-        return self.rule.initial_memory(signed_bound(self.rule, self._bases.sign))
 
     def _weight_sums(self, first: int, averagings: Sequence[Averaging]) -> Tensor:
         return self._memory.weight_sums(first, averagings)
@@ -301,7 +292,8 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
     def _import(self) -> None:
         last = self.__dict__.get("_memory")
         like = scalar_template(self.param_groups, None if last is None else last.averages)
-        self._memory = Memory(self._initial_memory(), like)
+        bound = signed_bound(self.rule, self._bases.sign)
+        self._memory = Memory(self.rule.initial_memory(bound), like)
         self._pending.before = take_previous(self.base, like)
         self._memory.prepare(self._bases.pairs, like)
 

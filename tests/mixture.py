@@ -121,6 +121,8 @@ def snapshot(optimizer: Optimizer) -> dict[str, Tensor]:
             found[f"{i}.{j}"] = param.detach()
             state = optimizer.state.get(param, {})
             found.update({f"{i}.{j} {key}": v for key, v in state.items() if v is not None})
+    # What an engine has moved ahead is no part of what is computed.
+    found = {key: value for key, value in found.items() if not key.endswith("momo_reach")}
     return {key: torch.as_tensor(value).clone() for key, value in found.items()}
 
 

@@ -44,7 +44,9 @@ class AheadStep(PlannedStep):
         foreseen = self._engine.foreseen
         self._limit = None if foreseen is None else foreseen.limit
         if foreseen is not None and self._limit is not None:
-            pull, keep = self._coefficients(foreseen.theta)
+            pull, keep = foreseen.theta * self._rates.pull, self._rates.keep
+            if self._rates.scaled_decay is not None:
+                keep = 1.0 - pull * self._rates.scaled_decay
             if _can_be_undone(pull, keep):
                 self._plan_move(pull, keep, self._limit)
         try:

@@ -217,7 +217,9 @@ class PlannedStep(BaseStep):
     def apply(self, thetas: Tensor) -> Tensor:
         """Move the parameters, equation (4); see `BaseStep`."""
         rates, engine = self._rates, self._engine
-        pull, keep = self._coefficients(thetas)
+        pull, keep = thetas * rates.pull, rates.keep
+        if rates.scaled_decay is not None:
+            keep = 1.0 - pull * rates.scaled_decay
         for kind, blocks in self._parts:
             coefficients = [pull.to(device=kind.device, dtype=kind.dtype)]
             if keep is not None:
@@ -234,12 +236,6 @@ class PlannedStep(BaseStep):
                 engine.move(self._formula, block, own[1] if len(own) > 1 else 1.0, own[0])
         self._parts = []
         return pull if rates.lr is rates.pull else thetas * rates.lr
-
-    def _coefficients(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return θ pull, and what weight decay leaves of the parameters, of shape [groups]."""
-        rates = self._rates
-        pull = thetas * rates.pull
-        return pull, rates.keep if rates.scaled_decay is None else 1.0 - pull * rates.scaled_decay
 
 
 def _check(readings: Sequence[Reading]) -> None:

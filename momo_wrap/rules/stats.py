@@ -82,10 +82,15 @@ class ModelStats:
 
     @classmethod
     def early(
-        cls, loss: Tensor, lower_bound: float, learning_rate: Tensor, known: Sequence[Any]
+        cls,
+        loss: Tensor,
+        unknown: Tensor,
+        lower_bound: float,
+        learning_rate: Tensor,
+        known: Sequence[Any],
     ) -> ModelStats:
-        """Return what is known before the model of a step; the model's own values are NaN."""
-        model = (torch.full_like(loss, math.nan),) * 5
+        """Return what is known before the model of a step; its own values are `unknown`."""
+        model = (unknown,) * 5
         return cls(loss, *model, lower_bound, learning_rate, None, *known)
 
     @property

@@ -17,10 +17,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from momo_wrap.adapters.base import Adapter
-from momo_wrap.engine.ahead import Foreseen
 from momo_wrap.engine.scalars import Scalar, as_scalar, comparable, numbers_of, vector
 from momo_wrap.model import Averaging, Coefficients, Start, coefficients_of, first_weight
-from momo_wrap.rules import ModelStats, StepRule
 
 # What the names of entries in the groups start with.
 PREFIX = "momo_"
@@ -31,7 +29,8 @@ _RULE_PREFIX = f"{PREFIX}rule_"
 _STEPS, _SCHEDULED, _REACH = f"{PREFIX}steps", f"{PREFIX}is_scheduled", f"{PREFIX}reach"
 # Names of a rule's memory in files of version 0.1.0.
 _FORMER = {"prediction": "foretold"}
-_HAS_HISTORY = -1.0  # in a state dict, for R of a group that starts with a history
+# In a state dict, for R of a group that starts with a history, and for an unknown reach.
+_HAS_HISTORY = _UNKNOWN = -1.0
 
 Pairs: TypeAlias = Sequence[tuple[Optimizer, Adapter]]
 _Owner: TypeAlias = tuple[Optimizer, Adapter, dict[str, Any]]
@@ -41,12 +40,13 @@ _About: TypeAlias = tuple[Tensor, dict[str, Any]]
 class Memory:
     """The averages of all parameter groups, and the memory of the step rule."""
 
+    reach: Tensor | None  # see `momo_wrap.engine.ahead`
+
     def __init__(self, initial: Mapping[str, float], like: Tensor) -> None:
         self.averages = torch.zeros(4, 0, device=like.device, dtype=like.dtype)  # F, E, W, R
         self.starts: list[Start] = []  # what each group's averages are made of
         self.steps = 0  # how many were taken
         self.is_scheduled = False  # whether a schedule sets the learning rates
-        self.reach: Tensor | None = None  # see `Foreseen`
         self.rates: Sequence[Scalar] = ()  # those of the last step
         self._owners: list[_Owner] = []
         self._about: list[_About | None] = []
@@ -56,7 +56,7 @@ class Memory:
 
     def start_rule(self, initial: Mapping[str, float]) -> None:
         """Forget what the rule remembered; names and values are then those before a first step."""
-        self._initial = dict(initial)
+        self._initial, self.reach = dict(initial), None
         self._hold_rule(self.averages.new_tensor(list(self._initial.values())))
         if self._owners:
             self._mark()
@@ -82,11 +82,6 @@ class Memory:
             for now, then in pairs
         )
         self.rates = rates
-
-    def foreseen(self, rule: StepRule, early: ModelStats) -> Foreseen | None:
-        """Return what a rule expects of a step, from what is known before the model."""
-        theta = rule.foresee(early, self.rule)
-        return None if theta is None else Foreseen(theta, self.reach)
 
     def write(
         self, averages: Tensor, rule: Mapping[str, Tensor], reach: Tensor | None = None
@@ -161,7 +156,8 @@ class Memory:
         self.steps = int(owners[0][2].get(_STEPS) or self.steps)
         self.is_scheduled |= bool(owners[0][2].get(_SCHEDULED))
         reach = owners[0][2].get(_REACH)
-        self.reach = self.reach if reach is None else as_scalar(reach, self.averages)
+        if reach is not None:
+            self.reach = None if float(reach) < 0 else as_scalar(reach, self.averages)
         self._mark()
 
     def _restart(self, indices: Sequence[int]) -> None:
@@ -222,9 +218,8 @@ class Memory:
         entries = [dict(zip(names, column, strict=True)) for column in numbers_of(averages.t())]
         rule = zip(self._initial, numbers_of(self._values), strict=True)
         entries[0].update({_RULE_PREFIX + name: value for name, value in rule})
-        entries[0].update({_STEPS: self.steps, _SCHEDULED: int(self.is_scheduled)})
-        if self.reach is not None:
-            (entries[0][_REACH],) = numbers_of(self.reach.reshape(1))
+        (reach,) = [_UNKNOWN] if self.reach is None else numbers_of(self.reach.reshape(1))
+        entries[0].update({_STEPS: self.steps, _SCHEDULED: int(self.is_scheduled), _REACH: reach})
         return entries
 
     def weight_sums(self, first: int, averagings: Sequence[Averaging]) -> Tensor:
@@ -287,14 +282,8 @@ class Memory:
         _, _, first = self._owners[0]
         for key in [key for key in first if key.startswith(_RULE_PREFIX)]:
             del first[key]
-        first.update(
-            {
-                _STEPS: None,
-                _SCHEDULED: None,
-                _REACH: None,
-                **{_RULE_PREFIX + name: None for name in self._initial},
-            }
-        )
+        first.update(dict.fromkeys((_STEPS, _SCHEDULED, _REACH)))
+        first.update({_RULE_PREFIX + name: None for name in self._initial})
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "rule": None, "_coefficients": None}
