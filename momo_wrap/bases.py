@@ -43,12 +43,12 @@ class Bases:
     """The base optimizers of a wrapper.
 
     Args:
-        pairs: Each optimizer with its adapter.
+        bases, adapters: The optimizers, and an adapter for each.
         weight_sums: From the index of a first parameter group, and how it and the following ones
             average at this step, to R_k of each, of shape [groups].
 
     Attributes:
-        pairs: As they were given.
+        pairs: Each optimizer with its adapter.
         sign: -1 where the bases maximise, which is minimisation of the negative.
         like: An empty tensor of the device and dtype of the scalars, once a step is planned.
         largest_lr: The largest learning rate, 0-dim, likewise.
@@ -63,8 +63,10 @@ class Bases:
     rates: Sequence[Scalar]
     foresees: bool
 
-    def __init__(self, pairs: Iterable[tuple[Optimizer, Adapter]], weight_sums: WeightSums) -> None:
-        self.pairs = list(pairs)
+    def __init__(
+        self, bases: Iterable[Optimizer], adapters: Iterable[Adapter], weight_sums: WeightSums
+    ) -> None:
+        self.pairs = list(zip(bases, adapters, strict=True))
         self._weight_sums = weight_sums
         self._engines: list[Engine] = []
         self._plans: list[Plan] = []

@@ -118,9 +118,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
             )
         rule = MoMo() if rule is None else rule
         check_arguments(base, rule, adapter, nonfinite, compiled, weight_decay_form, max_grad_norm)
-        bases = Bases(
-            zip(members(base), adapters_for(base, adapter), strict=True), self._weight_sums
-        )
+        bases = Bases(members(base), adapters_for(base, adapter), self._weight_sums)
         check_process_group(process_group, base.param_groups)
         super().__init__(base)
         self._bases = bases
