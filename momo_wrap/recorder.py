@@ -216,13 +216,27 @@ def wrapper_of(optimizer: object) -> MoMoWrapper:
     """
     inner = optimizer
     while not isinstance(inner, MoMoWrapper):
-        inner = getattr(inner, "optimizer", None) or getattr(inner, "opt", None)
-        if inner is None:
-            raise TypeError(
-                f"Expected a MoMoWrapper, or what a trainer made of one, got "
-                f"{type(optimizer).__name__}. Give the trainer MoMoWrapper(optimizer)."
-            )
+        within = getattr(inner, "optimizer", None) or getattr(inner, "opt", None)
+        if within is None:
+            raise TypeError(_no_wrapper(optimizer, inner))
+        inner = within
     return inner
+
+
+def _no_wrapper(given: object, inner: object) -> str:
+    """Return what to write where there is no wrapper in what was given, only another optimizer."""
+    expected = "Expected a MoMoWrapper, or what a trainer made of one, got"
+    if inner is None:
+        return (
+            f"{expected} None. A trainer that makes its optimizer by itself has made none before "
+            "it trains: first call its function for that, such as trainer.create_optimizer() of "
+            "transformers, or learner.create_opt() of fastai."
+        )
+    around = "" if inner is given else f" in {type(given).__name__}"
+    return (
+        f"{expected} {type(inner).__name__}{around}. Give the trainer MoMoWrapper(optimizer), or, "
+        "where it takes a class, one of momo_wrap.optim, such as TrustedAdamW."
+    )
 
 
 def group_suffixes(groups: Sequence[Mapping[str, Any]]) -> list[str]:

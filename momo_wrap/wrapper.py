@@ -272,7 +272,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
     def __repr__(self) -> str:
         form = self.weight_decay_form or self.rule.weight_decay_form
         settings = f"rule={self.rule!r}, weight_decay_form={form!r}"
-        return f"{type(self).__name__}({settings}, base={self.base!r})"
+        return f"{type(self).__name__}({settings}, base={shown(self.base)})"
 
     def _weight_sums(self, first: int, averagings: Sequence[Averaging]) -> Tensor:
         return self._memory.weight_sums(first, averagings)

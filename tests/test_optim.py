@@ -289,6 +289,8 @@ def test_all_ready_made_classes_are_exported_and_documented() -> None:
 def test_names_and_prints() -> None:
     assert repr(TrustedAdamW) == "<class 'momo_wrap.optim.TrustedAdamW'>"
     assert repr(MoMoAdam(Problem().params)).startswith("MoMoAdam(rule=MoMo(lower_bound=0.0), ")
+    assert repr(TrustedAdamW(Problem().params)).endswith("    weight_decay: 0.01\n))")
+    assert "momo_" not in repr(TrustedAdamW(Problem().params))
     kind = MoMoWrapper.of(NAdam, MoMoStar(0.1), lr=1.0)
     assert kind.__name__ == "MoMoStarNAdam"
     assert repr(kind) == "MoMoWrapper.of(torch.optim.NAdam, MoMoStar(lower_bound=0.1), lr=1.0)"

@@ -176,7 +176,7 @@ def losses_from_backward(*optimizers: object) -> Iterator[None]:
     `torch.nn.utils.clip_grad_norm_` are wrapped, in the whole process; what they do stays the same.
     Passes in other threads than the one that opened it are not looked at. It may be nested for
     different optimizers. What else is done to gradients after `backward()`, such as to divide
-    them, is not seen.
+    them, is not seen. Rules that ask for probes get none.
 
     A step whose loss can't be told is refused with the reason: after a `backward()` on several
     elements, or one that added to gradients that were used, or reset in part.

@@ -52,8 +52,7 @@ class MoMoTrainer(Trainer):
             wrapper.zero_grad()
         probe = partial(self._loss_again, model, with_own_container(inputs), num_items_in_batch)
         loss = super().training_step(model, inputs, num_items_in_batch)
-        # The sum is wanted, and the mean is taken.
-        wrapper.record_loss(loss * self.current_gradient_accumulation_steps, probe=probe)
+        wrapper.record_loss(loss, probe=probe, reduction="sum")
         return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
@@ -74,8 +73,7 @@ class MoMoTrainer(Trainer):
             model = model.module  # which would broadcast buffers, and leave it out the next time
         without = ((self, "log"), (self.accelerator, "backward"))
         with undone(model, self, self.accelerator, without=without):
-            loss = super().training_step(model, with_own_container(inputs), num_items_in_batch)
-        return loss * self.current_gradient_accumulation_steps
+            return super().training_step(model, with_own_container(inputs), num_items_in_batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and add θ and the effective learning rates to the logs of the training loss."""

@@ -111,6 +111,12 @@ def load(base: Optimizer, state_dict: dict[str, Any]) -> None:
             )
 
 
+def shown(base: Optimizer) -> str:
+    """Return how the base prints, without what its groups keep for the state of the wrapper."""
+    lines = repr(base).splitlines(keepends=True)
+    return "".join(line for line in lines if not line.lstrip().startswith(PREFIX))
+
+
 def with_entries(state_dict: dict[str, Any], entries: Sequence[Mapping[str, Any]]) -> Any:
     """Return a copy of a state dict with further entries, one mapping for each parameter group.
 

@@ -141,6 +141,6 @@ def test_bare_optimizer_is_refused() -> None:
         task.network(), torch.optim.SGD(task.network().parameters())
     )
     loss = task.loss_of(model, task.batches()[0])
-    with pytest.raises(TypeError, match=r"MoMoWrapper, .* got AcceleratedOptimizer"):
+    with pytest.raises(TypeError, match=r"MoMoWrapper, .* got SGD in AcceleratedOptimizer"):
         backward(accelerator, loss, optimizer)
     assert all(param.grad is None for param in model.parameters())

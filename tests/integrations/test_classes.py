@@ -89,7 +89,7 @@ def test_lightning_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(trusted) is TrustedAdamW
     assert trusted.defaults["lr"] == 100.0
     assert trusted.defaults["weight_decay"] == 0.1
-    assert trusted.rule.lower_bound == 0.5
+    assert trusted.nonfinite == "skip"
     assert type(star) is MoMoAdamW
     assert vars(star.rule) == vars(MoMoStar(0.1))
     assert all(optimizer.last_step.theta > 0 for optimizer in optimizers)

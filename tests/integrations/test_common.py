@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import types
 from typing import Any
 
 import pytest
 import torch
 
-from momo_wrap.integrations import step_metrics, wrapper_of
+from momo_wrap.integrations import losses_from_backward, step_metrics, wrapper_of
 from momo_wrap.research import PerGroup
 from tests.integrations import task
 
@@ -55,8 +56,24 @@ def test_thetas_of_groups_have_the_same_names() -> None:
 
 def test_nothing_but_a_wrapper_is_looked_for() -> None:
     optimizer = torch.optim.SGD(task.network().parameters())
-    with pytest.raises(TypeError, match="got SGD"):
+    with pytest.raises(TypeError, match=r"got SGD\. Give the trainer MoMoWrapper"):
         wrapper_of(optimizer)
+
+
+def test_a_bare_optimizer_is_named_and_what_the_trainer_made_of_it() -> None:
+    prepared = types.SimpleNamespace(optimizer=torch.optim.SGD(task.network().parameters()))
+    message = r"got SGD in SimpleNamespace. .* one of momo_wrap.optim, such as TrustedAdamW"
+    with pytest.raises(TypeError, match=message):
+        wrapper_of(prepared)
+
+
+def test_an_optimizer_that_is_not_made_yet() -> None:
+    """As `trainer.optimizer` is before `train()`, where Trainer makes it from a class."""
+    message = r"got None\. .* first call .* trainer\.create_optimizer\(\)"
+    with pytest.raises(TypeError, match=message), losses_from_backward(None):
+        pass
+    with pytest.raises(TypeError, match=message):
+        step_metrics(None)
 
 
 CALLERS = {

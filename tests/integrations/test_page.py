@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from momo_wrap.integrations import wrapper_of
+from tests.every import skip_what_timm_imports
 from tests.problems import last_step
 from tests.test_docs import ROOT, a_model
 
@@ -34,6 +36,7 @@ PACKAGES = {
     "ignite": "ignite",
     "stable-baselines3": "stable_baselines3",
     "skorch": "skorch",
+    "timm": "timm",
     "Hydra": "hydra",
 }
 # What these say to the packages that they use.
@@ -44,6 +47,13 @@ def test_every_trainer_has_a_snippet() -> None:
     assert list(SNIPPETS) == [*PACKAGES, "Code that can't be changed"]
 
 
+def test_the_first_table_leads_to_every_trainer() -> None:
+    top = PAGE.partition("## ")[0]
+    assert top.count("\n") < 40
+    links = re.findall(r"^\| \[.*?\]\(#(.*?)\)", top, flags=re.MULTILINE)
+    assert links == [re.sub(r"[^\w-]", "", name.lower().replace(" ", "-")) for name in SNIPPETS]
+
+
 # Lightning's own, see test_lightning.py.
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")
 @pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")
@@ -52,7 +62,9 @@ def test_every_trainer_has_a_snippet() -> None:
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 @pytest.mark.parametrize("trainer", SNIPPETS)
 def test_snippet_runs(trainer: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    if trainer in PACKAGES and find_spec(PACKAGES[trainer]) is None:
+    skip_what_timm_imports()
+    package = PACKAGES.get(trainer, "torch")
+    if package not in sys.modules and find_spec(package) is None:
         pytest.skip(f"{trainer} is not installed")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

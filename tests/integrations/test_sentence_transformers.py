@@ -27,7 +27,7 @@ with warnings.catch_warnings():
         SentenceTransformerTrainer,
         SentenceTransformerTrainingArguments,
     )
-    from sentence_transformers.models import BoW, Dense
+    from sentence_transformers.sentence_transformer.modules import BoW, Dense
 
     from momo_wrap.integrations.transformers import MoMoTrainer
 

@@ -243,9 +243,8 @@ def test_a_plain_trainer_with_losses_from_backward(
             made.train()
         found.append((flat(list(model.parameters())), records))
     (params, records), (same, expected) = found
-    # Trainer's sum is MoMoTrainer's mean times the number of batches, rounded otherwise.
-    task.assert_same_steps(records, expected, 0.0 if accumulate == 1 else 1e-3)
-    torch.testing.assert_close(params, same, rtol=0.0, atol=0.0 if accumulate == 1 else 1e-3)
+    task.assert_same_steps(records, expected, 0.0)
+    assert torch.equal(params, same)
 
 
 def test_a_plain_trainer_says_what_to_write(tmp_path: Path) -> None:
