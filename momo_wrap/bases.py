@@ -167,6 +167,7 @@ class Bases:
             for index, ((base, adapter), engine) in enumerate(
                 zip(self.pairs, self._engines, strict=True)
             ):
+                engine.has_stepped = False
                 engine.foreseen = self._foreseen(index, theta, reach) if engine.foresees else None
                 steps.append(adapter.observe(base, weight_decay_form, engine))
         except BaseException:

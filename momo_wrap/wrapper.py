@@ -34,7 +34,7 @@ from momo_wrap.of import MakesClasses
 from momo_wrap.probes import Probe, before_step, measured
 from momo_wrap.record import SAMPLED_EVERY, Outcome, Results
 from momo_wrap.rules import ModelStats, MoMo, StepRule, WeightDecayForm, checked_theta, signed_bound
-from momo_wrap.state.loading import check_loaded, with_entries
+from momo_wrap.state.loading import check_loaded, shown, with_entries
 from momo_wrap.state.memory import Memory
 from momo_wrap.state.previous import take_previous, with_previous
 from momo_wrap.state.shared_state import SharedStateOptimizer, lasting_tensors

@@ -47,7 +47,8 @@ class AheadStep(PlannedStep):
             pull, keep = foreseen.theta * self._rates.pull, self._rates.keep
             if self._rates.scaled_decay is not None:
                 keep = 1.0 - pull * self._rates.scaled_decay
-            if _can_be_undone(pull, keep):
+            moves = not self._engine.bounds_moves and _can_be_undone(pull, keep)
+            if self._engine.has_stepped or moves:
                 self._plan_move(pull, keep, self._limit)
         try:
             return super()._sums()
@@ -56,17 +57,27 @@ class AheadStep(PlannedStep):
             raise
 
     def _plan_move(self, pull: Tensor, keep: Tensor | None, limit: Tensor) -> None:
-        """Tell each block of one group by what its parameters are moved ahead."""
+        """Tell each block by what its parameters are moved ahead, or were by the base.
+
+        Blocks of several groups, which no kernel takes, are not.
+        """
+        given = [pull] if keep is None else [pull, keep]
         for kind, blocks in self._parts:
-            pulls, keeps = _like(kind, pull).unbind(), None if keep is None else _like(kind, keep)
+            its = _like(kind, torch.stack(given))
+            most = _like(kind, limit.new_full((), torch.inf) if self._engine.has_stepped else limit)
             for block in blocks:
                 if len(block.groups) == 1:
-                    group = block.groups[0]
-                    kept = None if keeps is None else keeps[group]
-                    block.ahead = Ahead(pulls[group], kept, _like(kind, limit))
+                    own = its.select(1, block.groups[0])
+                elif block.packing is not None and self._engine.has_stepped:
+                    own = block.packing.spread(its.index_select(1, block.packing.index))
+                else:
+                    continue
+                block.ahead = Ahead(own[0], own[1] if len(given) > 1 else None, most)
 
     def _longest(self, pull: Tensor) -> Tensor | None:
         """Return by how much the element that moves most is moved; None where it is not known."""
+        if self._engine.bounds_moves:
+            return pull.new_zeros(())
         found: list[Block] = []
         largest: list[Tensor] = []
         for _, blocks in self._parts:

@@ -186,12 +186,29 @@ class ReadingAdapter(Adapter):
             engine.kept[form] = (coupled, rates, maximizes(base, groups[0]))
         coupled, rates, negate = engine.kept[form]
         if not engine.replaces_step(base, self, plan):
-            with zero_lr(groups, coupled, [self.while_updating(group) for group in groups]):
+            ahead = None
+            if engine.foreseen is not None and form == "base":
+                ahead = engine.lrs_ahead(base)
+            settings = [self.while_updating(group) for group in groups]
+            with zero_lr(groups, coupled, settings) if ahead is None else with_lrs(groups, ahead):
                 step_without_global_hooks(base) if any(global_hooks) else base.step()
         averagings = [self.averaging(group, base.state) for group in groups]
         readings = [self.read(groups[c.group], c.params, base.state) for c in plan.cells]
         kind = PlannedStep if engine.foreseen is None else AheadStep
         return kind(self, engine, readings, averagings, rates, negate=negate)
+
+
+@contextmanager
+def with_lrs(groups: list[ParamGroup], lrs: Sequence[float]) -> Iterator[None]:
+    """Set learning rates, and put back the very objects that were there."""
+    saved = [group["lr"] for group in groups]
+    try:
+        for group, lr in zip(groups, lrs, strict=True):
+            group["lr"] = lr
+        yield
+    finally:
+        for group, lr in zip(groups, saved, strict=True):
+            group["lr"] = lr
 
 
 @contextmanager

@@ -57,10 +57,14 @@ class Engine:
         settings: A count of the changes that settings of the groups have seen.
         foreseen: What is expected of this step; None: nothing.
         foresees: Whether it can move parameters ahead, see `momo_wrap.engine.ahead`.
+        bounds_moves: Whether a spike of the gradient can't make its moves much longer.
+        has_stepped: Whether the base has taken the step already, at θ° of the learning rates.
     """
 
     plan: Plan
     foresees = False
+    has_stepped = False
+    bounds_moves = False
 
     def __init__(self, weight_sums: Callable[[Sequence[Any]], Tensor]) -> None:
         self.weight_sums = weight_sums
@@ -101,6 +105,13 @@ class Engine:
     def replaces_step(self, base: Optimizer, formula: Formula, plan: Plan) -> bool:
         """Return whether the first pass updates the optimizer state in place of `base.step()`."""
         return False
+
+    def lrs_ahead(self, base: Optimizer) -> list[float] | None:
+        """Return the learning rates that the base is to step with ahead of the sums, if at all.
+
+        Asked where θ is foreseen and weight decay is the base's own.
+        """
+        return None
 
     def scalars(self, formula: Formula, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
         """Return all values per parameter that a step needs."""

@@ -21,10 +21,13 @@ from momo_wrap.engine.plan import Plan
 from momo_wrap.engine.scalars import Scalar
 from momo_wrap.fast import kernels
 from momo_wrap.fast.replacing import has_own_step, is_plain, mark_stepped
+from momo_wrap.fast.stepping import BOUNDED, SteppingEngine
 from momo_wrap.fast.updates import UPDATES, Update
 
 # Below that many parameters, compiling takes longer than it saves in thousands of steps.
 _WORTHWHILE_ELEMENTS = 2**24
+# Below that many, sums that are known later cost less than to foresee θ.
+_WORTH_FORESEEING = 2**20
 _FULL = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
@@ -40,20 +43,25 @@ def choose_engine(
         params: The parameters that can move.
     """
     update = UPDATES.get((type(base), type(adapter)))
-    if update is None or not compiled:
+    on_host = all(param.device.type == "cpu" for param in params)
+    if update is None or (not compiled and not on_host):
         return Engine
-    if compiled != "auto":
+    if compiled is True:
         return CompiledEngine
-    if any(param.device.type != "cpu" for param in params):
+    if not on_host:
         return Engine
     # Counted first, because a model of many small parameters should not pay for more.
-    if sum(param.numel() for param in params) >= _WORTHWHILE_ELEMENTS and _has_compiler():
+    elements = sum(param.numel() for param in params)
+    if compiled and elements >= _WORTHWHILE_ELEMENTS and _has_compiler():
         return CompiledEngine
     # On the CPU a base goes from tensor to tensor, with a fused kernel or with many operations.
-    is_fused = any(group.get("fused") for group in base.param_groups)
+    fused = [bool(group.get("fused")) for group in base.param_groups]
     # In lower precision it rounds more often than a base that is to be the same.
     is_full = all(param.dtype in _FULL for param in params)
-    return UpdatingEngine if update.pays_uncompiled and not is_fused and is_full else Engine
+    if all(fused) and is_full and type(base) in BOUNDED and elements >= _WORTH_FORESEEING:
+        return SteppingEngine
+    updates = compiled and update.pays_uncompiled and not any(fused) and is_full
+    return UpdatingEngine if updates else Engine
 
 
 @functools.cache
