@@ -68,8 +68,9 @@ class AheadStep(PlannedStep):
             for block in blocks:
                 if len(block.groups) == 1:
                     own = its.select(1, block.groups[0])
-                elif block.packing is not None and self._engine.has_stepped:
-                    own = block.packing.spread(its.index_select(1, block.packing.index))
+                elif self._engine.has_stepped and block.packing is not None:
+                    index = self._engine.plan.index(block.packing.groups).to(kind.device)
+                    own = block.packing.spread(its.index_select(1, index))
                 else:
                     continue
                 block.ahead = Ahead(own[0], own[1] if len(given) > 1 else None, most)

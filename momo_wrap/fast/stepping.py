@@ -1,0 +1,54 @@
+"""An engine that lets a fused base take the step itself, where θ is foreseen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from momo_wrap.engine.blocks import Block
+from momo_wrap.engine.passes import Engine, Formula, Product, inner_products
+from momo_wrap.fast.replacing import has_own_step, is_plain
+
+# Their moves are bounded by the learning rate, however large a gradient is.
+BOUNDED = (torch.optim.Adam, torch.optim.AdamW)
+
+
+class SteppingEngine(Engine):
+    """Lets the base itself take the step that is foreseen, and sums up afterwards."""
+
+    foresees = True
+    bounds_moves = True
+
+    def lrs_ahead(self, base: Optimizer) -> list[float] | None:
+        """Return learning rates times θ°, where that can be undone; see `Engine`."""
+        foreseen, groups = self.foreseen, base.param_groups
+        lrs = [group["lr"] for group in groups]
+        if foreseen is None or foreseen.reach is None or not is_plain(base):
+            return None
+        if not all(isinstance(lr, float | int) for lr in lrs) or not has_own_step(type(base)):
+            return None
+        thetas = foreseen.theta.expand(len(groups)).tolist()
+        ahead = [lr * theta for lr, theta in zip(lrs, thetas, strict=True)]
+        # What weight decay leaves is divided by when the step is undone.
+        decays = zip(ahead, [group["weight_decay"] for group in groups], strict=True)
+        self.has_stepped = all(lr >= 0 and lr * decay <= 0.5 for lr, decay in decays)
+        return ahead if self.has_stepped else None
+
+    def sum_up(
+        self, formula: Formula, block: Block, products: Sequence[Product], *, keep: bool
+    ) -> Tensor:
+        """Return inner products, with the parameters as they were before; see `Engine`."""
+        ahead = block.ahead
+        if ahead is None:
+            return super().sum_up(formula, block, products, keep=keep)
+        direction = formula.preconditioned(block)
+        before = block
+        if any("param" in product for product in products):
+            x = ahead.put_back(block.flat("param").clone(), direction)
+            before = block.replaced({"param": x})
+        found = inner_products(before, direction, products)
+        block.forget()
+        return found
