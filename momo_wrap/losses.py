@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import zip_longest
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -13,8 +11,9 @@ from torch import Tensor
 
 from momo_wrap.checks.arguments import Loss, check_probe
 from momo_wrap.checks.callers import caller, no_loss
-from momo_wrap.checks.losses import Reduction, checked_loss, checked_reduction
-from momo_wrap.distributed import whole
+from momo_wrap.checks.losses import Reduction, checked_loss, checked_reduction, same_function
+from momo_wrap.engine.clipping import clipping_of
+from momo_wrap.engine.scalars import detached, to_device
 from momo_wrap.probes import Before, Probe, probed_loss
 
 
@@ -26,12 +25,15 @@ class PendingLosses:
         count: How many losses were recorded.
         clipping: By what the gradients were multiplied, None: nobody has told.
         used: Whether a step was taken, or skipped, with the gradients that there are.
+        problem: Why the loss of these can't be told.
+        unseen: Where losses are learned, what to write if none was; else empty.
     """
 
     clipping: Loss | None
 
     def __init__(self) -> None:
         self.before: Before | None = None
+        self.unseen = ""
         self.clear()
 
     def clear(self) -> None:
@@ -50,7 +52,7 @@ class PendingLosses:
 
     def __getstate__(self) -> dict[str, object]:
         # Functions can't be saved, and copies of them would bring their model along.
-        return {**vars(self), "_probes": [], "_has_probe": False}
+        return {**vars(self), "_probes": [], "_has_probe": False, "unseen": ""}
 
     def mark_due(self) -> None:
         """Note that the step that they belong to is taken now, or skipped.
@@ -67,14 +69,14 @@ class PendingLosses:
     def multiply(self, factor: Tensor) -> None:
         """Multiply what was recorded, as somebody has multiplied the gradients."""
         if isinstance(self._total, Tensor):
-            self._total = self._total * factor.to(self._total.device, non_blocking=True)
+            self._total = self._total * to_device(factor, self._total.device, self._total.dtype)
 
     def add(
         self, loss: object, weight: object, probe: Probe | None, reduction: Reduction = "mean"
     ) -> None:
         """Record a loss with its weight in the mean; see `MoMoWrapper.record_loss`."""
-        value = _detached(checked_loss(loss, "record_loss() got as loss"))
-        its_weight = _detached(checked_loss(weight, "record_loss() got as weight"))
+        value = detached(checked_loss(loss, "record_loss() got as loss"))
+        its_weight = detached(checked_loss(weight, "record_loss() got as weight"))
         if not isinstance(its_weight, Tensor) and not its_weight > 0:
             raise ValueError(
                 f"record_loss() got weight={its_weight}, expected a positive number, for example "
@@ -95,7 +97,7 @@ class PendingLosses:
 
     def clipped(self, factor: object) -> None:
         """Note by what the gradients were multiplied; see `MoMoWrapper.record_clipping`."""
-        value = _detached(checked_loss(factor, "record_clipping() got"))
+        value = detached(checked_loss(factor, "record_clipping() got"))
         if not isinstance(value, Tensor) and not 0.0 <= value <= 1.0:
             raise ValueError(
                 f"record_clipping() got {value}, expected by what the gradients were multiplied, a "
@@ -106,8 +108,19 @@ class PendingLosses:
             self.clear()
         self.clipping = value if self.clipping is None else self.clipping * value
 
+    def clip(
+        self, groups: Sequence[Mapping[str, Any]], limit: float | None, like: Tensor
+    ) -> Tensor:
+        """Clip gradients, and return by what they were multiplied in all.
+
+        It is kept: if the step fails, it is tried again with gradients that are clipped already.
+        """
+        factor = clipping_of(groups, limit, self.clipping, like)
+        self.clipping, self._due = factor, True
+        return factor
+
     def _keep(self, probe: Probe, weight: Loss) -> None:
-        if any(_same_function(probe, other) for other, _ in self._probes):
+        if any(same_function(probe, other) for other, _ in self._probes):
             raise ValueError(
                 "record_loss() got as probe for two batches of a step functions that return the "
                 "same, as those do that read a variable, which has become another batch since. "
@@ -121,8 +134,8 @@ class PendingLosses:
             if all(param.grad is None for group in groups for param in group["params"]):
                 self.clear()
                 return None
-            if self.problem or caller():
-                raise TypeError(self.problem or no_loss())
+            if self.problem or self.unseen or caller():
+                raise TypeError(self.problem or self.unseen or no_loss())
         return checked_loss(returned, "the closure returned")
 
     def evaluate(
@@ -151,11 +164,13 @@ class PendingLosses:
                 "optimisation, write optimizer.record_loss(loss) and optimizer.step()."
             )
         if loss is not None:
+            self._due = True
             return checked_loss(loss, "step() got as loss"), probe, True
         if closure is None and not self.count:
-            raise TypeError(self.problem or no_loss())
+            raise TypeError(self.problem or self.unseen or no_loss())
         if closure is not None:
             returned = _returned(closure)
+            self._due = True
             # A trainer's closure may return nothing, or only the last of several losses.
             if not self.count:
                 own = self._of_closure(returned, groups)
@@ -171,7 +186,7 @@ class PendingLosses:
             probe, complete = partial(_reduced, probes, as_mean), len(probes) == self.count
         clipping = self.clipping
         self.clear()
-        self.clipping, self.used = clipping, True
+        self.clipping, self.used, self._due = clipping, True, True
         return loss, probe, complete
 
 
@@ -221,6 +236,8 @@ class RecordsLosses:
             ValueError: A tensor has several elements, the weight is not positive, the probe is
                 that of another batch, or the reduction is unknown or another one than before.
         """
+        if self._pending.unseen:
+            raise TypeError(_TWICE.format("record_loss", "losses are recorded", "record_loss()"))
         self._pending.add(loss, weight, probe, reduction)
 
     def record_clipping(self, factor: Loss) -> None:
@@ -242,6 +259,8 @@ class RecordsLosses:
             TypeError: It is neither a tensor nor a number.
             ValueError: A tensor has several elements, or a number is out of range.
         """
+        if self._pending.unseen:
+            raise TypeError(_TWICE.format("record_clipping", "clip_grad_norm_() is told", "it"))
         self._pending.clipped(factor)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -261,6 +280,10 @@ class RecordsLosses:
 
 
 _BOUND = "optimizer.record_loss(loss, probe=functools.partial(loss_of, inputs, targets))"
+_TWICE = (
+    "{}() was called within losses_from_backward(optimizer), where {} already, so that it would "
+    "count twice. Leave {} out, or losses_from_backward()."
+)
 
 
 def _reduced(probes: Sequence[tuple[Probe, Loss]], as_mean: bool) -> Loss:
@@ -268,30 +291,6 @@ def _reduced(probes: Sequence[tuple[Probe, Loss]], as_mean: bool) -> Loss:
     total: Loss = 0.0
     weights: Loss = 0.0
     for probe, weight in probes:
-        total = total + _detached(probed_loss(probe)) * weight
+        total = total + detached(probed_loss(probe)) * weight
         weights = weights + weight
     return total / weights if as_mean else total
-
-
-def _detached(value: Loss) -> Loss:
-    """Return a value in at least float32, without its graph."""
-    if not isinstance(value, Tensor):
-        return value
-    wide = torch.promote_types(value.dtype, torch.float32)
-    return whole(value.detach()).reshape(()).to(wide)
-
-
-def _same_function(one: object, other: object) -> bool:
-    """Return whether two functions have the same code, and the same variables, not only values."""
-    return one is other or (
-        isinstance(one, FunctionType)
-        and isinstance(other, FunctionType)
-        and one.__code__ is other.__code__
-        and _are(one.__closure__, other.__closure__)
-        and _are(one.__defaults__, other.__defaults__)
-        and one.__kwdefaults__ is other.__kwdefaults__
-    )
-
-
-def _are(some: tuple[object, ...] | None, others: tuple[object, ...] | None) -> bool:
-    return all(a is b for a, b in zip_longest(some or (), others or ()))

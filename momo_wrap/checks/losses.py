@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from numbers import Real
+from types import FunctionType
 from typing import Literal, TypeAlias
 
 from torch import Tensor
@@ -51,7 +53,22 @@ def checked_reduction(reduction: Reduction, before: Reduction | None) -> Reducti
     if before not in (None, reduction):
         raise ValueError(
             f"record_loss() got reduction={reduction!r}, but the losses before had {before!r}. "
-            "Write the same for all losses of a step. Within losses_from_backward() they are "
-            "recorded already, as a sum."
+            "Write the same for all losses of a step."
         )
     return reduction
+
+
+def same_function(one: object, other: object) -> bool:
+    """Return whether two functions have the same code, and the same variables, not only values."""
+    return one is other or (
+        isinstance(one, FunctionType)
+        and isinstance(other, FunctionType)
+        and one.__code__ is other.__code__
+        and _are(one.__closure__, other.__closure__)
+        and _are(one.__defaults__, other.__defaults__)
+        and one.__kwdefaults__ is other.__kwdefaults__
+    )
+
+
+def _are(some: tuple[object, ...] | None, others: tuple[object, ...] | None) -> bool:
+    return all(a is b for a, b in zip_longest(some or (), others or ()))
