@@ -26,6 +26,7 @@ class PendingLosses:
         clipping: By what the gradients were multiplied, None: nobody has told.
         used: Whether a step was taken, or skipped, with the gradients that there are.
         problem: Why the loss of these can't be told.
+        emptied: Whether they were all set to None, and no loss was recorded since.
         unseen: Where losses are learned, what to write if none was; else empty.
     """
 
@@ -38,8 +39,7 @@ class PendingLosses:
 
     def clear(self) -> None:
         """Forget what was recorded."""
-        self.used = False
-        self._due = False
+        self.used = self.emptied = self._due = False
         self.problem = ""
         self._reduction: Reduction = "mean"
         self._total: Loss = 0.0
@@ -271,6 +271,7 @@ class RecordsLosses:
         """
         super().zero_grad(set_to_none)  # type: ignore[misc]
         self._pending.clear()
+        self._pending.emptied = set_to_none
 
     @property
     def _step_supports_amp_scaling(self) -> bool:

@@ -104,10 +104,9 @@ def _backward(original: Callable[..., Any]) -> Callable[..., Any]:
 def _module_zero_grad(original: Callable[..., Any]) -> Callable[..., Any]:
     def zero_grad(module: nn.Module, set_to_none: bool = True) -> None:
         original(module, set_to_none)
-        if not set_to_none:
-            with _here() as watched:
-                for one in watched:
-                    one.was_reset(list(module.parameters()))
+        with _here() as watched:
+            for one in watched:
+                one.was_reset(list(module.parameters()))
 
     return zero_grad
 
@@ -226,15 +225,15 @@ def losses_from_backward(*optimizers: object) -> Iterator[None]:
         raise TypeError(
             "losses_from_backward() got no optimizer. Write losses_from_backward(optimizer)."
         )
-    mine: list[Watched] = []
+    wrappers = [wrapper_of(optimizer) for optimizer in optimizers]
     with _lock:
-        for wrapper in map(wrapper_of, optimizers):
-            if any(one.wrapper is wrapper for one in (*_watched, *mine)):
-                raise ValueError(
-                    "losses_from_backward() got an optimizer whose losses are learned already. "
-                    "Name each optimizer once, in the outer with."
-                )
-            mine.append(Watched(wrapper))
+        named = {id(wrapper) for wrapper in wrappers}
+        if len(named) < len(wrappers) or named & {id(one.wrapper) for one in _watched}:
+            raise ValueError(
+                "losses_from_backward() got an optimizer whose losses are learned already. Name "
+                "each optimizer once, in the outer with."
+            )
+        mine = [Watched(wrapper) for wrapper in wrappers]
         if not _watched:
             _patched[:] = _patches()
             for patch in _patched:

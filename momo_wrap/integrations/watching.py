@@ -82,9 +82,9 @@ class Watched:
             yield from group["params"]
 
     def _state(self) -> dict[int, tuple[int, int]]:
-        """Return by which gradients are known again, and their changes, for each parameter."""
+        """Return what tells whether gradients have been replaced or changed, by parameter."""
         pairs = [(id(param), param.grad) for param in self._params()]
-        return {key: (id(grad), _version(grad)) for key, grad in pairs if grad is not None}
+        return {key: _known(grad, _version(grad)) for key, grad in pairs if grad is not None}
 
     def shares(self, params: Sequence[Tensor]) -> bool:
         """Return whether all parameters with gradients are among these, and there are some."""
@@ -106,7 +106,7 @@ class Watched:
         ):
             self._elsewhere = self._elsewhere or any(hasattr(p, "to_local") for p, *_ in seen)
             return
-        there = {id(param): (id(grad), at) for param, grad, at in seen if grad is not None}
+        there = {id(param): _known(grad, at) for param, grad, at in seen if grad is not None}
         if not there:
             self.pending.clear()
         elif not self.pending.problem:
@@ -123,15 +123,13 @@ class Watched:
         """Return why the loss is unknown of gradients to which a pass has added."""
         if self.pending.used:
             return _STALE
+        if self.pending.emptied or there.keys() - self._last.keys():
+            return _CHANGED
         if len(there) < len(self._last):
             return _PARTLY
         if self.pending.clipping is not None:
             return _CLIPPED
-        if self.pending.count:
-            return "" if there == self._last else _CHANGED
-        # They were reset to zero: the same ones, of other values.
-        same = all(key in self._last and self._last[key][0] == there[key][0] for key in there)
-        return "" if same else _CHANGED
+        return _CHANGED if self.pending.count and there != self._last else ""
 
     def multiplied(self, params: Sequence[Tensor], factor: Tensor) -> None:
         """Note that gradients, if all are of these parameters, were multiplied as losses are."""
@@ -148,11 +146,20 @@ class Watched:
             self._last = self._state()
 
     def was_reset(self, params: Sequence[Tensor]) -> None:
-        """Note that gradients are zero again, though they are there."""
-        if self.shares(params):
+        """Note that gradients are zero or None again."""
+        if not self._state():
+            self.pending.clear()
+            self.pending.emptied = True
+        elif self.shares(params):
             self.pending.clear()
         elif self._state().keys() & {id(param) for param in params}:
             self.pending.refuse(_PARTLY)
+
+
+def _known(grad: Tensor, version: int) -> tuple[int, int]:
+    """Return what tells a gradient again; nothing of the views that DDP makes anew at will."""
+    inner = getattr(grad, "_local_tensor", grad)
+    return (0, 0) if inner._is_view() else (id(grad), version)
 
 
 def _version(grad: Tensor | None) -> int:

@@ -337,6 +337,27 @@ def sharded(request: pytest.FixtureRequest) -> Any:
     return fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
 
 
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("without_sync", [0, 1, 2])
+@pytest.mark.parametrize("set_to_none", [False, True])
+@pytest.mark.parametrize("as_view", [False, True])
+def test_ddp(as_view: bool, set_to_none: bool, without_sync: int) -> None:
+    """It makes gradients anew between two passes, as views of its buckets."""
+    model = nn.parallel.DistributedDataParallel(task.network(), gradient_as_bucket_view=as_view)
+    optimizer = MoMoWrapper(SGD(model.parameters(), lr=0.1, momentum=0.9), MoMo(0.1))
+    with losses_from_backward(optimizer):
+        for step in range(4):
+            optimizer.zero_grad(set_to_none)
+            total: Any = 0.0
+            for index in range(3):
+                with model.no_sync() if index < without_sync else nullcontext():
+                    loss = task.loss_of(model, task.batches()[3 * (step % 2) + index]) / 3
+                    loss.backward()
+                total = total + loss.detach()
+            optimizer.step()
+            assert last_step(optimizer).loss == total
+
+
 def test_fsdp2(sharded: Any) -> None:
     """It adds to the shard within a gradient; what it keeps elsewhere can't be told."""
     optimizer = MoMoWrapper(SGD(sharded.parameters(), lr=0.1, momentum=0.9))
@@ -454,6 +475,24 @@ def not_seen(optimizer: Any, param: Any) -> None:
     optimizer.step()
 
 
+def set_after_a_reset(optimizer: Any, param: Any) -> None:
+    param.sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    (param.grad,) = torch.autograd.grad(param.square().sum(), param)
+    param.sum().backward()
+    optimizer.step()
+
+
+def set_after_a_reset_of_the_model(optimizer: Any, param: Any) -> None:
+    param.sum().backward()
+    optimizer.step()
+    nn.ParameterList([param]).zero_grad()
+    (param.grad,) = torch.autograd.grad(param.square().sum(), param)
+    param.sum().backward()
+    optimizer.step()
+
+
 def another_thread(optimizer: Any, param: Any) -> None:
     thread = threading.Thread(target=param.sum().backward)
     thread.start()
@@ -500,6 +539,8 @@ REFUSED: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "differentiated by another function": (not_seen, "It sees neither torch.autograd.grad"),
     "another thread": (another_thread, "somebody had set or changed gradients"),
     "gradients that were set": (set_by_hand, "somebody had set or changed gradients"),
+    "gradients that were set after a reset": (set_after_a_reset, "somebody had set or changed"),
+    "after a reset of the model": (set_after_a_reset_of_the_model, "somebody had set or changed"),
     "gradients zeroed by hand": (zeroed_by_hand, "somebody had set or changed gradients"),
     "reset by another optimizer": (reset_by_another, "somebody had set or changed gradients"),
     "within backward()": (in_a_hook, r"nor a backward\(\) that has not ended yet"),
@@ -611,6 +652,9 @@ def test_wrong_optimizers() -> None:
         pass
     with pytest.raises(ValueError, match="once"), losses_from_backward(optimizer, optimizer):
         pass
+    with pytest.raises(TypeError, match="got SGD"), losses_from_backward(optimizer, optimizer.base):
+        pass
+    optimizer.record_loss(1.0)  # as nothing is learned
 
 
 @contextmanager
