@@ -6,12 +6,17 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from momo_wrap.checks.arguments import Loss, check_probe
 from momo_wrap.checks.callers import caller, no_loss
-from momo_wrap.checks.losses import Reduction, checked_loss, checked_reduction, same_function
+from momo_wrap.checks.losses import (
+    Reduction,
+    checked_loss,
+    checked_reduction,
+    returned_by,
+    same_function,
+)
 from momo_wrap.engine.clipping import clipping_of
 from momo_wrap.engine.scalars import detached, to_device
 from momo_wrap.probes import Before, Probe, probed_loss
@@ -39,7 +44,7 @@ class PendingLosses:
 
     def clear(self) -> None:
         """Forget what was recorded."""
-        self.used = self.emptied = self._due = False
+        self.used = self.emptied = self._due = self._clipping_due = False
         self.problem = ""
         self._reduction: Reduction = "mean"
         self._total: Loss = 0.0
@@ -55,11 +60,12 @@ class PendingLosses:
         return {**vars(self), "_probes": [], "_has_probe": False, "unseen": ""}
 
     def mark_due(self) -> None:
-        """Note that the step that they belong to is taken now, or skipped.
+        """Note that the step that they belong to comes now, or is skipped.
 
-        Only a skipped step leaves losses that are due behind; they do not count for the next.
+        Only a skipped step leaves what is due behind; it does not count for the next. Clipping may
+        still be recorded before the step: Lightning asks the scaler's question before it clips.
         """
-        self._due = self.used = True
+        self._due = self._clipping_due = self.used = True
 
     def refuse(self, problem: str) -> None:
         """Note why the loss of the gradients can't be told, for a step that is given none."""
@@ -85,7 +91,9 @@ class PendingLosses:
         if probe is not None:
             check_probe(probe, "record_loss()", _BOUND)
         if self._due:
+            clipping = None if self._clipping_due else self.clipping
             self.clear()
+            self.clipping = clipping
         self._reduction = checked_reduction(reduction, self._reduction if self.count else None)
         if probe is not None:
             if self.before is not None and self.before.wants_probe:
@@ -104,9 +112,9 @@ class PendingLosses:
                 "number of at most 1. After norm = clip_grad_norm_(parameters, 1.0), write "
                 "optimizer.record_clipping((1.0 / (norm + 1e-6)).clamp(max=1.0))."
             )
-        if self._due:
-            self.clear()
-        self.clipping = value if self.clipping is None else self.clipping * value
+        before = None if self._clipping_due else self.clipping
+        self.clipping = value if before is None else before * value
+        self._clipping_due = False
 
     def clip(
         self, groups: Sequence[Mapping[str, Any]], limit: float | None, like: Tensor
@@ -116,7 +124,7 @@ class PendingLosses:
         It is kept: if the step fails, it is tried again with gradients that are clipped already.
         """
         factor = clipping_of(groups, limit, self.clipping, like)
-        self.clipping, self._due = factor, True
+        self.clipping, self._due, self._clipping_due = factor, True, True
         return factor
 
     def _keep(self, probe: Probe, weight: Loss) -> None:
@@ -164,13 +172,13 @@ class PendingLosses:
                 "optimisation, write optimizer.record_loss(loss) and optimizer.step()."
             )
         if loss is not None:
-            self._due = True
+            self._due = self._clipping_due = True
             return checked_loss(loss, "step() got as loss"), probe, True
         if closure is None and not self.count:
             raise TypeError(self.problem or self.unseen or no_loss())
         if closure is not None:
-            returned = _returned(closure)
-            self._due = True
+            returned = returned_by(closure)
+            self._due = self._clipping_due = True
             # A trainer's closure may return nothing, or only the last of several losses.
             if not self.count:
                 own = self._of_closure(returned, groups)
@@ -186,19 +194,9 @@ class PendingLosses:
             probe, complete = partial(_reduced, probes, as_mean), len(probes) == self.count
         clipping = self.clipping
         self.clear()
-        self.clipping, self.used, self._due = clipping, True, True
+        self.mark_due()
+        self.clipping = clipping
         return loss, probe, complete
-
-
-def _returned(closure: object) -> object:
-    """Return what a closure does, with gradients enabled."""
-    if not callable(closure):
-        raise TypeError(
-            f"step() takes a closure as its positional argument, got {type(closure).__name__}. To "
-            "pass a loss, write optimizer.step(loss=loss)."
-        )
-    with torch.enable_grad():
-        return closure()
 
 
 class RecordsLosses:

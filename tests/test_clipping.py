@@ -369,6 +369,26 @@ def test_what_was_recorded_is_of_one_step() -> None:
     assert slope_seen(optimizer, problem) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("first", ["loss", "clipping"])
+def test_what_a_skipped_step_leaves_is_replaced_in_either_order(first: str) -> None:
+    """`GradScaler` asks its question before the step, and Lightning also before it clips."""
+    problem = Problem()
+    optimizer = MoMoWrapper(SGD(problem.params, lr=1.0), MoMo(-math.inf))
+    for scale in (0.5, 0.25):  # the first of the two is skipped
+        loss = problem.gradients()
+        if first == "loss":
+            optimizer.record_loss(loss)
+            optimizer._step_supports_amp_scaling  # noqa: B018 -- as Lightning
+        optimizer.record_clipping(scale)
+        if first == "clipping":
+            optimizer.record_loss(loss)
+        optimizer._step_supports_amp_scaling  # noqa: B018 -- as GradScaler
+    optimizer.step()
+    square = float(gradient_of(problem) @ gradient_of(problem))
+    assert last_step(optimizer).loss == loss
+    assert float(last_step(optimizer).predicted_decrease) == pytest.approx(4.0 * square)
+
+
 def test_a_step_that_is_left_out_leaves_no_factor_to_the_next() -> None:
     problem = Problem()
     optimizer = MoMoWrapper(SGD(problem.params, lr=1.0), MoMo(-math.inf), nonfinite="skip")

@@ -1,4 +1,4 @@
-"""What is a loss, and what to write where something else was given for one."""
+"""What is a loss, where it comes from, and what to write where something else was given for one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from numbers import Real
 from types import FunctionType
 from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
 from momo_wrap.checks.arguments import Loss
@@ -56,6 +57,17 @@ def checked_reduction(reduction: Reduction, before: Reduction | None) -> Reducti
             "Write the same for all losses of a step."
         )
     return reduction
+
+
+def returned_by(closure: object) -> object:
+    """Return what a closure does, with gradients enabled."""
+    if not callable(closure):
+        raise TypeError(
+            f"step() takes a closure as its positional argument, got {type(closure).__name__}. To "
+            "pass a loss, write optimizer.step(loss=loss)."
+        )
+    with torch.enable_grad():
+        return closure()
 
 
 def same_function(one: object, other: object) -> bool:
