@@ -24,7 +24,6 @@ from momo_wrap.checks.arguments import (
 )
 from momo_wrap.checks.nonfinite import must_skip
 from momo_wrap.distributed import ProcessGroup, Ranks, check_process_group, ranks_of, reduced
-from momo_wrap.engine.clipping import clipping_of
 from momo_wrap.engine.params import has_zero_lr
 from momo_wrap.engine.scalars import as_scalar, scalar_template
 from momo_wrap.joint import JointOptimizer, joined, members
@@ -193,16 +192,17 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
     def _step(
         self, closure: Callable[[], Loss] | None, loss: Loss | None, probe: Probe | None
     ) -> Loss | None:
-        own_loss, pending = True, self._pending.count
-        if closure is None and loss is None and not pending and has_zero_lr(self.base):
+        own_loss, told = True, self._pending
+        if closure is None and loss is None and not told.count and has_zero_lr(self.base):
+            told.clipping = None
             self._bases.prepare(self.compiled)
             self._bases.observe(self._form).apply(as_scalar(0.0, self._bases.like))
             return None
         # Nearly always it is a real 0-dim tensor, with which nothing can be wrong.
-        other = closure is not None or pending
+        other = closure is not None or told.count or told.clipping is not None
         if other or not isinstance(loss, Tensor) or loss.dim() or loss.is_complex():
             groups = self.param_groups
-            loss, probe, own_loss = self._pending.evaluate(closure, loss, probe, groups)
+            loss, probe, own_loss = told.evaluate(closure, loss, probe, groups)
             if loss is None:  # a batch that was left out, without gradients
                 return None
         self._bases.prepare(self.compiled)
@@ -211,7 +211,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
         )
         cares = self.nonfinite != "propagate"
         if cares and must_skip(self.nonfinite, loss, self.param_groups, group):
-            self._outcome.skipped, self._pending.clipping = self._outcome.skipped + 1, None
+            self._outcome.skipped, told.clipping = self._outcome.skipped + 1, None
         else:
             self._take(loss, group, probe, own_loss=own_loss)
         return loss
@@ -226,8 +226,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
             probed = measured(before, probe, loss, like, bases.sign, clipping, own_loss)
         pending.before = None
         if limit is not None or clipping is not None:
-            pending.clipping = None
-            clipping = clipping_of(self.param_groups, limit, clipping, like)
+            clipping = pending.clip(self.param_groups, limit, like)
             memory.follow_clipping()
         memory.prepare(bases.pairs, like, bases.rates)
         step = bases.observe(self.weight_decay_form or self.rule.weight_decay_form)
@@ -254,7 +253,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
             self._pending.before = kept
         self._outcome.effective_lrs = step.apply(theta)  # (4)
         memory.write(model.after(sums, theta), decision.memory)  # (5)
-        self._outcome.of_step = (stats, decision, given, bases.sign)
+        pending.clipping, self._outcome.of_step = None, (stats, decision, given, bases.sign)
         if memory.steps % SAMPLED_EVERY == 0:
             self._sample(step.averagings)
 

@@ -30,6 +30,7 @@ _STEPS, _SCHEDULED = f"{PREFIX}steps", f"{PREFIX}is_scheduled"
 # Names of a rule's memory in files of version 0.1.0.
 _FORMER = {"prediction": "foretold"}
 _HAS_HISTORY = -1.0  # in a state dict, for R of a group that starts with a history
+_NOT_CLIPPED = -1.0  # likewise for S, where no gradient was clipped yet
 
 Pairs: TypeAlias = Sequence[tuple[Optimizer, Adapter]]
 _Owner: TypeAlias = tuple[Optimizer, Adapter, dict[str, Any]]
@@ -205,8 +206,9 @@ class Memory:
         for i, start in enumerate(self.starts):
             if start is Start.HISTORY:
                 averages[3, i] = _HAS_HISTORY
-        names = [PREFIX + name for name in (*_NAMES, _CLIPPED)[: len(averages)]]
-        entries = [dict(zip(names, column, strict=True)) for column in numbers_of(averages.t())]
+        names = [PREFIX + name for name in (*_NAMES, _CLIPPED)]
+        columns = numbers_of(averages.t())
+        entries = [dict(zip(names, [*own, _NOT_CLIPPED], strict=False)) for own in columns]
         rule = zip(self._initial, numbers_of(self._values), strict=True)
         entries[0].update({_RULE_PREFIX + name: value for name, value in rule})
         entries[0].update({_STEPS: self.steps, _SCHEDULED: int(self.is_scheduled)})
@@ -254,9 +256,11 @@ class Memory:
             self.starts[index] = Start.HISTORY
         else:
             clipped = group.get(PREFIX + _CLIPPED)
-            if clipped is not None:
+            if clipped is None or float(clipped) < 0:
+                clipped = values["weight_sum"]
+            else:
                 self.follow_clipping()
-            found = [*values.values(), values["weight_sum"] if clipped is None else clipped]
+            found = [*values.values(), clipped]
             self.averages[:, index] = vector(found[: len(self.averages)], self.averages)
             self.starts[index] = Start.RUNNING
             if weight == 0:
@@ -267,8 +271,7 @@ class Memory:
     def _mark(self) -> None:
         """Leave the names in the groups, without values."""
         for _, _, group in self._owners:
-            group.update({PREFIX + name: None for name in _NAMES})
-            group.pop(PREFIX + _CLIPPED, None)
+            group.update({PREFIX + name: None for name in (*_NAMES, _CLIPPED)})
         _, _, first = self._owners[0]
         for key in [key for key in first if key.startswith(_RULE_PREFIX)]:
             del first[key]
