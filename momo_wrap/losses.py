@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import zip_longest
-from types import FunctionType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from momo_wrap.checks.arguments import Loss, check_probe
 from momo_wrap.checks.callers import caller, no_loss
-from momo_wrap.checks.losses import Reduction, checked_loss, checked_reduction
-from momo_wrap.distributed import whole
+from momo_wrap.checks.losses import (
+    Reduction,
+    checked_loss,
+    checked_reduction,
+    returned_by,
+    same_function,
+)
+from momo_wrap.engine.clipping import clipping_of
+from momo_wrap.engine.scalars import detached, to_device
 from momo_wrap.probes import Before, Probe, probed_loss
 
 
@@ -26,18 +30,21 @@ class PendingLosses:
         count: How many losses were recorded.
         clipping: By what the gradients were multiplied, None: nobody has told.
         used: Whether a step was taken, or skipped, with the gradients that there are.
+        problem: Why the loss of these can't be told.
+        emptied: Whether they were all set to None, and no loss was recorded since.
+        unseen: Where losses are learned, what to write if none was; else empty.
     """
 
     clipping: Loss | None
 
     def __init__(self) -> None:
         self.before: Before | None = None
+        self.unseen = ""
         self.clear()
 
     def clear(self) -> None:
         """Forget what was recorded."""
-        self.used = False
-        self._due = False
+        self.used = self.emptied = self._due = self._clipping_due = False
         self.problem = ""
         self._reduction: Reduction = "mean"
         self._total: Loss = 0.0
@@ -50,14 +57,15 @@ class PendingLosses:
 
     def __getstate__(self) -> dict[str, object]:
         # Functions can't be saved, and copies of them would bring their model along.
-        return {**vars(self), "_probes": [], "_has_probe": False}
+        return {**vars(self), "_probes": [], "_has_probe": False, "unseen": ""}
 
     def mark_due(self) -> None:
-        """Note that the step that they belong to is taken now, or skipped.
+        """Note that the step that they belong to comes now, or is skipped.
 
-        Only a skipped step leaves losses that are due behind; they do not count for the next.
+        Only a skipped step leaves what is due behind; it does not count for the next. Clipping may
+        still be recorded before the step: Lightning asks the scaler's question before it clips.
         """
-        self._due = self.used = True
+        self._due = self._clipping_due = self.used = True
 
     def refuse(self, problem: str) -> None:
         """Note why the loss of the gradients can't be told, for a step that is given none."""
@@ -67,14 +75,14 @@ class PendingLosses:
     def multiply(self, factor: Tensor) -> None:
         """Multiply what was recorded, as somebody has multiplied the gradients."""
         if isinstance(self._total, Tensor):
-            self._total = self._total * factor.to(self._total.device, non_blocking=True)
+            self._total = self._total * to_device(factor, self._total.device, self._total.dtype)
 
     def add(
         self, loss: object, weight: object, probe: Probe | None, reduction: Reduction = "mean"
     ) -> None:
         """Record a loss with its weight in the mean; see `MoMoWrapper.record_loss`."""
-        value = _detached(checked_loss(loss, "record_loss() got as loss"))
-        its_weight = _detached(checked_loss(weight, "record_loss() got as weight"))
+        value = detached(checked_loss(loss, "record_loss() got as loss"))
+        its_weight = detached(checked_loss(weight, "record_loss() got as weight"))
         if not isinstance(its_weight, Tensor) and not its_weight > 0:
             raise ValueError(
                 f"record_loss() got weight={its_weight}, expected a positive number, for example "
@@ -83,7 +91,9 @@ class PendingLosses:
         if probe is not None:
             check_probe(probe, "record_loss()", _BOUND)
         if self._due:
+            clipping = None if self._clipping_due else self.clipping
             self.clear()
+            self.clipping = clipping
         self._reduction = checked_reduction(reduction, self._reduction if self.count else None)
         if probe is not None:
             if self.before is not None and self.before.wants_probe:
@@ -95,19 +105,30 @@ class PendingLosses:
 
     def clipped(self, factor: object) -> None:
         """Note by what the gradients were multiplied; see `MoMoWrapper.record_clipping`."""
-        value = _detached(checked_loss(factor, "record_clipping() got"))
+        value = detached(checked_loss(factor, "record_clipping() got"))
         if not isinstance(value, Tensor) and not 0.0 <= value <= 1.0:
             raise ValueError(
                 f"record_clipping() got {value}, expected by what the gradients were multiplied, a "
                 "number of at most 1. After norm = clip_grad_norm_(parameters, 1.0), write "
                 "optimizer.record_clipping((1.0 / (norm + 1e-6)).clamp(max=1.0))."
             )
-        if self._due:
-            self.clear()
-        self.clipping = value if self.clipping is None else self.clipping * value
+        before = None if self._clipping_due else self.clipping
+        self.clipping = value if before is None else before * value
+        self._clipping_due = False
+
+    def clip(
+        self, groups: Sequence[Mapping[str, Any]], limit: float | None, like: Tensor
+    ) -> Tensor:
+        """Clip gradients, and return by what they were multiplied in all.
+
+        It is kept: if the step fails, it is tried again with gradients that are clipped already.
+        """
+        factor = clipping_of(groups, limit, self.clipping, like)
+        self.clipping, self._due, self._clipping_due = factor, True, True
+        return factor
 
     def _keep(self, probe: Probe, weight: Loss) -> None:
-        if any(_same_function(probe, other) for other, _ in self._probes):
+        if any(same_function(probe, other) for other, _ in self._probes):
             raise ValueError(
                 "record_loss() got as probe for two batches of a step functions that return the "
                 "same, as those do that read a variable, which has become another batch since. "
@@ -121,8 +142,8 @@ class PendingLosses:
             if all(param.grad is None for group in groups for param in group["params"]):
                 self.clear()
                 return None
-            if self.problem or caller():
-                raise TypeError(self.problem or no_loss())
+            if self.problem or self.unseen or caller():
+                raise TypeError(self.problem or self.unseen or no_loss())
         return checked_loss(returned, "the closure returned")
 
     def evaluate(
@@ -151,11 +172,13 @@ class PendingLosses:
                 "optimisation, write optimizer.record_loss(loss) and optimizer.step()."
             )
         if loss is not None:
+            self._due = self._clipping_due = True
             return checked_loss(loss, "step() got as loss"), probe, True
         if closure is None and not self.count:
-            raise TypeError(self.problem or no_loss())
+            raise TypeError(self.problem or self.unseen or no_loss())
         if closure is not None:
-            returned = _returned(closure)
+            returned = returned_by(closure)
+            self._due = self._clipping_due = True
             # A trainer's closure may return nothing, or only the last of several losses.
             if not self.count:
                 own = self._of_closure(returned, groups)
@@ -171,19 +194,9 @@ class PendingLosses:
             probe, complete = partial(_reduced, probes, as_mean), len(probes) == self.count
         clipping = self.clipping
         self.clear()
-        self.clipping, self.used = clipping, True
+        self.mark_due()
+        self.clipping = clipping
         return loss, probe, complete
-
-
-def _returned(closure: object) -> object:
-    """Return what a closure does, with gradients enabled."""
-    if not callable(closure):
-        raise TypeError(
-            f"step() takes a closure as its positional argument, got {type(closure).__name__}. To "
-            "pass a loss, write optimizer.step(loss=loss)."
-        )
-    with torch.enable_grad():
-        return closure()
 
 
 class RecordsLosses:
@@ -221,6 +234,8 @@ class RecordsLosses:
             ValueError: A tensor has several elements, the weight is not positive, the probe is
                 that of another batch, or the reduction is unknown or another one than before.
         """
+        if self._pending.unseen:
+            raise TypeError(_TWICE.format("record_loss", "losses are recorded", "record_loss()"))
         self._pending.add(loss, weight, probe, reduction)
 
     def record_clipping(self, factor: Loss) -> None:
@@ -242,6 +257,8 @@ class RecordsLosses:
             TypeError: It is neither a tensor nor a number.
             ValueError: A tensor has several elements, or a number is out of range.
         """
+        if self._pending.unseen:
+            raise TypeError(_TWICE.format("record_clipping", "clip_grad_norm_() is told", "it"))
         self._pending.clipped(factor)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -252,6 +269,7 @@ class RecordsLosses:
         """
         super().zero_grad(set_to_none)  # type: ignore[misc]
         self._pending.clear()
+        self._pending.emptied = set_to_none
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -261,6 +279,10 @@ class RecordsLosses:
 
 
 _BOUND = "optimizer.record_loss(loss, probe=functools.partial(loss_of, inputs, targets))"
+_TWICE = (
+    "{}() was called within losses_from_backward(optimizer), where {} already, so that it would "
+    "count twice. Leave {} out, or losses_from_backward()."
+)
 
 
 def _reduced(probes: Sequence[tuple[Probe, Loss]], as_mean: bool) -> Loss:
@@ -268,30 +290,6 @@ def _reduced(probes: Sequence[tuple[Probe, Loss]], as_mean: bool) -> Loss:
     total: Loss = 0.0
     weights: Loss = 0.0
     for probe, weight in probes:
-        total = total + _detached(probed_loss(probe)) * weight
+        total = total + detached(probed_loss(probe)) * weight
         weights = weights + weight
     return total / weights if as_mean else total
-
-
-def _detached(value: Loss) -> Loss:
-    """Return a value in at least float32, without its graph."""
-    if not isinstance(value, Tensor):
-        return value
-    wide = torch.promote_types(value.dtype, torch.float32)
-    return whole(value.detach()).reshape(()).to(wide)
-
-
-def _same_function(one: object, other: object) -> bool:
-    """Return whether two functions have the same code, and the same variables, not only values."""
-    return one is other or (
-        isinstance(one, FunctionType)
-        and isinstance(other, FunctionType)
-        and one.__code__ is other.__code__
-        and _are(one.__closure__, other.__closure__)
-        and _are(one.__defaults__, other.__defaults__)
-        and one.__kwdefaults__ is other.__kwdefaults__
-    )
-
-
-def _are(some: tuple[object, ...] | None, others: tuple[object, ...] | None) -> bool:
-    return all(a is b for a, b in zip_longest(some or (), others or ()))

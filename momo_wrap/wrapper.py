@@ -24,7 +24,6 @@ from momo_wrap.checks.arguments import (
 )
 from momo_wrap.checks.nonfinite import must_skip
 from momo_wrap.distributed import ProcessGroup, Ranks, check_process_group, ranks_of, reduced
-from momo_wrap.engine.clipping import clipping_of
 from momo_wrap.engine.params import has_zero_lr
 from momo_wrap.engine.scalars import as_scalar, scalar_template
 from momo_wrap.joint import JointOptimizer, joined, members
@@ -186,15 +185,15 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
     def _step(
         self, closure: Callable[[], Loss] | None, loss: Loss | None, probe: Probe | None
     ) -> Loss | None:
-        own_loss, pending = True, self._pending.count
-        if closure is None and loss is None and not pending and has_zero_lr(self.base):
-            form = self.weight_decay_form or self.rule.weight_decay_form
+        own_loss, told = True, self._pending
+        if closure is None and loss is None and not told.count and has_zero_lr(self.base):
+            form, told.clipping = self.weight_decay_form or self.rule.weight_decay_form, None
             self._bases.update_state(self.compiled, form)
             return None
         # Nearly always it is a real 0-dim tensor, with which nothing can be wrong.
-        other = closure is not None or pending
+        other = closure is not None or told.count or told.clipping is not None
         if other or not isinstance(loss, Tensor) or loss.dim() or loss.is_complex():
-            loss, probe, own_loss = self._pending.evaluate(closure, loss, probe, self.param_groups)
+            loss, probe, own_loss = told.evaluate(closure, loss, probe, self.param_groups)
             if loss is None:  # a batch that was left out, without gradients
                 return None
         self._bases.prepare(self.compiled)
@@ -202,7 +201,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
         group = ranks_of(self.process_group) if several else None
         cares = self.nonfinite != "propagate"
         if cares and must_skip(self.nonfinite, loss, self.param_groups, group):
-            self._outcome.skipped, self._pending.clipping = self._outcome.skipped + 1, None
+            self._outcome.skipped, told.clipping = self._outcome.skipped + 1, None
         else:
             self._take(loss, group, probe, own_loss=own_loss)
         return loss
@@ -219,8 +218,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
             probed = measured(before, probe, loss, like, bases.sign, clipping, own_loss)
         pending.before = None
         if self.max_grad_norm is not None or clipping is not None:
-            clipping = clipping_of(self.param_groups, self.max_grad_norm, clipping, like)
-            pending.clipping = None
+            clipping = pending.clip(self.param_groups, self.max_grad_norm, like)
             memory.follow_clipping()
         memory.prepare(bases.pairs, like, bases.rates)
         if type(loss) is not Tensor or (loss.dtype, loss.device) != (like.dtype, like.device):
@@ -259,7 +257,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
             raise
         pending.before, self._outcome.effective_lrs = kept, step.apply(theta)  # (4)
         memory.write(model.after(sums, theta), decision.memory, step.reach)  # (5)
-        self._outcome.of_step = (stats, decision, given, bases.sign)
+        pending.clipping, self._outcome.of_step = None, (stats, decision, given, bases.sign)
         if memory.steps % SAMPLED_EVERY == 0:
             self._sample(step.averagings)
 

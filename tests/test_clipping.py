@@ -12,6 +12,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -192,15 +197,17 @@ def test_a_run_goes_on_bit_for_bit(rule: StepRule) -> None:
 
 
 def test_files_of_runs_that_did_not_clip_and_the_other_way_round() -> None:
-    """What is in a file counts; where gradients were not clipped, S is R."""
+    """What is in a file counts; where gradients were not clipped, S is R, whatever the file has."""
     for first, second in ((None, LIMIT), (LIMIT, None)):
         problem = Problem()
         optimizer = MoMoWrapper(SGD(problem.params, lr=2.0, momentum=0.9), max_grad_norm=first)
         for _ in range(5):
             optimizer.step(loss=problem.gradients())
         saved = state_through_a_file(optimizer)
-        entry = saved["param_groups"][0].get("momo_clipped_weight_sum")
-        assert (entry is None) == (first is None)
+        entry = saved["param_groups"][0]["momo_clipped_weight_sum"]
+        assert (entry < 0) == (first is None)
+        if first is None:
+            del saved["param_groups"][0]["momo_clipped_weight_sum"]
         twin = copy.deepcopy(problem)
         resumed = MoMoWrapper(SGD(twin.params, lr=2.0, momentum=0.9), max_grad_norm=second)
         resumed.load_state_dict(saved)
@@ -209,7 +216,120 @@ def test_files_of_runs_that_did_not_clip_and_the_other_way_round() -> None:
             optimizer.step(loss=problem.gradients())
             resumed.step(loss=twin.gradients())
         assert torch.equal(flat(problem.params), flat(twin.params))
-        assert "momo_clipped_weight_sum" not in optimizer.param_groups[0]
+        assert optimizer.param_groups[0]["momo_clipped_weight_sum"] is None
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize(("before", "after"), [(LIMIT, LIMIT), (None, LIMIT), (LIMIT, None)])
+def test_a_distributed_checkpoint_goes_on_bit_for_bit(
+    before: float | None, after: float | None, flatten: bool
+) -> None:
+    """Flattened state dicts have the entries whose names are in the groups, and no others."""
+    options = StateDictOptions(flatten_optimizer_state_dict=flatten)
+
+    def begin(limit: float | None) -> tuple[nn.Module, MoMoWrapper]:
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3).double()
+        return model, MoMoWrapper(
+            SGD(model.parameters(), lr=2.0, momentum=0.9), max_grad_norm=limit
+        )
+
+    def train(model: nn.Module, optimizer: MoMoWrapper) -> None:
+        for seed in range(5):
+            inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(seed)).double()
+            optimizer.zero_grad()
+            loss = (model(inputs) - inputs[:, :3]).square().mean()
+            loss.backward()
+            optimizer.step(loss=loss)
+
+    model, optimizer = begin(before)
+    train(model, optimizer)
+    saved = copy.deepcopy(get_state_dict(model, optimizer, options=options))
+    twin, resumed = begin(after)
+    set_state_dict(
+        twin, resumed, model_state_dict=saved[0], optim_state_dict=saved[1], options=options
+    )
+    optimizer.max_grad_norm = after
+    train(model, optimizer)
+    train(twin, resumed)
+    assert torch.equal(flat(list(model.parameters())), flat(list(twin.parameters())))
+
+
+@pytest.mark.parametrize("make", [case[0] for case in CASES.values()], ids=CASES)
+@pytest.mark.parametrize("how", ["inside", "recorded"])
+def test_a_gradient_that_was_clipped_to_nothing_is_no_nan(make: Make, how: str) -> None:
+    """As where the norm overflows: the step is the base's with a gradient of 0."""
+    bare, wrapped = Problem(), Problem()
+    base = make(bare.params)
+    limit = 1.0 if how == "inside" else None
+    optimizer = MoMoWrapper(
+        make(wrapped.params), MoMo(-1e9), max_grad_norm=limit, nonfinite="raise"
+    )
+    for step in range(6):
+        loss = wrapped.gradients()
+        bare.gradients()
+        for problem in (bare, wrapped):
+            for param in problem.params:
+                assert param.grad is not None
+                param.grad.mul_(1e200 if step % 3 == 0 else 1e-3)
+        clip_grad_norm_(bare.params, 1.0)
+        if how == "recorded":
+            norm = clip_grad_norm_(wrapped.params, 1.0)
+            optimizer.record_clipping((1.0 / (norm + 1e-6)).clamp(max=1.0))
+        base.step()
+        optimizer.step(loss=loss)
+        assert float(last_step(optimizer).theta) == 1.0
+        assert math.isfinite(float(last_step(optimizer).value_after_decay))
+    torch.testing.assert_close(flat(wrapped.params), flat(bare.params), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("how", ["inside", "recorded"])
+def test_a_step_that_failed_is_tried_again_with_what_its_gradients_were_multiplied_by(
+    how: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    problem = Problem()
+    limit = 0.01 if how == "inside" else None
+    optimizer = MoMoWrapper(SGD(problem.params, lr=1.0), MoMo(-math.inf), max_grad_norm=limit)
+    loss = problem.gradients()
+    norm = float(np.linalg.norm(gradient_of(problem)))
+    if how == "recorded":
+        clip_grad_norm_(problem.params, 0.01)
+        optimizer.record_clipping(0.01 / (norm + 1e-6))
+    hook = optimizer.base.register_step_pre_hook(fail)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            optimizer.step(loss=loss)
+    hook.remove()
+    optimizer.step(loss=loss)
+    # Of slope ‖g‖ along a step of length 0.01.
+    assert float(last_step(optimizer).predicted_decrease) == pytest.approx(0.01 * norm, rel=1e-3)
+
+
+def test_what_was_recorded_for_a_step_that_was_refused_is_not_of_the_next() -> None:
+    problem = Problem()
+    optimizer = MoMoWrapper(SGD(problem.params, lr=1.0), MoMo(-math.inf), nonfinite="raise")
+    problem.gradients()
+    optimizer.record_clipping(0.5)
+    with pytest.raises(FloatingPointError):
+        optimizer.step(loss=math.nan)
+    loss = problem.gradients()
+    optimizer.record_clipping(0.25)
+    optimizer.step(loss=loss)
+    square = float(gradient_of(problem) @ gradient_of(problem))
+    assert float(last_step(optimizer).predicted_decrease) == pytest.approx(4.0 * square)
+
+
+def test_what_was_recorded_where_nothing_can_move_is_not_of_the_next_step() -> None:
+    problem = Problem()
+    optimizer = MoMoWrapper(SGD(problem.params, lr=0.0), MoMo(-math.inf))
+    problem.gradients()
+    optimizer.record_clipping(0.5)
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = 1.0
+    assert slope_seen(optimizer, problem) == pytest.approx(1.0)
 
 
 def test_nothing_is_read_on_the_host() -> None:
@@ -247,6 +367,26 @@ def test_what_was_recorded_is_of_one_step() -> None:
     optimizer.record_loss(problem.gradients())
     optimizer.step()
     assert slope_seen(optimizer, problem) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("first", ["loss", "clipping"])
+def test_what_a_skipped_step_leaves_is_replaced_in_either_order(first: str) -> None:
+    """`GradScaler` asks its question before the step, and Lightning also before it clips."""
+    problem = Problem()
+    optimizer = MoMoWrapper(SGD(problem.params, lr=1.0), MoMo(-math.inf))
+    for scale in (0.5, 0.25):  # the first of the two is skipped
+        loss = problem.gradients()
+        if first == "loss":
+            optimizer.record_loss(loss)
+            optimizer._step_supports_amp_scaling  # noqa: B018 -- as Lightning
+        optimizer.record_clipping(scale)
+        if first == "clipping":
+            optimizer.record_loss(loss)
+        optimizer._step_supports_amp_scaling  # noqa: B018 -- as GradScaler
+    optimizer.step()
+    square = float(gradient_of(problem) @ gradient_of(problem))
+    assert last_step(optimizer).loss == loss
+    assert float(last_step(optimizer).predicted_decrease) == pytest.approx(4.0 * square)
 
 
 def test_a_step_that_is_left_out_leaves_no_factor_to_the_next() -> None:

@@ -342,6 +342,34 @@ class Shared(SGD):
         super().__init__(params)
 
 
+def test_a_learning_rate_that_is_a_tensor_is_of_one_optimizer_alone() -> None:
+    """Schedulers write into it."""
+    lr = torch.tensor(0.1)
+    made = MoMoWrapper.of(SGD, lr=lr)
+    one, other = made(Problem().params), made(Problem().params)
+    one.param_groups[0]["lr"].fill_(5.0)
+    assert (float(other.param_groups[0]["lr"]), float(lr)) == pytest.approx((0.1, 0.1))
+    given = made(Problem().params, lr=lr)
+    assert given.param_groups[0]["lr"] is lr
+
+
+@pytest.mark.filterwarnings("ignore:MoMoWrapper uses ProposingAdapter")
+def test_a_base_whose_later_arguments_have_no_default() -> None:
+    """They are by keyword, as Python has none without a default after one with."""
+
+    class Needy(SGD):
+        def __init__(self, params: Any, lr: float, momentum: float, dampening: float = 0.0) -> None:
+            super().__init__(params, lr, momentum, dampening)
+
+    made = MoMoWrapper.of(Needy, lr=0.1)
+    group = made(Problem().params, momentum=0.9, dampening=0.5).param_groups[0]
+    assert (group["lr"], group["momentum"], group["dampening"]) == (0.1, 0.9, 0.5)
+    with pytest.raises(TypeError, match=r"missing a required .*argument: 'momentum'"):
+        made(Problem().params, 0.2)
+    with pytest.raises(TypeError, match="too many positional arguments"):
+        made(Problem().params, 0.2, 0.9)
+
+
 @pytest.mark.filterwarnings("ignore:MoMoWrapper uses ProposingAdapter")
 def test_base_that_takes_any_argument() -> None:
     kind = MoMoWrapper.of(Open, momentum=0.9)

@@ -1,11 +1,14 @@
-"""What is a loss, and what to write where something else was given for one."""
+"""What is a loss, where it comes from, and what to write where something else was given for one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from numbers import Real
+from types import FunctionType
 from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
 from momo_wrap.checks.arguments import Loss
@@ -51,7 +54,33 @@ def checked_reduction(reduction: Reduction, before: Reduction | None) -> Reducti
     if before not in (None, reduction):
         raise ValueError(
             f"record_loss() got reduction={reduction!r}, but the losses before had {before!r}. "
-            "Write the same for all losses of a step. Within losses_from_backward() they are "
-            "recorded already, as a sum."
+            "Write the same for all losses of a step."
         )
     return reduction
+
+
+def returned_by(closure: object) -> object:
+    """Return what a closure does, with gradients enabled."""
+    if not callable(closure):
+        raise TypeError(
+            f"step() takes a closure as its positional argument, got {type(closure).__name__}. To "
+            "pass a loss, write optimizer.step(loss=loss)."
+        )
+    with torch.enable_grad():
+        return closure()
+
+
+def same_function(one: object, other: object) -> bool:
+    """Return whether two functions have the same code, and the same variables, not only values."""
+    return one is other or (
+        isinstance(one, FunctionType)
+        and isinstance(other, FunctionType)
+        and one.__code__ is other.__code__
+        and _are(one.__closure__, other.__closure__)
+        and _are(one.__defaults__, other.__defaults__)
+        and one.__kwdefaults__ is other.__kwdefaults__
+    )
+
+
+def _are(some: tuple[object, ...] | None, others: tuple[object, ...] | None) -> bool:
+    return all(a is b for a, b in zip_longest(some or (), others or ()))

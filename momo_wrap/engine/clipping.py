@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from momo_wrap.distributed import local, whole
+from momo_wrap.engine.compat import total_norm
 from momo_wrap.engine.scalars import Scalar, as_scalar
 
 
@@ -19,8 +20,11 @@ def clipping_of(
     max_norm: float | None,
     recorded: Scalar | None,
     like: Tensor,
-) -> Tensor | None:
+) -> Tensor:
     """Clip gradients to a norm, and return by what they were multiplied, with what was recorded.
+
+    Of a batch whose gradients were multiplied by 0, as where the norm overflows, the loss keeps
+    next to no weight in the model, but one that can be divided by.
 
     Args:
         groups: The parameter groups, over all of which the norm is taken.
@@ -29,14 +33,13 @@ def clipping_of(
         like: A tensor of the device and dtype of the scalars.
 
     Returns:
-        0-dim; None where neither is known.
+        0-dim, above 0; 1 where neither is known.
     """
-    factor = None if recorded is None else as_scalar(recorded, like)
-    if max_norm is None:
-        return factor
-    params = [param for group in groups for param in group["params"]]
-    own = clipping_by(as_scalar(_clipped(params, max_norm), like), max_norm)
-    return own if factor is None else factor * own
+    factor = as_scalar(1.0 if recorded is None else recorded, like)
+    if max_norm is not None:
+        params = [param for group in groups for param in group["params"]]
+        factor = factor * clipping_by(as_scalar(_clipped(params, max_norm), like), max_norm)
+    return factor.clamp(min=math.sqrt(torch.finfo(like.dtype).tiny))
 
 
 def _clipped(params: Sequence[Tensor], max_norm: float) -> Tensor:
@@ -47,10 +50,10 @@ def _clipped(params: Sequence[Tensor], max_norm: float) -> Tensor:
     kinds: dict[object, list[Tensor]] = {}
     for param in params:
         if param.grad is not None:
-            kinds.setdefault(getattr(param.grad, "device_mesh", None), []).append(param)
+            kinds.setdefault(getattr(param.grad, "device_mesh", None), []).append(param.grad)
     if len(kinds) <= 1:
         return clip_grad_norm_(params, max_norm)
-    norms = [whole(clip_grad_norm_(its, math.inf)) for its in kinds.values()]  # clips nothing
+    norms = [whole(total_norm(grads)) for grads in kinds.values()]
     norm: Tensor = torch.linalg.vector_norm(torch.stack([its.to(norms[0].device) for its in norms]))
     for param in params:
         if param.grad is not None:

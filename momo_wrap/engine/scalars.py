@@ -41,6 +41,14 @@ def as_number(value: Scalar) -> Scalar:
     return value.detach().reshape(()) if isinstance(value, Tensor) else value
 
 
+def detached(value: Scalar) -> Scalar:
+    """Return a value in at least float32, without its graph."""
+    if not isinstance(value, Tensor):
+        return value
+    wide = torch.promote_types(value.dtype, torch.float32)
+    return whole(value.detach()).reshape(()).to(wide)
+
+
 def as_scalar(value: Scalar, like: Tensor) -> Tensor:
     """Return a number or one-element tensor as a 0-dim tensor."""
     if not isinstance(value, Tensor):

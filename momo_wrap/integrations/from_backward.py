@@ -8,7 +8,7 @@ So that sum is the loss of the step, whoever calls `backward()`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -16,14 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
+from torch.nn.utils import clip_grad
 
 from momo_wrap.engine.clipping import clipping_by
+from momo_wrap.engine.scalars import as_scalar
 from momo_wrap.integrations.watching import BROKEN, NO_ROOT, Watched
 from momo_wrap.recorder import wrapper_of
 
 _lock = threading.RLock()
 _watched: list[Watched] = []
 _within = threading.local()
+_patched: list[_Patch] = []
+_UNSCALE = "_unscale_grads_"
 
 
 @contextmanager
@@ -54,9 +58,10 @@ def _root(tensors: Any, gradients: Any) -> tuple[Tensor | None, str]:
             return None, NO_ROOT.format("an edge of the graph")
         if root.numel() != 1 or root.is_complex():
             return None, NO_ROOT.format(f"a tensor of shape {list(root.shape)}")
-        value = root.detach().reshape(())
-        value = value if gradient is None else value * gradient.detach().reshape(())
-        total = value if total is None else total + value.to(total.device, non_blocking=True)
+        if total is None:
+            total = root.new_zeros((), dtype=torch.promote_types(root.dtype, torch.float32))
+        value = as_scalar(root, total)
+        total = total + (value if gradient is None else value * as_scalar(gradient, total))
     return total, "" if total is not None else NO_ROOT.format("nothing")
 
 
@@ -99,10 +104,9 @@ def _backward(original: Callable[..., Any]) -> Callable[..., Any]:
 def _module_zero_grad(original: Callable[..., Any]) -> Callable[..., Any]:
     def zero_grad(module: nn.Module, set_to_none: bool = True) -> None:
         original(module, set_to_none)
-        if not set_to_none:
-            with _here() as watched:
-                for one in watched:
-                    one.was_reset(list(module.parameters()))
+        with _here() as watched:
+            for one in watched:
+                one.was_reset(list(module.parameters()))
 
     return zero_grad
 
@@ -113,25 +117,39 @@ def _unscale(original: Callable[..., Any]) -> Callable[..., Any]:
             result = original(scaler, optimizer, inv_scale, *args, **kwargs)
             params = [param for group in optimizer.param_groups for param in group["params"]]
             for one in watched:
-                if one.shares(params):
-                    one.pending.multiply(inv_scale)
+                one.multiplied(params, inv_scale)
         return result
 
     return unscale
 
 
 def _clip(original: Callable[..., Any]) -> Callable[..., Any]:
+    def clip_grads_with_norm_(
+        parameters: Any, max_norm: float, total_norm: Tensor, *args: Any, **kwargs: Any
+    ) -> None:
+        params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        original(params, max_norm, total_norm, *args, **kwargs)
+        _tell_clipping(params, max_norm, total_norm)
+
+    return clip_grads_with_norm_
+
+
+def _clip_norm(original: Callable[..., Any]) -> Callable[..., Any]:
     def clip_grad_norm_(parameters: Any, max_norm: float, *args: Any, **kwargs: Any) -> Tensor:
         params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-        with _here() as watched:
-            norm: Tensor = original(params, max_norm, *args, **kwargs)
-            for one in watched:
-                # Some only ask for the norm so.
-                if max_norm != float("inf") and one.shares(params):
-                    one.pending.clipped(clipping_by(norm, float(max_norm)))
+        norm: Tensor = original(params, max_norm, *args, **kwargs)
+        _tell_clipping(params, max_norm, norm)
         return norm
 
     return clip_grad_norm_
+
+
+def _tell_clipping(params: Sequence[Tensor], max_norm: float, norm: Tensor) -> None:
+    """Tell those that are watched by what their gradients were multiplied."""
+    with _here() as watched:
+        for one in watched:
+            if max_norm != float("inf"):  # some only ask for the norm so
+                one.clipped(params, clipping_by(norm, float(max_norm)))
 
 
 class _Patch:
@@ -153,12 +171,22 @@ class _Patch:
             setattr(self._owner, self._name, self._original)
 
 
-_PATCHES = (
-    _Patch(torch.autograd, "backward", _backward),  # which Tensor.backward calls
-    _Patch(nn.Module, "zero_grad", _module_zero_grad),
-    _Patch(torch.amp.GradScaler, "_unscale_grads_", _unscale),
-    _Patch(nn.utils, "clip_grad_norm_", _clip),
-)
+def _patches() -> list[_Patch]:
+    """Return what is replaced."""
+    # Called by `clip_grad_norm_`, whoever has imported that before; not there before torch 2.6.
+    inner, outer = "_clip_grads_with_norm_", "clip_grads_with_norm_"
+    clips = [_Patch(nn.utils, "clip_grad_norm_", _clip_norm)]
+    if hasattr(clip_grad, inner):
+        clips = [_Patch(clip_grad, inner, _clip), _Patch(nn.utils, outer, _clip)]
+    scalers = [torch.amp.GradScaler]
+    for scaler in scalers:
+        scalers += scaler.__subclasses__()
+    return [
+        _Patch(torch.autograd, "backward", _backward),  # which Tensor.backward calls
+        _Patch(nn.Module, "zero_grad", _module_zero_grad),
+        *(_Patch(its, _UNSCALE, _unscale) for its in scalers if _UNSCALE in vars(its)),
+        *clips,
+    ]
 
 
 @contextmanager
@@ -172,14 +200,15 @@ def losses_from_backward(*optimizers: object) -> Iterator[None]:
     `GradScaler` divides it by its scale with the gradients, and where `clip_grad_norm_` clips them,
     the model of the loss knows of it. No host synchronisation, and no graph is kept.
 
-    While it is open, `torch.autograd.backward`, `Module.zero_grad`, `GradScaler` and
-    `torch.nn.utils.clip_grad_norm_` are wrapped, in the whole process; what they do stays the same.
-    Passes in other threads than the one that opened it are not looked at. It may be nested for
-    different optimizers. What else is done to gradients after `backward()`, such as to divide
-    them, is not seen. Rules that ask for probes get none.
+    While it is open, `torch.autograd.backward`, `Module.zero_grad`, `GradScaler` and what
+    `torch.nn.utils.clip_grad_norm_` calls are wrapped, in the whole process; what they do stays the
+    same. Passes in other threads than the one that opened it are not looked at. It may be nested
+    for different optimizers. What else is done to gradients after `backward()`, such as to divide
+    them, is not seen. A rule that asks for probes gets none, and goes on without.
 
     A step whose loss can't be told is refused with the reason: after a `backward()` on several
-    elements, or one that added to gradients that were used, or reset in part.
+    elements, or one that added to gradients that were used, reset in part, clipped, or changed
+    unseen. `record_loss` and `record_clipping`, which would count twice, are refused.
 
     Args:
         *optimizers: The wrappers, or what a trainer made of them.
@@ -196,17 +225,18 @@ def losses_from_backward(*optimizers: object) -> Iterator[None]:
         raise TypeError(
             "losses_from_backward() got no optimizer. Write losses_from_backward(optimizer)."
         )
-    mine: list[Watched] = []
+    wrappers = [wrapper_of(optimizer) for optimizer in optimizers]
     with _lock:
-        for wrapper in map(wrapper_of, optimizers):
-            if any(one.wrapper is wrapper for one in (*_watched, *mine)):
-                raise ValueError(
-                    "losses_from_backward() got an optimizer whose losses are learned already. "
-                    "Name each optimizer once, in the outer with."
-                )
-            mine.append(Watched(wrapper))
+        named = {id(wrapper) for wrapper in wrappers}
+        if len(named) < len(wrappers) or named & {id(one.wrapper) for one in _watched}:
+            raise ValueError(
+                "losses_from_backward() got an optimizer whose losses are learned already. Name "
+                "each optimizer once, in the outer with."
+            )
+        mine = [Watched(wrapper) for wrapper in wrappers]
         if not _watched:
-            for patch in _PATCHES:
+            _patched[:] = _patches()
+            for patch in _patched:
                 patch.on()
         _watched.extend(mine)
     try:
@@ -215,7 +245,7 @@ def losses_from_backward(*optimizers: object) -> Iterator[None]:
         with _lock:
             _watched[:] = [one for one in _watched if one not in mine]
             if not _watched:
-                for patch in _PATCHES:
+                for patch in _patched:
                     patch.off()
         for one in mine:
-            one.pending.clear()
+            one.close()

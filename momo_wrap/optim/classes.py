@@ -15,6 +15,7 @@ from inspect import Parameter, Signature
 from itertools import accumulate
 from typing import Any, ClassVar, NamedTuple, get_type_hints
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
@@ -118,7 +119,7 @@ class MoMoOptimizer(MoMoWrapper):
         arguments = given.arguments
         own = {**recipe.own, **{name: arguments.pop(name) for name in _OWN if name in arguments}}
         rule = _chosen(recipe.rule, own.pop("rule", None), own.pop("lower_bound", None), name)
-        of_base = {key: value for key, value in recipe.of_base.items() if key not in arguments}
+        of_base = {k: _own_copy(v) for k, v in recipe.of_base.items() if k not in arguments}
         super().__init__(recipe.base(*given.args, **{**of_base, **given.kwargs}), rule, **own)
 
 
@@ -205,6 +206,11 @@ def _chosen(own: StepRule, rule: StepRule | None, bound: float | None, whose: st
     return own
 
 
+def _own_copy(value: Any) -> Any:
+    """Return a default for one optimizer alone: schedulers write into learning rates."""
+    return value.clone() if isinstance(value, Tensor) else value
+
+
 def _check_base(base: object) -> None:
     if not (isinstance(base, type) and issubclass(base, Optimizer)):
         raise TypeError(
@@ -238,7 +244,23 @@ def _signature(base: type[Optimizer], defaults: Mapping[str, Any]) -> Signature:
                 f"Neither {base.__name__} nor MoMoWrapper has an argument {name!r} that could have "
                 f"the default {value!r}. Those that they have are: {', '.join(named)}."
             )
-    return Signature([first, *named.values(), *rest], return_annotation=None)
+    return Signature([first, *_in_order([*named.values()]), *rest], return_annotation=None)
+
+
+def _in_order(parameters: list[Parameter]) -> list[Parameter]:
+    """Return parameters, by keyword alone from one without a default on that follows one with."""
+    has_default = False
+    for i, parameter in enumerate(parameters):
+        is_required = parameter.default is Parameter.empty
+        if parameter.kind is Parameter.POSITIONAL_OR_KEYWORD and is_required and has_default:
+            return [*parameters[:i], *(_by_keyword(its) for its in parameters[i:])]
+        has_default = has_default or not is_required
+    return parameters
+
+
+def _by_keyword(parameter: Parameter) -> Parameter:
+    is_positional = parameter.kind is Parameter.POSITIONAL_OR_KEYWORD
+    return parameter.replace(kind=Parameter.KEYWORD_ONLY) if is_positional else parameter
 
 
 def _constructor(cls: type[MoMoOptimizer], signature: Signature) -> Callable[..., None]:

@@ -29,7 +29,8 @@ _RULE_PREFIX = f"{PREFIX}rule_"
 _STEPS, _SCHEDULED, _REACH = f"{PREFIX}steps", f"{PREFIX}is_scheduled", f"{PREFIX}reach"
 # Names of a rule's memory in files of version 0.1.0.
 _FORMER = {"prediction": "foretold"}
-# In a state dict, for R of a group that starts with a history, and for an unknown reach.
+# In a state dict, for R of a group that starts with a history; for S where no gradient was clipped
+# yet, and for an unknown reach.
 _HAS_HISTORY = _UNKNOWN = -1.0
 
 Pairs: TypeAlias = Sequence[tuple[Optimizer, Adapter]]
@@ -214,8 +215,9 @@ class Memory:
         for i, start in enumerate(self.starts):
             if start is Start.HISTORY:
                 averages[3, i] = _HAS_HISTORY
-        names = [PREFIX + name for name in (*_NAMES, _CLIPPED)[: len(averages)]]
-        entries = [dict(zip(names, column, strict=True)) for column in numbers_of(averages.t())]
+        names = [PREFIX + name for name in (*_NAMES, _CLIPPED)]
+        columns = numbers_of(averages.t())
+        entries = [dict(zip(names, [*own, _UNKNOWN], strict=False)) for own in columns]
         rule = zip(self._initial, numbers_of(self._values), strict=True)
         entries[0].update({_RULE_PREFIX + name: value for name, value in rule})
         (reach,) = [_UNKNOWN] if self.reach is None else numbers_of(self.reach.reshape(1))
@@ -264,9 +266,11 @@ class Memory:
             self.starts[index] = Start.HISTORY
         else:
             clipped = group.get(PREFIX + _CLIPPED)
-            if clipped is not None:
+            if clipped is None or float(clipped) < 0:
+                clipped = values["weight_sum"]
+            else:
                 self.follow_clipping()
-            found = [*values.values(), values["weight_sum"] if clipped is None else clipped]
+            found = [*values.values(), clipped]
             self.averages[:, index] = vector(found[: len(self.averages)], self.averages)
             self.starts[index] = Start.RUNNING
             if weight == 0:
@@ -277,8 +281,7 @@ class Memory:
     def _mark(self) -> None:
         """Leave the names in the groups, without values."""
         for _, _, group in self._owners:
-            group.update({PREFIX + name: None for name in _NAMES})
-            group.pop(PREFIX + _CLIPPED, None)
+            group.update({PREFIX + name: None for name in (*_NAMES, _CLIPPED)})
         _, _, first = self._owners[0]
         for key in [key for key in first if key.startswith(_RULE_PREFIX)]:
             del first[key]

@@ -133,7 +133,7 @@ def test_fastai_has_optimizers_of_its_own(tmp_path: Path) -> None:
 def test_one_cycle_with_a_class(tmp_path: Path) -> None:
     """It moves the cap and the first of the betas of a class that fastai makes."""
     made = learner(tmp_path, opt_func=partial(OptimWrapper, opt=TrustedAdamW), lr=100.0)
-    made.fit_one_cycle(10, lr_max=100.0)
+    made.fit_one_cycle(8, lr_max=100.0)
     optimizer = made.opt.opt
     assert type(optimizer) is TrustedAdamW
     (group,) = optimizer.param_groups

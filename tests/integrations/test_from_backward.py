@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, AdamW
 from torch.utils.checkpoint import checkpoint
 
@@ -26,15 +29,19 @@ FUNCTIONS = (
     (torch.autograd, "backward"),
     (nn.Module, "zero_grad"),
     (torch.amp.GradScaler, "_unscale_grads_"),
+    (ShardedGradScaler, "_unscale_grads_"),
     (nn.utils, "clip_grad_norm_"),
+    (nn.utils, "clip_grads_with_norm_"),
+    (nn.utils.clip_grad, "_clip_grads_with_norm_"),
 )
-ORIGINALS = [getattr(owner, name) for owner, name in FUNCTIONS]
+# Those before torch 2.6 have the last two not.
+ORIGINALS = [getattr(owner, name, None) for owner, name in FUNCTIONS]
 
 
 @pytest.fixture(autouse=True)
 def _off_again() -> Iterator[None]:
     yield
-    assert [getattr(owner, name) for owner, name in FUNCTIONS] == ORIGINALS
+    assert [getattr(owner, name, None) for owner, name in FUNCTIONS] == ORIGINALS
 
 
 def given(by_hand: bool, loss: Any) -> dict[str, Any]:
@@ -100,7 +107,25 @@ def test_scale_of_a_grad_scaler_is_undone(unscale: bool, set_to_none: bool, deri
     assert torch.equal(by_hand, learned_too)
 
 
-def test_clipping_is_told() -> None:
+def by_parts(params: Any, limit: float) -> None:
+    norm = nn.utils.get_total_norm([param.grad for param in params])
+    nn.utils.clip_grads_with_norm_(params, limit, norm)
+
+
+CLIPPING: dict[str, Any] = {
+    "torch.nn.utils": lambda *given: nn.utils.clip_grad_norm_(*given),
+    "imported before": clip_grad_norm_,
+    "in parts": by_parts,
+}
+
+
+@pytest.mark.parametrize("clip", CLIPPING.values(), ids=CLIPPING)
+def test_clipping_is_told(clip: Any) -> None:
+    if not hasattr(nn.utils, "get_total_norm"):
+        if clip is by_parts:
+            pytest.skip("torch has it from 2.6 on")
+        if clip is clip_grad_norm_:
+            pytest.skip("before torch 2.6 it is seen only where it is called as torch.nn.utils'")
     found = []
     for learned in (False, True):
         model = task.network()
@@ -111,12 +136,62 @@ def test_clipping_is_told() -> None:
                 optimizer.zero_grad()
                 loss = task.loss_of(model, batch)
                 loss.backward()
-                norm = nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-                if not learned:
+                if learned:
+                    clip(list(model.parameters()), 0.1)
+                else:
+                    norm = clip_grad_norm_(model.parameters(), 0.1)
                     optimizer.record_clipping((0.1 / (norm + 1e-6)).clamp(max=1.0))
                 optimizer.step(**given(not learned, loss))
         found.append(records)
     task.assert_same_steps(found[1], found[0], 0.0)
+
+
+def test_the_wrappers_own_clipping_counts_once() -> None:
+    """It clips by torch's function, too; others are told where it has clipped their gradients."""
+    found = []
+    for learned in (False, True):
+        model = task.network()
+        optimizer = MoMoWrapper(SGD(model.parameters(), lr=20.0), MoMo(0.1), max_grad_norm=0.1)
+        part = MoMoWrapper(SGD(model[0].parameters(), lr=1e-30), MoMo(-math.inf))
+        records = task.watched(optimizer)
+        with losses_from_backward(optimizer, part) if learned else nullcontext():
+            for batch in task.batches():
+                optimizer.zero_grad()
+                loss = task.loss_of(model, batch)
+                loss.backward()
+                squares = [float(p.grad.square().sum()) for p in model.parameters()]  # type: ignore[union-attr]
+                optimizer.step(**given(not learned, loss))
+                if learned:
+                    part.step()
+                    factor = min(1.0, 0.1 / (sum(squares) ** 0.5 + 1e-6))
+                    slope = float(last_step(part).predicted_decrease) / 1e-30
+                    assert slope == pytest.approx(factor * sum(squares[:2]))
+                    with pytest.raises(TypeError, match=r"backward\(\) add to them since"):
+                        optimizer.step()
+        found.append(records)
+    task.assert_same_steps(found[1], found[0], 0.0)
+
+
+@pytest.mark.usefixtures("alone")
+def test_scale_is_undone_by_another_kind_of_scaler() -> None:
+    model = task.network(torch.float32)
+    optimizer = MoMoWrapper(SGD(model.parameters(), lr=0.1))
+    scaler = ShardedGradScaler("cpu", init_scale=2.0**10)
+    loss = task.loss_of(model, task.batches(torch.float32)[0])
+    with losses_from_backward(optimizer):
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+    assert last_step(optimizer).loss == loss.detach()
+
+
+def test_roots_of_low_precision_are_added_up_in_float32() -> None:
+    param = nn.Parameter(torch.ones(1))
+    optimizer = MoMoWrapper(SGD([param], lr=0.1))
+    with losses_from_backward(optimizer):
+        roots = [(param.sum() * value).bfloat16() for value in [256.0] + 8 * [0.5]]
+        torch.autograd.backward(roots)
+        optimizer.step()
+    assert last_step(optimizer).loss == 260.0
 
 
 def gan(*, by: str, detached: bool) -> list[list[StepRecord]]:
@@ -244,16 +319,43 @@ def test_nobody_waits_and_no_graph_is_kept() -> None:
 
 
 @pytest.fixture
-def sharded() -> Iterator[nn.Module]:
-    """A network in FSDP2, alone in its group."""
+def alone() -> Iterator[None]:
+    """A group of this process alone."""
     store: Any = vars(dist)["HashStore"]()
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
-        model: Any = task.network()
-        mesh = init_device_mesh("cpu", (1,))
-        yield fully_shard(model, mesh=mesh)
+        yield
     finally:
         dist.destroy_process_group()
+
+
+@pytest.fixture
+def sharded(request: pytest.FixtureRequest) -> Any:
+    """A network in FSDP2, alone in its group."""
+    request.getfixturevalue("alone")
+    model: Any = task.network()
+    return fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("without_sync", [0, 1, 2])
+@pytest.mark.parametrize("set_to_none", [False, True])
+@pytest.mark.parametrize("as_view", [False, True])
+def test_ddp(as_view: bool, set_to_none: bool, without_sync: int) -> None:
+    """It makes gradients anew between two passes, as views of its buckets."""
+    model = nn.parallel.DistributedDataParallel(task.network(), gradient_as_bucket_view=as_view)
+    optimizer = MoMoWrapper(SGD(model.parameters(), lr=0.1, momentum=0.9), MoMo(0.1))
+    with losses_from_backward(optimizer):
+        for step in range(4):
+            optimizer.zero_grad(set_to_none)
+            total: Any = 0.0
+            for index in range(3):
+                with model.no_sync() if index < without_sync else nullcontext():
+                    loss = task.loss_of(model, task.batches()[3 * (step % 2) + index]) / 3
+                    loss.backward()
+                total = total + loss.detach()
+            optimizer.step()
+            assert last_step(optimizer).loss == total
 
 
 def test_fsdp2(sharded: Any) -> None:
@@ -352,13 +454,100 @@ def an_edge(optimizer: Any, param: Any) -> None:
 
 def recorded_too(optimizer: Any, param: Any) -> None:
     param.sum().backward()
-    optimizer.record_loss(1.0)
+    optimizer.record_loss(1.0, reduction="sum")
+
+
+def clipping_recorded_too(optimizer: Any, param: Any) -> None:
+    param.sum().backward()
+    norm = nn.utils.clip_grad_norm_([param], 0.1)
+    optimizer.record_clipping(0.1 / norm)
+
+
+def clipped_between(optimizer: Any, param: Any) -> None:
+    for _ in range(2):
+        param.sum().backward()
+        nn.utils.clip_grad_norm_([param], 0.1)
+    optimizer.step()
+
+
+def not_seen(optimizer: Any, param: Any) -> None:
+    (param.grad,) = torch.autograd.grad(param.sum(), param)
+    optimizer.step()
+
+
+def set_after_a_reset(optimizer: Any, param: Any) -> None:
+    param.sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    (param.grad,) = torch.autograd.grad(param.square().sum(), param)
+    param.sum().backward()
+    optimizer.step()
+
+
+def set_after_a_reset_of_the_model(optimizer: Any, param: Any) -> None:
+    param.sum().backward()
+    optimizer.step()
+    nn.ParameterList([param]).zero_grad()
+    (param.grad,) = torch.autograd.grad(param.square().sum(), param)
+    param.sum().backward()
+    optimizer.step()
+
+
+def another_thread(optimizer: Any, param: Any) -> None:
+    thread = threading.Thread(target=param.sum().backward)
+    thread.start()
+    thread.join()
+    param.sum().backward()
+    optimizer.step()
+
+
+def set_by_hand(optimizer: Any, param: Any) -> None:
+    param.sum().backward()
+    (param.grad,) = torch.autograd.grad(param.square().sum(), param)
+    param.sum().backward()
+    optimizer.step()
+
+
+def zeroed_by_hand(optimizer: Any, param: Any) -> None:
+    param.sum().backward()
+    param.grad.zero_()
+    param.sum().backward()
+    optimizer.step()
+
+
+def reset_by_another(optimizer: Any, param: Any) -> None:
+    other = MoMoWrapper(SGD([param], lr=0.01))
+    param.sum().backward()
+    other.zero_grad(set_to_none=False)
+    param.sum().backward()
+    optimizer.step()
+
+
+def in_a_hook(optimizer: Any, param: Any) -> None:
+    hook = param.register_post_accumulate_grad_hook(lambda _: optimizer.step())
+    try:
+        param.sum().backward()
+    finally:
+        hook.remove()
 
 
 REFUSED: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "nothing was differentiated": (
         lambda o, _: o.step(),
-        r"step\(\) needs the loss .* with momo_wrap.integrations.losses_from_backward\(optimizer\)",
+        r"has seen no backward\(\) add to them.*Write optimizer.record_loss",
+    ),
+    "differentiated by another function": (not_seen, "It sees neither torch.autograd.grad"),
+    "another thread": (another_thread, "somebody had set or changed gradients"),
+    "gradients that were set": (set_by_hand, "somebody had set or changed gradients"),
+    "gradients that were set after a reset": (set_after_a_reset, "somebody had set or changed"),
+    "after a reset of the model": (set_after_a_reset_of_the_model, "somebody had set or changed"),
+    "gradients zeroed by hand": (zeroed_by_hand, "somebody had set or changed gradients"),
+    "reset by another optimizer": (reset_by_another, "somebody had set or changed gradients"),
+    "within backward()": (in_a_hook, r"nor a backward\(\) that has not ended yet"),
+    "clipped between two": (clipped_between, r"Clip once, after the last backward\(\)"),
+    "clipping that is recorded, too": (
+        clipping_recorded_too,
+        r"record_clipping\(\) was called within losses_from_backward.*is told already",
     ),
     "the same loss for two steps": (
         lambda o, p: (p.sum().backward(), o.step(), o.step()),
@@ -382,7 +571,7 @@ REFUSED: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     ),
     "a loss that is recorded, too": (
         recorded_too,
-        r"losses before had 'sum'.*Within losses_from_backward\(\) they are recorded already",
+        r"record_loss\(\) was called within losses_from_backward.*losses are recorded already",
     ),
 }
 
@@ -434,20 +623,19 @@ def test_what_others_put_over_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     with monkeypatch.context() as patched:
         with losses_from_backward(optimizer):
-            below = nn.utils.clip_grad_norm_
+            below = torch.autograd.backward
 
-            def clip(*args: Any, **kwargs: Any) -> Tensor:
+            def backward(*args: Any, **kwargs: Any) -> None:
                 calls.append(1)
-                return below(*args, **kwargs)
+                below(*args, **kwargs)
 
-            patched.setattr(nn.utils, "clip_grad_norm_", clip)
+            patched.setattr(torch.autograd, "backward", backward)
         with losses_from_backward(optimizer):
             param.sum().backward()
-            nn.utils.clip_grad_norm_([param], 0.1)
-            factor = optimizer._pending.clipping
-            assert float(factor) == pytest.approx(0.1 / 2**0.5)  # type: ignore[arg-type]
+            optimizer.step()
+            assert last_step(optimizer).loss == 2.0
         assert calls == [1]
-    nn.utils.clip_grad_norm_ = ORIGINALS[3]
+    vars(torch.autograd)["backward"] = ORIGINALS[0]
 
 
 def test_wrong_optimizers() -> None:
@@ -464,6 +652,9 @@ def test_wrong_optimizers() -> None:
         pass
     with pytest.raises(ValueError, match="once"), losses_from_backward(optimizer, optimizer):
         pass
+    with pytest.raises(TypeError, match="got SGD"), losses_from_backward(optimizer, optimizer.base):
+        pass
+    optimizer.record_loss(1.0)  # as nothing is learned
 
 
 @contextmanager

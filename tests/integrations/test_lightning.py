@@ -160,6 +160,26 @@ def test_scale_of_a_grad_scaler_is_undone(accumulate: int) -> None:
         torch.testing.assert_close(first, other, rtol=0.1, atol=0.0)  # float16 in the forward pass
 
 
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_clipping_of_scaled_gradients_is_told(accumulate: int) -> None:
+    """Lightning asks whether the optimizer unscales by itself before it clips, too."""
+    slopes = []
+    for clip in (None, 0.1):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+        module = Regression(torch.float32)
+        fit = trainer(
+            plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
+            accumulate_grad_batches=accumulate,
+            gradient_clip_val=clip,
+            max_epochs=1,
+        )
+        fit.fit(module, loader(torch.float32))
+        assert len(module.records) == -(-task.BATCHES // accumulate)
+        slopes.append(float(module.records[0].predicted_decrease))
+    # AdamW's first step is along the signs, whatever the gradients were multiplied by.
+    assert slopes[1] == pytest.approx(slopes[0], rel=1e-3)
+
+
 def test_step_that_the_scaler_skips_leaves_no_loss_behind() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)  # overflows float16 at first
     module = Regression(torch.float32)

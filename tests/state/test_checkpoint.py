@@ -169,7 +169,7 @@ def test_scalars_are_in_the_groups() -> None:
     go_on((problem, optimizer), 3)
     first, second = optimizer.state_dict()["param_groups"]
     ours = {name for name in second if name.startswith("momo_")}
-    of_model = ("loss_sum", "loss_weight_sum", "weight_sum", "displacement")
+    of_model = ("loss_sum", "loss_weight_sum", "weight_sum", "displacement", "clipped_weight_sum")
     assert ours == {f"momo_{name}" for name in of_model}
     of_all = {"momo_rule_lower_bound", "momo_steps", "momo_is_scheduled"}
     assert {name for name in first if name.startswith("momo_")} == ours | of_all
