@@ -29,8 +29,7 @@ _RULE_PREFIX = f"{PREFIX}rule_"
 _STEPS, _SCHEDULED, _REACH = f"{PREFIX}steps", f"{PREFIX}is_scheduled", f"{PREFIX}reach"
 # Names of a rule's memory in files of version 0.1.0.
 _FORMER = {"prediction": "foretold"}
-# In a state dict, for R of a group that starts with a history; for S where no gradient was clipped
-# yet, and for an unknown reach.
+# In a state dict, for R of a group that starts with a history, and for S and a reach that are not.
 _HAS_HISTORY = _UNKNOWN = -1.0
 
 Pairs: TypeAlias = Sequence[tuple[Optimizer, Adapter]]
@@ -84,9 +83,7 @@ class Memory:
         )
         self.rates = rates
 
-    def write(
-        self, averages: Tensor, rule: Mapping[str, Tensor], reach: Tensor | None = None
-    ) -> None:
+    def write(self, averages: Tensor, rule: Mapping[str, Tensor], reach: Tensor | None) -> None:
         """Write what a step has left: new averages, and the rule's memory, which may be empty."""
         self.steps += 1
         self.reach = reach
@@ -157,8 +154,8 @@ class Memory:
         self.steps = int(owners[0][2].get(_STEPS) or self.steps)
         self.is_scheduled |= bool(owners[0][2].get(_SCHEDULED))
         reach = owners[0][2].get(_REACH)
-        if reach is not None:
-            self.reach = None if float(reach) < 0 else as_scalar(reach, self.averages)
+        if reach is not None and float(reach) >= 0:
+            self.reach = as_scalar(reach, self.averages)
         self._mark()
 
     def _restart(self, indices: Sequence[int]) -> None:
@@ -216,8 +213,8 @@ class Memory:
             if start is Start.HISTORY:
                 averages[3, i] = _HAS_HISTORY
         names = [PREFIX + name for name in (*_NAMES, _CLIPPED)]
-        columns = numbers_of(averages.t())
-        entries = [dict(zip(names, [*own, _UNKNOWN], strict=False)) for own in columns]
+        columns = [[*own, _UNKNOWN] for own in numbers_of(averages.t())]
+        entries = [dict(zip(names, own, strict=False)) for own in columns]
         rule = zip(self._initial, numbers_of(self._values), strict=True)
         entries[0].update({_RULE_PREFIX + name: value for name, value in rule})
         (reach,) = [_UNKNOWN] if self.reach is None else numbers_of(self.reach.reshape(1))

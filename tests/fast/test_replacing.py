@@ -26,6 +26,7 @@ from momo_wrap.engine.passes import Engine
 from momo_wrap.fast import engine as fast_engine
 from momo_wrap.fast import kernels
 from momo_wrap.fast.engine import CompiledEngine, UpdatingEngine, choose_engine
+from momo_wrap.fast.stepping import SteppingEngine
 from tests.cases import ALGORITHMS, Case
 from tests.mixture import COMPILED, FEW, distance, set_gradients, snapshot, train, wrapped
 from tests.releases import TORCH
@@ -328,7 +329,10 @@ def test_auto_is_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen("auto", 2**24, base=SGD) is CompiledEngine
     assert chosen("auto", 2**24 - 2, base=SGD) is Engine  # its own step is as fast
     assert chosen("auto", 2**24, fused=True) is CompiledEngine
-    assert chosen("auto", 2**24 - 2, fused=True) is Engine
+    assert chosen("auto", 2**24 - 2, fused=True) is SteppingEngine
+    assert chosen(False, 2**20, fused=True) is SteppingEngine
+    assert chosen(False, 2**20 - 2, fused=True) is Engine
+    assert chosen(False, 2**20, base=SGD, fused=True) is Engine  # a spike makes its moves longer
     assert chosen("auto", 2**24, "meta") is Engine
     assert chosen(True, 1) is CompiledEngine
     assert chosen(True, 1, base=torch.optim.Adagrad) is Engine

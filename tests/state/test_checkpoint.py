@@ -171,7 +171,7 @@ def test_scalars_are_in_the_groups() -> None:
     ours = {name for name in second if name.startswith("momo_")}
     of_model = ("loss_sum", "loss_weight_sum", "weight_sum", "displacement", "clipped_weight_sum")
     assert ours == {f"momo_{name}" for name in of_model}
-    of_all = {"momo_rule_lower_bound", "momo_steps", "momo_is_scheduled"}
+    of_all = {"momo_rule_lower_bound", "momo_steps", "momo_is_scheduled", "momo_reach"}
     assert {name for name in first if name.startswith("momo_")} == ours | of_all
     again = json.loads(json.dumps(optimizer.state_dict()["param_groups"]))
     assert [{n: group[n] for n in ours} for group in again] == [

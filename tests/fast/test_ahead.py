@@ -1,0 +1,445 @@
+"""Where θ is foreseen, the pass that sums up also moves: the same as two passes."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from momo_wrap import (
+    ModelStats,
+    MoMo,
+    MoMoStar,
+    MoMoWrapper,
+    StepDecision,
+    StepRule,
+    TrustedMoMo,
+)
+from momo_wrap.engine.ahead import Ahead
+from momo_wrap.fast import CompiledEngine, kernels
+from momo_wrap.fast import engine as fast_engine
+from momo_wrap.fast.stepping import SteppingEngine
+from momo_wrap.research import SPSMax
+from tests.problems import Problem, flat
+
+Make = Callable[[Any], Optimizer]
+
+BASES: dict[str, Make] = {
+    "SGD": lambda params: SGD(params, lr=0.01, momentum=0.9, weight_decay=0.01),
+    "Nesterov": lambda params: SGD(params, lr=0.01, momentum=0.9, nesterov=True),
+    "Adam": lambda params: Adam(params, lr=0.01, amsgrad=True),
+    "AdamW": lambda params: AdamW(params, lr=0.01, weight_decay=0.1),
+    "NAdam": lambda params: torch.optim.NAdam(params, lr=0.01),
+    "RAdam": lambda params: torch.optim.RAdam(params, lr=0.01),
+    "Adamax": lambda params: torch.optim.Adamax(params, lr=0.01),
+}
+RULES: dict[str, Callable[[], StepRule]] = {
+    "MoMo": MoMo,
+    "MoMoStar": MoMoStar,
+    "TrustedMoMo": TrustedMoMo,
+    "unbounded": lambda: MoMo(-math.inf),
+}
+
+
+@contextmanager
+def two_passes() -> Iterator[None]:
+    """Let no engine foresee anything."""
+    compiled = patch.object(CompiledEngine, "foresees", False)
+    with compiled, patch.object(SteppingEngine, "foresees", False):
+        yield
+
+
+class Passes:
+    """Counts passes over the blocks, and how many of the sums also move."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sums = self.moves = self.ahead = 0
+        run = kernels.run
+
+        def spy(traced: Any, key: Any, block: Any, *scales: Tensor) -> Any:
+            self.moves += key[0] == "move"
+            self.sums += key[0] == "sum up"
+            self.ahead += key[0] == "sum up" and bool(scales)
+            return run(traced, key, block, *scales)
+
+        monkeypatch.setattr(kernels, "run", spy)
+
+    def taken(self) -> tuple[int, int, int]:
+        """Return sums, moves, and sums that move, since it was last asked."""
+        found = (self.sums, self.moves, self.ahead)
+        self.sums = self.moves = self.ahead = 0
+        return found
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
+    return Passes(monkeypatch)
+
+
+def at_lr(optimizer: Optimizer, lr: float | None) -> Optimizer:
+    for group in optimizer.param_groups if lr is not None else []:
+        group["lr"] = lr
+    return optimizer
+
+
+def run(
+    make: Make,
+    rule: StepRule,
+    steps: int = 25,
+    *,
+    lr: float | None = None,
+    dtype: torch.dtype = torch.float32,
+    groups: int = 1,
+    compiled: Any = True,
+    start: Mapping[str, Any] | None = None,
+) -> tuple[list[Tensor], MoMoWrapper]:
+    """Train, and return the parameters after each step."""
+    problem = Problem(dtype=dtype)
+    params: Any = problem.params
+    if groups > 1:
+        params = [{"params": params[:2]}, {"params": params[2:], "lr": 0.02 if lr is None else lr}]
+    optimizer = MoMoWrapper(at_lr(make(params), lr), rule, compiled=compiled)
+    if start is not None:
+        optimizer.load_state_dict(dict(start))
+    found = []
+    for _ in range(steps):
+        optimizer.step(loss=problem.gradients())
+        found.append(flat(problem.params))
+    return found, optimizer
+
+
+@pytest.mark.parametrize("rule", ["MoMo", "TrustedMoMo", "unbounded"])
+@pytest.mark.parametrize("base", BASES)
+def test_bit_for_bit_where_it_is_foreseen(base: str, rule: str, passes: Passes) -> None:
+    """At a cap that never binds, or with a limit that is known beforehand, two passes are one."""
+    lr = 100.0 if rule == "TrustedMoMo" else None
+    found, _ = run(BASES[base], RULES[rule](), lr=lr)
+    sums, moves, ahead = passes.taken()
+    with two_passes():
+        expected, _ = run(BASES[base], RULES[rule](), lr=lr)
+    assert all(map(torch.equal, found, expected))
+    # The first step makes the state; then two steps find out; a cut step takes two more.
+    assert ahead > sums // 3
+    assert moves < sums
+    assert passes.taken()[2] == 0
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_what_was_not_foreseen_is_put_right(base: str, passes: Passes) -> None:
+    """Caps at which some steps are cut, and others are not: in float64 two passes to rounding."""
+    for lr in (0.3, 3.0):
+        found, _ = run(BASES[base], MoMo(), lr=lr, dtype=torch.float64, steps=12)
+        with two_passes():
+            expected, optimizer = run(BASES[base], MoMo(), lr=lr, dtype=torch.float64, steps=12)
+        for one, other in zip(found, expected, strict=True):
+            assert (one - other).abs().max() <= 1e-9 * (1.0 + other.abs().max())
+        assert optimizer.last_step is not None
+    assert passes.taken()[1] > 0
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_run_that_is_cut_at_every_step_takes_two_passes(groups: int, passes: Passes) -> None:
+    run(BASES["AdamW"], MoMo(), 4, lr=1e6, groups=groups)
+    passes.taken()
+    _, optimizer = run(BASES["AdamW"], MoMo(), 10, lr=1e6, groups=groups)
+    sums, moves, ahead = passes.taken()
+    assert (moves, ahead) == (sums, 0)
+    assert optimizer.last_step is not None
+    assert 0.0 < optimizer.last_step.theta < 1.0
+
+
+class Told(StepRule):
+    """Takes fractions that it is told, and foresees others."""
+
+    def __init__(self, fractions: Sequence[float], foreseen: Sequence[float]) -> None:
+        super().__init__()
+        self.fractions, self.foreseen = iter(fractions), iter(foreseen)
+
+    def foresee(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> Tensor:
+        assert math.isnan(stats.predicted_decrease)
+        assert math.isnan(stats.value)
+        assert stats.loss.isfinite()
+        return torch.full_like(stats.learning_rate, next(self.foreseen))
+
+    def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
+        theta = torch.full_like(stats.learning_rate, next(self.fractions))
+        return StepDecision(theta, theta, stats.lower_bound)
+
+
+def test_after_a_wrong_expectation_two_passes_until_one_comes_true(passes: Passes) -> None:
+    fractions = [1.0, 1.0, 1.0, 0.5, 0.5, 1.0, 1.0, 1.0]
+    ahead = []
+    problem = Problem(dtype=torch.float32)
+    rule = Told(fractions, [1.0] * 8)
+    optimizer = MoMoWrapper(BASES["SGD"](problem.params), rule, compiled=True)
+    for _ in fractions:
+        optimizer.step(loss=problem.gradients())
+        ahead.append(passes.taken())
+    # The first step makes the state, uncompiled, and the second has nothing to go by.
+    assert ahead == [(0, 0, 0), (1, 1, 0), (1, 0, 1), (1, 1, 1), *[(1, 1, 0)] * 2, *[(1, 0, 1)] * 2]
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -1.0])
+def test_what_can_not_be_undone_is_not_done(wrong: float, passes: Passes) -> None:
+    problem = Problem(dtype=torch.float32)
+    rule = Told([1.0] * 8, [1.0, 1.0, 1.0, *[wrong] * 5])
+    optimizer = MoMoWrapper(BASES["AdamW"](problem.params), rule, compiled=True)
+    for _ in range(3):
+        optimizer.step(loss=problem.gradients())
+    passes.taken()
+    optimizer.step(loss=problem.gradients())
+    assert passes.taken() == (1, 1, 0)
+    assert flat(problem.params).isfinite().all()
+
+
+def test_weight_decay_that_leaves_nothing_is_not_divided_by(passes: Passes) -> None:
+    """1 - α λ is 0."""
+
+    def make(params: Any) -> Optimizer:
+        return AdamW(params, lr=10.0, weight_decay=0.1)
+
+    found, _ = run(make, MoMo(-math.inf), 6)
+    assert passes.taken()[2] == 0
+    assert found[-1].isfinite().all()
+
+
+def test_16_bits_are_rounded_once(passes: Passes) -> None:
+    run(BASES["AdamW"], MoMo(), 6, dtype=torch.bfloat16)
+    sums, moves, ahead = passes.taken()
+    assert sums > 0
+    assert (moves, ahead) == (sums, 0)
+
+
+def test_rules_that_foresee_nothing(passes: Passes) -> None:
+    run(BASES["AdamW"], SPSMax(), 6)
+    sums, moves, ahead = passes.taken()
+    assert sums > 0
+    assert (moves, ahead) == (sums, 0)
+
+
+def test_a_spike_costs_no_digits() -> None:
+    """A gradient 1e6 times the usual one, at θ = 0: the parameters stay where they are."""
+    for spike in (1e3, 1e6, 1e12, 1e30):
+        problem = Problem(dtype=torch.float32)
+        fractions = [1.0] * 5 + [0.0]
+        optimizer = MoMoWrapper(
+            BASES["Nesterov"](problem.params), Told(fractions, [1.0] * 6), compiled=True
+        )
+        moved = torch.zeros(())
+        for _ in range(5):
+            before = flat(problem.params)
+            optimizer.step(loss=problem.gradients())
+            moved = (flat(problem.params) - before).abs().max()
+        before, loss = flat(problem.params), problem.gradients()
+        for param in problem.params:
+            assert param.grad is not None
+            param.grad *= spike
+        optimizer.step(loss=loss)
+        # 16 times as far as in the last step is the farthest that any of them was moved ahead.
+        farthest = before.abs() + 16.0 * moved
+        error = (flat(problem.params) - before).abs()
+        assert (error <= 2.0 * torch.finfo(torch.float32).eps * farthest).all()
+
+
+def test_a_spike_that_is_right_is_taken_whole() -> None:
+    """Bit for bit, though it was held back in the first pass."""
+
+    def ends() -> Tensor:
+        problem = Problem(dtype=torch.float32)
+        rule = Told([1.0] * 6, [1.0] * 6)
+        optimizer = MoMoWrapper(BASES["SGD"](problem.params), rule, compiled=True)
+        for step in range(6):
+            loss = problem.gradients()
+            for param in problem.params:
+                assert param.grad is not None
+                param.grad *= 1e3 if step == 5 else 1.0
+            optimizer.step(loss=loss)
+        return flat(problem.params)
+
+    found = ends()
+    with two_passes():
+        expected = ends()
+    assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+@given(st.data())
+def test_moved_ahead_and_put_right_is_moved_at_once(data: st.DataObject) -> None:
+    """A few units in the last place of max(|x|, limit), against NumPy in extended precision."""
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
+    eps = torch.finfo(dtype).eps
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10_000)))
+    x = torch.randn(40, generator=generator, dtype=dtype)
+    u = torch.randn(40, generator=generator, dtype=dtype)
+    u[:3] *= 10.0 ** data.draw(st.integers(-3, 12))
+    pull, keep, ahead_pull, ahead_keep = (
+        torch.tensor(value, dtype=dtype)
+        for value in (
+            data.draw(st.floats(0.0, 1.0)),
+            data.draw(st.floats(0.5, 1.0)),
+            data.draw(st.floats(0.0, 1.0)),
+            data.draw(st.floats(0.5, 1.0)),
+        )
+    )
+    limit = torch.tensor(data.draw(st.floats(0.0, 10.0)), dtype=dtype)
+    ahead = Ahead(ahead_pull, ahead_keep, limit)
+    moved = ahead.move(x.clone(), u)
+    back = ahead.put_back(moved.clone(), u)
+    found = back.mul(keep).sub(u * pull)
+    exact = x.numpy().astype(np.longdouble) * keep.item()
+    exact = exact - u.numpy().astype(np.longdouble) * np.longdouble(pull.item())
+    error = np.abs(found.numpy().astype(np.longdouble) - exact)
+    largest = np.maximum(x.abs().numpy(), limit.item()) + (u * pull).abs().numpy()
+    assert (error <= 8.0 * eps * largest).all()
+
+
+class Failing(MoMo):
+    """A rule that raises once it is told to."""
+
+    error: BaseException | None = None
+
+    def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
+        if self.error is not None:
+            raise self.error
+        return super().__call__(stats, memory)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_what_raises_in_the_rule_puts_parameters_back(compiled: bool) -> None:
+    """To rounding, as one moves there and back."""
+    problem = Problem(dtype=torch.float64)
+    with patch.object(fast_engine, "_WORTH_FORESEEING", 0):
+        base = AdamW(problem.params, lr=0.01, fused=True)
+        optimizer = MoMoWrapper(base, rule := Failing(), compiled=compiled)
+        for _ in range(5):
+            optimizer.step(loss=problem.gradients())
+        before, rule.error = flat(problem.params), KeyboardInterrupt()
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step(loss=problem.gradients())
+        assert (flat(problem.params) - before).abs().max() < 1e-15
+        rule.error = None
+        optimizer.step(loss=problem.gradients())
+    assert (flat(problem.params) - before).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+@pytest.mark.parametrize("after", range(2, 9))
+def test_resumes_bit_for_bit(name: str, after: int) -> None:
+    """Steps that are foreseen and steps that are not take turns."""
+    fractions = [1.0, 1.0, 1.0, 0.5, 0.5, 1.0, 1.0, 0.25, 1.0, 1.0, 1.0]
+    problem = Problem(dtype=torch.float32)
+    rule = Told(fractions, [1.0] * 11)
+    optimizer = MoMoWrapper(BASES[name](problem.params), rule, compiled=True)
+    for _ in range(after):
+        optimizer.step(loss=problem.gradients())
+    again = Problem(dtype=torch.float32)
+    again.generator.set_state(problem.generator.get_state())
+    for own, other in zip(again.params, problem.params, strict=True):
+        own.data.copy_(other.data)
+    rule = Told(fractions[after:], [1.0] * 11)
+    resumed = MoMoWrapper(BASES[name](again.params), rule, compiled=True)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for _ in fractions[after:]:
+        optimizer.step(loss=problem.gradients())
+        resumed.step(loss=again.gradients())
+        assert torch.equal(flat(problem.params), flat(again.params))
+
+
+class TestFusedBase:
+    """A fused base takes the foreseen step itself, uncompiled."""
+
+    @pytest.fixture(autouse=True)
+    def of_any_size(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(fast_engine, "_WORTH_FORESEEING", 0)
+
+    @staticmethod
+    def make(params: Any) -> Optimizer:
+        return AdamW(params, lr=0.01, weight_decay=0.1, fused=True)
+
+    @pytest.mark.parametrize("kind", [Adam, AdamW])
+    @pytest.mark.parametrize("groups", [1, 2])
+    def test_without_a_bound_it_is_bare(self, kind: Any, groups: int) -> None:
+        """Bit for bit, from where its first steps have led."""
+
+        def make(params: Any) -> Optimizer:
+            optimizer: Optimizer = kind(params, lr=0.01, weight_decay=0.1, fused=True)
+            return optimizer
+
+        problem = Problem(dtype=torch.float32)
+        parts: Any = [{"params": problem.params[:2]}, {"params": problem.params[2:], "lr": 0.02}]
+        params = problem.params if groups == 1 else parts
+        optimizer = MoMoWrapper(make(params), MoMo(-math.inf), compiled=False)
+        for _ in range(3):
+            optimizer.step(loss=problem.gradients())
+        other = Problem(dtype=torch.float32)
+        other.generator.set_state(problem.generator.get_state())
+        for own, its in zip(other.params, problem.params, strict=True):
+            own.data.copy_(its.data)
+        parts = [{"params": other.params[:2]}, {"params": other.params[2:], "lr": 0.02}]
+        bare = make(other.params if groups == 1 else parts)
+        bare.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        for _ in range(10):
+            optimizer.step(loss=problem.gradients())
+            other.gradients()
+            bare.step()
+            assert torch.equal(flat(problem.params), flat(other.params))
+
+    @pytest.mark.parametrize("rule", RULES)
+    @pytest.mark.parametrize("groups", [1, 2])
+    @pytest.mark.parametrize("lr", [0.01, 1.0, 100.0])
+    def test_is_what_two_passes_are(self, rule: str, groups: int, lr: float) -> None:
+        settings: dict[str, Any] = {
+            "dtype": torch.float64,
+            "groups": groups,
+            "lr": lr,
+            "compiled": False,
+            "steps": 12,
+        }
+        found, optimizer = run(self.make, RULES[rule](), **settings)
+        assert type(optimizer._bases._engines[0]) is SteppingEngine
+        with two_passes():
+            expected, other = run(self.make, RULES[rule](), **settings)
+        for one, two in zip(found, expected, strict=True):
+            assert (one - two).abs().max() <= 1e-9 * (1.0 + two.abs().max())
+        assert optimizer.last_step is not None
+        assert other.last_step is not None
+        torch.testing.assert_close(
+            optimizer.last_step.theta, other.last_step.theta, rtol=1e-7, atol=1e-9
+        )
+
+    def test_who_watches_sees_a_step_at_learning_rate_0(self) -> None:
+        problem = Problem(dtype=torch.float32)
+        optimizer = MoMoWrapper(self.make(problem.params), compiled=False)
+        seen: list[float] = []
+        for step in range(6):
+            if step == 4:
+                optimizer.base.register_step_pre_hook(
+                    lambda base, *_: seen.append(base.param_groups[0]["lr"])
+                )
+            optimizer.step(loss=problem.gradients())
+        assert seen == [0.0, 0.0]
+
+    def test_learning_rates_are_put_back(self) -> None:
+        """The very objects, also where the base raises."""
+        problem = Problem(dtype=torch.float32)
+        optimizer = MoMoWrapper(self.make(problem.params), compiled=False)
+        lr = 0.0123456789
+        optimizer.param_groups[0]["lr"] = lr
+        for _ in range(5):
+            optimizer.step(loss=problem.gradients())
+        assert optimizer.param_groups[0]["lr"] is lr
+        loss = problem.gradients()
+        optimizer.state[problem.params[0]]["exp_avg"] = None
+        with pytest.raises(Exception, match=r"NoneType|exp_avg"):
+            optimizer.step(loss=loss)
+        assert optimizer.param_groups[0]["lr"] is lr
