@@ -47,8 +47,8 @@ class AheadStep(PlannedStep):
             pull, keep = foreseen.theta * self._rates.pull, self._rates.keep
             if self._rates.scaled_decay is not None:
                 keep = 1.0 - pull * self._rates.scaled_decay
-            moves = not self._engine.bounds_moves and _can_be_undone(pull, keep)
-            if self._engine.has_stepped or moves:
+            engine = self._engine
+            if engine.has_stepped or (engine.moves_ahead and _can_be_undone(pull, keep)):
                 self._plan_move(pull, keep, self._limit)
         try:
             return super()._sums()
@@ -64,7 +64,7 @@ class AheadStep(PlannedStep):
         given = [pull] if keep is None else [pull, keep]
         for kind, blocks in self._parts:
             its = _like(kind, torch.stack(given))
-            most = _like(kind, limit.new_full((), torch.inf) if self._engine.has_stepped else limit)
+            most = None if self._engine.bounds_moves else _like(kind, limit)
             for block in blocks:
                 if len(block.groups) == 1:
                     own = its.select(1, block.groups[0])

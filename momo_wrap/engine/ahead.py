@@ -46,16 +46,17 @@ class Ahead(NamedTuple):
     Attributes:
         pull: θ° α.
         keep: keep°, what weight decay leaves; None: all.
-        limit: l.
+        limit: l; None: u is bounded anyway.
     """
 
     pull: Tensor
-    keep: Tensor | None
-    limit: Tensor
+    keep: Tensor | None = None
+    limit: Tensor | None = None
 
     def step(self, direction: Tensor) -> Tensor:
         """Return s of a direction u."""
-        return (direction * self.pull).clamp(-self.limit, self.limit)
+        step = direction * self.pull
+        return step if self.limit is None else step.clamp(-self.limit, self.limit)
 
     def move(self, x: Tensor, direction: Tensor) -> Tensor:
         """Return parameters moved ahead, in place."""

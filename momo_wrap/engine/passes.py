@@ -56,13 +56,15 @@ class Engine:
         weight_sums: From how each group averages at this step to R_k of each, of shape [groups].
         settings: A count of the changes that settings of the groups have seen.
         foreseen: What is expected of this step; None: nothing.
-        foresees: Whether it can move parameters ahead, see `momo_wrap.engine.ahead`.
-        bounds_moves: Whether a spike of the gradient can't make its moves much longer.
+        foresees: Whether it, or the base, can move parameters ahead, see `momo_wrap.engine.ahead`.
+        moves_ahead: Whether the first pass of this step can.
+        bounds_moves: Whether a spike of the gradient can't make the base's moves much longer.
         has_stepped: Whether the base has taken the step already, at θ° of the learning rates.
     """
 
     plan: Plan
     foresees = False
+    moves_ahead = False
     has_stepped = False
     bounds_moves = False
 

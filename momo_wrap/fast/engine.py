@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from momo_wrap.engine.plan import Plan
 from momo_wrap.engine.scalars import Scalar
 from momo_wrap.fast import kernels
 from momo_wrap.fast.replacing import has_own_step, is_plain, mark_stepped
-from momo_wrap.fast.stepping import BOUNDED, SteppingEngine
+from momo_wrap.fast.stepping import SteppingEngine
 from momo_wrap.fast.updates import UPDATES, Update
 
 # Below that many parameters, compiling takes longer than it saves in thousands of steps.
@@ -58,7 +58,7 @@ def choose_engine(
     fused = [bool(group.get("fused")) for group in base.param_groups]
     # In lower precision it rounds more often than a base that is to be the same.
     is_full = all(param.dtype in _FULL for param in params)
-    if all(fused) and is_full and type(base) in BOUNDED and elements >= _WORTH_FORESEEING:
+    if all(fused) and is_full and update.bounds_moves and elements >= _WORTH_FORESEEING:
         return SteppingEngine
     updates = compiled and update.pays_uncompiled and not any(fused) and is_full
     return UpdatingEngine if updates else Engine
@@ -125,7 +125,8 @@ class CompiledEngine(UpdatingEngine):
 
     def replaces_step(self, base: Optimizer, formula: Formula, plan: Plan) -> bool:
         """Return whether kernels update the state; see `Engine`."""
-        self.whole = super().replaces_step(base, formula, plan)
+        self.whole = self.moves_ahead = super().replaces_step(base, formula, plan)
+        self.bounds_moves = self._update is not None and self._update.bounds_moves
         return self.whole
 
     def _is_possible(self, params: Sequence[Tensor]) -> bool:
@@ -154,9 +155,9 @@ class CompiledEngine(UpdatingEngine):
         # What is rounded to 16 bits when it is stored would be rounded twice.
         ahead = ahead if block.is_stored_in_full else None
         scales = [] if ahead is None else [scale for scale in ahead if scale is not None]
-        measures = self.foreseen is not None
-        form = (measures, len(scales))
-        traced = functools.partial(_update_and_sum, update, formula, tuple(products), measures)
+        measures = self.foreseen is not None and not self.bounds_moves
+        form = (measures, _form(ahead))
+        traced = functools.partial(_update_and_sum, update, formula, tuple(products), form)
         key = ("sum up", type(update), type(formula), form, *products)
         needs_param = bool(block.decayed) or any("param" in product for product in products)
         needs_param |= ahead is not None
@@ -175,8 +176,8 @@ class CompiledEngine(UpdatingEngine):
             return
         scales, ahead = [pull, keep] if isinstance(keep, Tensor) else [pull], block.ahead
         moved = [] if ahead is None else [scale for scale in ahead if scale is not None]
-        key = ("move", type(formula), len(scales), len(moved))
-        traced = functools.partial(_move, formula, len(scales))
+        key = ("move", type(formula), len(scales), _form(ahead))
+        traced = functools.partial(_move, formula, len(scales), _form(ahead))
         needs_grad = block.number("grad_scale") != 0.0
         done = _run(traced, key, block, *scales, *moved, needs_grad=needs_grad, needs_param=True)
         if done is None:
@@ -190,7 +191,7 @@ def _update_and_sum(
     update: Update,
     formula: Formula,
     products: Sequence[Product],
-    measures: bool,
+    form: tuple[bool, Form],
     block: Block,
     *ahead: Tensor,
 ) -> kernels.Done:
@@ -201,18 +202,18 @@ def _update_and_sum(
     block = block.replaced(new)
     direction = formula.preconditioned(block)
     found = inner_products(block, direction, products)
-    largest = direction.abs().amax() if measures else None
+    largest = direction.abs().amax() if form[0] else None
     if not ahead:
         return (found, largest), tuple(new)
-    block.write_back("param", _ahead_of(ahead).move(block.flat("param"), direction))
+    block.write_back("param", _ahead_of(ahead, form[1]).move(block.flat("param"), direction))
     return (found, largest), (*new, "param")
 
 
-def _move(formula: Formula, own: int, block: Block, *scales: Tensor) -> kernels.Done:
+def _move(formula: Formula, own: int, form: Form, block: Block, *scales: Tensor) -> kernels.Done:
     """Move the parameters of a block, x <- keep x - pull u; return what was written."""
     direction = formula.preconditioned(block)
     if len(scales) > own:
-        x = _ahead_of(scales[own:]).put_back(block.flat("param"), direction)
+        x = _ahead_of(scales[own:], form).put_back(block.flat("param"), direction)
         block.write_back("param", x)
     pull, *keep = scales[:own]
     moved = formula.moved(block, direction, keep[0] if keep else 1.0, pull)
@@ -220,10 +221,18 @@ def _move(formula: Formula, own: int, block: Block, *scales: Tensor) -> kernels.
     return None, ("param",)
 
 
-def _ahead_of(scales: Sequence[Tensor]) -> Ahead:
+# Which of its values an `Ahead` has.
+Form: TypeAlias = tuple[bool, ...]
+
+
+def _form(ahead: Ahead | None) -> Form:
+    return () if ahead is None else tuple(scale is not None for scale in ahead)
+
+
+def _ahead_of(scales: Sequence[Tensor], form: Form) -> Ahead:
     """Return what a kernel has got one by one."""
-    pull, *keep, limit = scales
-    return Ahead(pull, keep[0] if keep else None, limit)
+    given = iter(scales)
+    return Ahead(*[next(given) if there else None for there in form])  # type: ignore[arg-type]
 
 
 def _run(

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from momo_wrap.engine.blocks import Block
 from momo_wrap.engine.passes import Engine, Formula, Product, inner_products
 from momo_wrap.fast.replacing import has_own_step, is_plain
-
-# Their moves are bounded by the learning rate, however large a gradient is.
-BOUNDED = (torch.optim.Adam, torch.optim.AdamW)
 
 
 class SteppingEngine(Engine):
