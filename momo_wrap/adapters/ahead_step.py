@@ -35,9 +35,8 @@ class AheadStep(PlannedStep):
         """Put back what was moved ahead; see `BaseStep`."""
         for kind, blocks in self._parts:
             nothing = torch.zeros((), device=kind.device, dtype=kind.dtype)
-            for block in blocks:
-                if block.ahead is not None:
-                    self._engine.move(self._formula, block, 1.0, nothing)
+            moved = [(block, 1.0, nothing) for block in blocks if block.ahead is not None]
+            self._engine.move(self._formula, moved)
 
     def _sums(self) -> Tensor:
         """Return the sums, and move the parameters ahead where that is safe."""
@@ -61,19 +60,18 @@ class AheadStep(PlannedStep):
 
         Blocks of several groups, which no kernel takes, are not.
         """
-        given = [pull] if keep is None else [pull, keep]
+        given, engine = [pull] if keep is None else [pull, keep], self._engine
         for kind, blocks in self._parts:
             its = _like(kind, torch.stack(given))
-            most = None if self._engine.bounds_moves else _like(kind, limit)
+            most = None if engine.bounds_moves else _like(kind, limit)
+            by_group = [Ahead(*its.select(1, i).unbind()) for i in range(engine.plan.groups)]
+            by_group = [ahead._replace(limit=most) for ahead in by_group]
             for block in blocks:
                 if len(block.groups) == 1:
-                    own = its.select(1, block.groups[0])
-                elif self._engine.has_stepped and block.packing is not None:
-                    index = self._engine.plan.index(block.packing.groups).to(kind.device)
-                    own = block.packing.spread(its.index_select(1, index))
-                else:
-                    continue
-                block.ahead = Ahead(own[0], own[1] if len(given) > 1 else None, most)
+                    block.ahead = by_group[block.groups[0]]
+                elif engine.has_stepped and block.packing is not None:
+                    index = engine.plan.index(block.packing.groups).to(kind.device)
+                    block.ahead = Ahead(*block.packing.spread(its.index_select(1, index)).unbind())
 
     def _longest(self, pull: Tensor) -> Tensor | None:
         """Return by how much the element that moves most is moved; None where it is not known."""

@@ -34,17 +34,17 @@ class SteppingEngine(Engine):
         return ahead if self.has_stepped else None
 
     def sum_up(
-        self, formula: Formula, block: Block, products: Sequence[Product], *, keep: bool
-    ) -> Tensor:
+        self, formula: Formula, blocks: Sequence[Block], products: Sequence[Product], room: int
+    ) -> list[Tensor]:
         """Return inner products, with the parameters as they were before; see `Engine`."""
-        ahead = block.ahead
-        if ahead is None:
-            return super().sum_up(formula, block, products, keep=keep)
-        direction = formula.preconditioned(block)
-        before = block
-        if any("param" in product for product in products):
-            x = ahead.put_back(block.flat("param").clone(), direction)
-            before = block.replaced({"param": x})
-        found = inner_products(before, direction, products)
-        block.forget()
+        if not self.has_stepped:
+            return super().sum_up(formula, blocks, products, room)
+        found = []
+        for block in blocks:
+            direction, before = formula.preconditioned(block), block
+            if block.ahead is not None and any("param" in product for product in products):
+                x = block.ahead.put_back(block.flat("param").clone(), direction)
+                before = block.replaced({"param": x})
+            found.append(inner_products(before, direction, products))
+            block.forget()
         return found

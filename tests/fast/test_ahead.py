@@ -27,10 +27,10 @@ from momo_wrap import (
     TrustedMoMo,
 )
 from momo_wrap.engine.ahead import Ahead
-from momo_wrap.fast import CompiledEngine, kernels
-from momo_wrap.fast import engine as fast_engine
+from momo_wrap.fast import CompiledEngine, choice, kernels
 from momo_wrap.fast.stepping import SteppingEngine
 from momo_wrap.research import SPSMax
+from momo_wrap.testing.blocks import block_elements
 from tests.problems import Problem, flat
 
 Make = Callable[[Any], Optimizer]
@@ -67,11 +67,12 @@ class Passes:
         self.sums = self.moves = self.ahead = 0
         run = kernels.run
 
-        def spy(traced: Any, key: Any, block: Any, *scales: Tensor) -> Any:
+        def spy(traced: Any, key: Any, columns: Any, *more: Any) -> Any:
+            *_, scales = more
             self.moves += key[0] == "move"
             self.sums += key[0] == "sum up"
             self.ahead += key[0] == "sum up" and bool(scales)
-            return run(traced, key, block, *scales)
+            return run(traced, key, columns, *more)
 
         monkeypatch.setattr(kernels, "run", spy)
 
@@ -157,6 +158,28 @@ def test_a_run_that_is_cut_at_every_step_takes_two_passes(groups: int, passes: P
     assert (moves, ahead) == (sums, 0)
     assert optimizer.last_step is not None
     assert 0.0 < optimizer.last_step.theta < 1.0
+
+
+@pytest.mark.parametrize(("count", "calls"), [(1, 1), (3, 1), (4, 1), (9, 3)])
+@pytest.mark.parametrize("base", ["SGD", "AdamW"])
+def test_several_blocks_share_a_call(base: str, count: int, calls: int, passes: Passes) -> None:
+    """Four at most; where there are fewer, others are added, which change nothing."""
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(200 + i, generator=generator) for i in range(count)]
+    ends = []
+    for compiled in (True, False):
+        params = [tensor.clone().requires_grad_() for tensor in start]
+        with block_elements(512):
+            optimizer = MoMoWrapper(BASES[base](params), compiled=compiled)
+            for _ in range(4):
+                passes.taken()
+                loss = sum((param.square().mean() for param in params), torch.zeros(()))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step(loss=loss)
+        ends.append(flat(params))
+        assert passes.taken() == ((calls, 0, calls) if compiled else (0, 0, 0))
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
 
 
 class Told(StepRule):
@@ -318,7 +341,7 @@ class Failing(MoMo):
 def test_what_raises_in_the_rule_puts_parameters_back(compiled: bool) -> None:
     """To rounding, as one moves there and back."""
     problem = Problem(dtype=torch.float64)
-    with patch.object(fast_engine, "_WORTH_FORESEEING", 0):
+    with patch.object(choice, "_WORTH_FORESEEING", 0):
         base = AdamW(problem.params, lr=0.01, fused=True)
         optimizer = MoMoWrapper(base, rule := Failing(), compiled=compiled)
         for _ in range(5):
@@ -360,7 +383,7 @@ class TestFusedBase:
 
     @pytest.fixture(autouse=True)
     def of_any_size(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(fast_engine, "_WORTH_FORESEEING", 0)
+        monkeypatch.setattr(choice, "_WORTH_FORESEEING", 0)
 
     @staticmethod
     def make(params: Any) -> Optimizer:
