@@ -15,7 +15,7 @@ from torch.optim import SGD, Optimizer
 from momo_wrap import MoMoWrapper, Recorder
 from momo_wrap.sweep import OptimizerFactory
 
-LOG = "MOMO_WRAP_TEST_LOG"
+LOG, PAUSE = "MOMO_WRAP_TEST_LOG", "MOMO_WRAP_TEST_PAUSE"
 
 
 def bare(params: Any, lr: float) -> Optimizer:
@@ -46,11 +46,18 @@ def quadratic(lr: float, make_optimizer: OptimizerFactory, seed: int) -> dict[st
 
 
 def logged(lr: float, make_optimizer: OptimizerFactory, seed: int) -> dict[str, Any]:
-    """Take a while, and leave a line in the log."""
+    """Train on random data, with pauses, and leave lines in the log."""
+    param = torch.randn(3, requires_grad=True)
+    optimizer = make_optimizer([param], lr)
     with Path(os.environ[LOG]).open("a") as log:
-        log.write(f"{lr} {seed}\n")
-    time.sleep(0.15)
-    return {"loss": lr}
+        log.write(f"{os.getpid()} {lr!r} {seed} {isinstance(optimizer, MoMoWrapper)}\n")
+    for _ in range(10):
+        time.sleep(float(os.environ.get(PAUSE, "0")))
+        loss = ((param - torch.randn(3)) ** 2).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step(lambda loss=loss: loss)  # type: ignore[misc]
+    return {"loss": loss.detach()}
 
 
 def threads(lr: float, make_optimizer: OptimizerFactory, seed: int) -> dict[str, Any]:
