@@ -18,6 +18,7 @@ except ImportError as error:
         f"momo_wrap.sweep needs {error.name}, which is not installed: pip install momo_wrap[sweep]"
     ) from error
 
+from momo_wrap.sweep.at_random import at_random_lr
 from momo_wrap.sweep.comparing import tolerance
 from momo_wrap.sweep.curves import load_curves
 from momo_wrap.sweep.grid import OptimizerFactory, Train
@@ -28,6 +29,7 @@ from momo_wrap.sweep.running import run
 __all__ = [
     "OptimizerFactory",
     "Train",
+    "at_random_lr",
     "forget",
     "load",
     "load_curves",
