@@ -24,6 +24,7 @@ from momo_wrap.sweep.curves import load_curves
 from momo_wrap.sweep.grid import OptimizerFactory, Train
 from momo_wrap.sweep.kept import forget, load
 from momo_wrap.sweep.plots import plot_losses, plot_scores, plot_step_sizes
+from momo_wrap.sweep.report import report
 from momo_wrap.sweep.running import run
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "plot_losses",
     "plot_scores",
     "plot_step_sizes",
+    "report",
     "run",
     "tolerance",
 ]

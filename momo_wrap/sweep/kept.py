@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,12 @@ class Kept:
         checked = {run: _consistent(rows[run], names) for run in in_order}
         return {run: checked[run] for run in rows}
 
-    def export(self, rows: Mapping[Run, Row]) -> None:
-        """Write the file, if it does not have just these runs."""
-        if list(read(self.path)) != list(rows):
-            write(self.path, rows.values())
+    def export(self, rows: Mapping[Run, Row], order: Iterable[Run] = ()) -> None:
+        """Write the file, if it does not have just these runs: those that it has come first."""
+        in_file = list(read(self.path))
+        runs = dict.fromkeys(run for run in [*in_file, *order, *rows] if run in rows)
+        if list(runs) != in_file:
+            write(self.path, [rows[run] for run in runs])
 
 
 def load(path: str | PathLike[str], storage: str | PathLike[str] | None = None) -> pd.DataFrame:

@@ -111,8 +111,8 @@ def run(
                     train_here(work, trials, look)
         finally:
             rows = sweep.rows()
-            sweep.export(rows)
-    sweep.export(rows)
+            sweep.export(rows, runs)
+    sweep.export(rows, runs)
     wanted = [rows[run] for run in runs]
     _warn_of_errors(wanted)
     return table(wanted)

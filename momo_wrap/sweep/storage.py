@@ -91,6 +91,7 @@ class Storage:
         """Take one of the runs that have no result and that nobody trains; None: there is none."""
         latest = self._latest()
         while rest := [run for run in runs if _is_open(latest.get(run))]:
+            rest.sort(key=lambda run: _deaths(latest.get(run)))  # what kills comes last
             run = self._chance.choice(rest[:_AMONG])
             trial = self._add(run, latest.get(run), TrialState.RUNNING)
             latest = self._latest()
@@ -166,10 +167,8 @@ class Storage:
         return latest
 
     def _add(self, run: Run, last: FrozenTrial | None, state: TrialState) -> int:
-        about = {**run._asdict(), "after": -1, "deaths": 0, "owner": self._owner}
-        if last is not None:
-            died = last.state == TrialState.FAIL and not _has_result(last)
-            about |= {"after": last.number, "deaths": last.user_attrs["deaths"] + died}
+        after = -1 if last is None else last.number
+        about = {"after": after, "deaths": _deaths(last), "owner": self._owner, **run._asdict()}
         lr: dict[str, Any] = {"params": {"lr": run.lr}, "distributions": {"lr": _RATES}}
         template = create_trial(state=state, user_attrs=about, **lr)
         return self._storage.create_new_trial(self._study, template)
@@ -250,6 +249,14 @@ def _has_result(trial: FrozenTrial) -> bool:
 def _is_open(trial: FrozenTrial | None) -> bool:
     """Tell whether a run whose last trial this is must be begun, or begun again."""
     return trial is None or (trial.state.is_finished() and not _has_result(trial))
+
+
+def _deaths(last: FrozenTrial | None) -> int:
+    """Return how many processes a run has cost, whose last trial this is."""
+    if last is None:
+        return 0
+    died = last.state == TrialState.FAIL and not _has_result(last)
+    return int(last.user_attrs["deaths"]) + died
 
 
 def _host() -> str:
