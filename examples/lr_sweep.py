@@ -4,9 +4,9 @@
 
 trains a small network on scikit-learn's digits with AdamW and SGD-M, bare and wrapped, at 7
 learning rates and 2 seeds, in parallel. It prints over how many decades of lr each optimizer comes
-within two points of the best accuracy, draws the accuracies and the step sizes, and writes a report
-for the browser. It takes a minute on two CPU cores. Stop it when you like: started again, it goes on
-where it was; started twice, the two share the work.
+within two points of the best accuracy, draws the accuracies and the step sizes, and writes a
+report to look at in a browser. It takes a minute on two CPU cores. Stop it when you like: started
+again, it goes on where it was. Started twice, the two share the work.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ class Kept:
         """Return the storage, which is made if there is none."""
         self._trials = self._trials or Storage(self.where, self.name)
         return self._trials
+
+    def close(self) -> None:
+        """Close the connections to a database."""
+        if self._trials is not None:
+            self._trials.close()
 
     def has_trials(self) -> bool:
         """Tell whether there is a storage."""
@@ -65,10 +71,10 @@ def load(path: str | PathLike[str], storage: str | PathLike[str] | None = None) 
         FileNotFoundError: There is no such file, nor a storage.
         ValueError: It is no file of results.
     """
-    kept = Kept(path, storage)
-    if not kept.path.exists() and not kept.has_trials():
-        raise FileNotFoundError(f"There is no {kept.path}, and no {kept.where} beside it.")
-    return table(kept.rows().values())
+    with closing(Kept(path, storage)) as kept:
+        if not kept.path.exists() and not kept.has_trials():
+            raise FileNotFoundError(f"There is no {kept.path}, and no {kept.where} beside it.")
+        return table(kept.rows().values())
 
 
 def forget(
@@ -91,11 +97,11 @@ def forget(
     """
     chosen = selected(load(path, storage), selection)
     runs = {key(row) for row in chosen[list(Run._fields)].to_dict("records")}
-    kept = Kept(path, storage)
-    rows = kept.rows()
-    if kept.has_trials():
-        kept.trials().forget(runs)
-    kept.export({run: row for run, row in rows.items() if run not in runs})
+    with closing(Kept(path, storage)) as kept:
+        rows = kept.rows()
+        if kept.has_trials():
+            kept.trials().forget(runs)
+        kept.export({run: row for run, row in rows.items() if run not in runs})
     return len(runs)
 
 

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,7 +88,8 @@ def _train(work: Work, storage: Storage, look: Callable[[], object]) -> None:
 def _serve(work: Work) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep's own process answers to it
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _train(work, Storage(work.where, work.name), lambda: None)
+    with closing(Storage(work.where, work.name)) as storage:
+        _train(work, storage, lambda: None)
 
 
 def _end_with_parent() -> None:

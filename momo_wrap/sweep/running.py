@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -93,29 +94,33 @@ def run(
     processes = _fill_cores(threads) if processes is None else processes
     if processes:
         check_picklable(functions)
-    sweep = Kept(path, storage)
-    rows = sweep.rows()
-    _check_settings(rows.values(), kept, sweep.path)
-    _warn_of_versions(rows.values(), sweep.path)
-    if rest := [run for run in runs if run not in rows]:
-        trials = sweep.trials()
-        _check_settings([{"settings": trials.agree(kept)}], kept, sweep.path)
-        work = Work(rest, functions, sweep.where, sweep.name, sweep.path, threads, kept)
-        done = len(runs) - len(rest)
+    with closing(Kept(path, storage)) as sweep:
+        rows = sweep.rows()
+        _check_settings(rows.values(), kept, sweep.path)
+        _warn_of_versions(rows.values(), sweep.path)
+        rest = [run for run in runs if run not in rows]
         try:
-            with tqdm(total=len(runs), initial=done, unit="run", disable=not progress) as bar:
-                look = _Look(trials, set(rest), bar)
-                if processes:
-                    train_in_processes(work, trials, processes, look)
-                else:
-                    train_here(work, trials, look)
+            if rest:
+                _check_settings([{"settings": sweep.trials().agree(kept)}], kept, sweep.path)
+                work = Work(rest, functions, sweep.where, sweep.name, sweep.path, threads, kept)
+                done = len(runs) - len(rest)
+                bar = tqdm(total=len(runs), initial=done, unit="run", disable=not progress)
+                _train(work, sweep.trials(), processes, bar)
         finally:
             rows = sweep.rows()
             sweep.export(rows, runs)
-    sweep.export(rows, runs)
     wanted = [rows[run] for run in runs]
     _warn_of_errors(wanted)
     return table(wanted)
+
+
+def _train(work: Work, trials: Storage, processes: int, bar: tqdm) -> None:
+    with bar:
+        look = _Look(trials, set(work.runs), bar)
+        if processes:
+            train_in_processes(work, trials, processes, look)
+        else:
+            train_here(work, trials, look)
 
 
 class _Look:

@@ -29,6 +29,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, _CachedStor
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from momo_wrap.sweep.grid import Run
 from momo_wrap.sweep.results_file import Row, empty_row, from_text, to_text
@@ -61,11 +62,18 @@ class Storage:
     def __init__(self, where: str, name: str) -> None:
         own = psutil.Process()
         self._owner = {"host": _host(), "pid": own.pid, "started": own.create_time()}
-        self._storage = _open(where)
+        self._opened = opened = _open(where)
+        self._storage = _CachedStorage(opened) if isinstance(opened, RDBStorage) else opened
         self._study = _study(self._storage, name)
         self._rows: dict[int, Row] = {}
         self._beats: dict[int, tuple[Any, float]] = {}
         self._chance = random.Random()  # not the one that runs are seeded by
+
+    def close(self) -> None:
+        """Close the connections to a database."""
+        self._opened.remove_session()
+        if isinstance(self._opened, RDBStorage):
+            self._opened.engine.dispose()
 
     def agree(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Return the settings of the sweep, which are those given if it has none yet."""
@@ -221,13 +229,23 @@ class _Lock:
         self._file.close()
 
 
-def _open(where: str) -> BaseStorage:
+def _open(where: str) -> JournalStorage | RDBStorage:
     if "://" in where:
-        # A connection that was idle during a long run may be gone: look before it is used.
-        return _CachedStorage(RDBStorage(where, engine_kwargs={"pool_pre_ping": True}))
+        return _database(where)
     Path(where).parent.mkdir(parents=True, exist_ok=True)
     lock: Any = JournalFileOpenLock(where) if sys.platform == "win32" else _Lock(where)
     return JournalStorage(JournalFileBackend(where, lock))
+
+
+def _database(url: str, attempts: int = 5) -> RDBStorage:
+    try:
+        # A connection that was idle during a long run may be gone: look before it is used.
+        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    except (IntegrityError, ProgrammingError):  # another process makes the tables just now
+        if attempts == 1:
+            raise
+    time.sleep(0.5)
+    return _database(url, attempts - 1)
 
 
 def _study(storage: BaseStorage, name: str) -> int:
