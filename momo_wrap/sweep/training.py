@@ -55,7 +55,7 @@ def execute(run: Run, functions: Functions, results_path: Path, settings: Row) -
             row["curve"] = path.relative_to(results_path.parent).as_posix()
     except FloatingPointError as error:  # what `nonfinite="raise"` and anomaly checks raise
         row.update(status="diverged", message=_reason(error))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         row.update(status="error", message=_reason(error), traceback=traceback.format_exc())
     row["seconds"] = round(time.perf_counter() - begin, 3)
     return {**row, "wrapped": factory.wrapped, "base": factory.base}
@@ -119,7 +119,7 @@ def _curve(curve: Any) -> dict[str, list[float]]:
     return columns
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"{one_line(f'{type(error).__name__}: {error}')}{place}"

@@ -52,8 +52,8 @@ def test_loss_is_that_of_the_training(tmp_path: Path) -> None:
 def test_failures_are_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "DEATHS", 1)
     path = tmp_path / "sweep.csv"
-    with pytest.warns(UserWarning, match=r"7 of 10 runs failed, the first \(faulty, SGD, lr 1"):
-        results = sweep.run(faulty, BARE, [1], range(10), path, processes=1, progress=False)
+    with pytest.warns(UserWarning, match=r"8 of 11 runs failed, the first \(faulty, SGD, lr 1"):
+        results = sweep.run(faulty, BARE, [1], range(11), path, processes=1, progress=False)
     expected = [
         ("error", r"KeyError: 'two\\nlines, and \"quotes\"' \(training.py, line \d+\)"),
         ("diverged", "loss is nan"),
@@ -63,6 +63,7 @@ def test_failures_are_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("error", "'loss' must be a number, a one-element tensor, a text or a bool, got Tensor"),
         ("error", r"equally long, got {'a': 1, 'b': 2}"),
         ("error", r"Results can't be called \['lr'\]"),
+        ("error", "SystemExit: enough"),
         ("error", "must return a dict with 'loss' or 'score', got float"),
         ("ok", ""),
     ]
@@ -70,9 +71,9 @@ def test_failures_are_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert row["status"] == status, row
         assert re.search(message, row["message"]), row
     assert "in faulty\n    raise KeyError" in results["traceback"][0]
-    assert set(results["traceback"][[1, 2, 9]]) == {""}
+    assert set(results["traceback"][[1, 2, 10]]) == {""}
     assert results["score"][1] == 0.25
-    assert results["loss"][9] == 2.0
+    assert results["loss"][10] == 2.0
 
 
 def test_other_results_are_not_mixed_in(tmp_path: Path) -> None:
