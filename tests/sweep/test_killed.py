@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_every_run_is_there_once_after_kills(
 @pytest.mark.usefixtures("log")
 def test_two_sweeps_share_the_work(tmp_path: Path, undisturbed: dict[Run, float]) -> None:
     paths = [tmp_path / name / "sweep.csv" for name in ("one", "other")]
-    both = [shared.start(path, tmp_path / "shared.journal", 0, 0.01) for path in paths]
+    both = [shared.start(path, tmp_path / "shared.journal", 0, 0.004) for path in paths]
     assert [own.wait() for own in both] == [0, 0]
     for path in paths:
         assert not path.with_suffix(".journal").exists()
@@ -164,3 +165,12 @@ def test_journal_cut_at_every_byte(tmp_path: Path) -> None:
         found = Storage(str(path), "s").results()
         assert found[RUN]["loss"] == 1.0
         assert found[third]["loss"] == 3.0
+
+
+def test_a_number_that_another_process_has_got_is_not_alive() -> None:
+    own = psutil.Process()
+    assert storage._lives(own.pid, own.create_time())
+    assert not storage._lives(own.pid, own.create_time() - 100.0)
+    with psutil.Popen([sys.executable, "-c", ""]) as child:
+        child.wait()
+    assert not storage._lives(child.pid, own.create_time())
