@@ -154,9 +154,8 @@ class Storage:
 
     def has_claimed(self, pid: int) -> bool:
         """Tell whether a process of this machine has ever taken a run."""
-        trials = self._storage.get_all_trials(self._study, deepcopy=False)
         own = {"host": self._owner["host"], "pid": pid}
-        return any(own.items() <= trial.user_attrs["owner"].items() for trial in trials)
+        return any(own.items() <= trial.user_attrs["owner"].items() for trial in self._trials())
 
     def forget(self, runs: Iterable[Run]) -> None:
         """Let runs be begun again that have ended."""
@@ -165,12 +164,18 @@ class Storage:
             if not _is_open(latest.get(run)):
                 self._add(run, latest[run], TrialState.PRUNED)
 
+    def _trials(self) -> list[FrozenTrial]:
+        """Return the trials of runs; somebody may have added others to the study."""
+        trials = self._storage.get_all_trials(self._study, deepcopy=False)
+        return [trial for trial in trials if "after" in trial.user_attrs]
+
     def _latest(self) -> dict[Run, FrozenTrial]:
         """Return the trial of each run that counts: the end of its chain."""
         latest: dict[Run, FrozenTrial] = {}
-        for trial in self._storage.get_all_trials(self._study, deepcopy=False):
-            run = Run(*(trial.user_attrs[name] for name in Run._fields))
-            if trial.user_attrs["after"] == (latest[run].number if run in latest else -1):
+        for trial in self._trials():
+            about = trial.user_attrs
+            run = Run(about["task"], about["optimizer"], about["lr"], about["seed"])
+            if about["after"] == (latest[run].number if run in latest else -1):
                 latest[run] = trial
         return latest
 

@@ -145,6 +145,18 @@ def test_result_without_the_end_of_its_trial_counts(tmp_path: Path) -> None:
     assert (trial.state.name, trial.value, trial.params) == ("COMPLETE", 1.0, {"lr": 0.1})
 
 
+def test_other_trials_of_the_study_are_left_alone(tmp_path: Path) -> None:
+    journal = JournalStorage(JournalFileBackend(str(tmp_path / "s.journal")))
+    study = optuna.create_study(study_name="s", storage=journal)
+    study.enqueue_trial({"lr": 0.1})
+    trials = Storage(str(tmp_path / "s.journal"), "s")
+    claim = trials.claim([RUN])
+    assert claim is not None
+    trials.finish(claim, {**empty_row(RUN), "status": "ok", "loss": 1.0})
+    assert list(trials.results()) == [RUN]
+    assert [trial.state.name for trial in study.trials] == ["WAITING", "COMPLETE"]
+
+
 def test_journal_cut_at_every_byte(tmp_path: Path) -> None:
     """Whatever a killed process has left of an entry, those before it count and others follow."""
     path = tmp_path / "s.journal"

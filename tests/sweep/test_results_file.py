@@ -37,12 +37,13 @@ def test_rows_return_from_text() -> None:
     assert again == {name: value for name, value in row.items() if name in again}
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.csv")), ids=lambda path: path.name)
-def test_committed_results_are_written_as_they_are(path: Path, tmp_path: Path) -> None:
-    if path.name in ("collapse.csv", "summary.csv"):
-        pytest.skip("a table that is drawn from the results")
-    write(tmp_path / path.name, read(path).values())
-    assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+@pytest.mark.parametrize(
+    "name", ["candidates", "constant", "decay", "hard_tasks", "long_runs", "profiles"]
+)
+def test_committed_results_are_written_as_they_are(name: str, tmp_path: Path) -> None:
+    path, copy = RESULTS / f"{name}.csv", tmp_path / "copy.csv"
+    write(copy, read(path).values())
+    assert copy.read_bytes() == path.read_bytes()
 
 
 def test_empty_file_of_results(tmp_path: Path) -> None:
