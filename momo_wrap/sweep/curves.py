@@ -49,7 +49,7 @@ def load_curves(
         are left out that are the same for all. Runs that have no curve are left out.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: There is no such file; or a curve is on another machine.
         ValueError: A name in `selection` is no column.
 
     Example:
@@ -60,6 +60,11 @@ def load_curves(
     parts = [("task", "{}"), ("optimizer", "{}"), ("lr", "lr {:g}"), ("seed", "seed {}")]
     varying = [part for part in parts if results[part[0]].nunique() > 1]
     folder = Path(path).parent
+    if missing := [curve for curve in results["curve"] if not (folder / curve).exists()]:
+        raise FileNotFoundError(
+            f"{len(missing)} curves are not in {folder}, the first is {missing[0]}. They are on the "
+            "machines that trained their runs: copy the folder, or select other runs."
+        )
     curves = {}
     for row in results.to_dict("records"):
         label = ", ".join(form.format(row[column]) for column, form in varying or parts)

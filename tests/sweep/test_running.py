@@ -148,6 +148,9 @@ def test_curves_are_kept_beside(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no column 'learning_rate', only"):
         sweep.load_curves(path, learning_rate=0.1)
     assert not list(tmp_path.rglob("*.tmp"))
+    (tmp_path / results["curve"].iloc[-1]).unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 curves are not in .*copy the folder"):
+        sweep.load_curves(path)
 
 
 def test_forgotten_runs_are_begun_again(tmp_path: Path) -> None:
