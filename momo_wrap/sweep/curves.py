@@ -62,8 +62,8 @@ def load_curves(
     folder = Path(path).parent
     if missing := [curve for curve in results["curve"] if not (folder / curve).exists()]:
         raise FileNotFoundError(
-            f"{len(missing)} curves are not in {folder}, the first is {missing[0]}. They are on the "
-            "machines that trained their runs: copy the folder, or select other runs."
+            f"{len(missing)} curves are not in {folder}, the first is {missing[0]}. They are on "
+            "the machines that trained their runs: copy the folder, or select other runs."
         )
     curves = {}
     for row in results.to_dict("records"):
