@@ -16,6 +16,7 @@ from momo_wrap import MoMo, MoMoWrapper, ProposingAdapter, TrustedMoMo
 # How PyTorch may implement one and the same step.
 FORMS = {"single": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 
+DEFAULT = "wrapped, default"
 READING = "wrapped"
 READING_FORESEEN = "wrapped, foreseen"
 COMPILED = "wrapped, compiled"
@@ -26,6 +27,7 @@ PROPOSING = "wrapped, proposing"
 # Every mode of the wrapper. The loss of the benchmark is so near to 0 that MoMo cuts each step;
 # without a bound it cuts none, which is foreseen. TrustedMoMo measures each of its first 100 steps.
 WRAPPINGS: dict[str, Callable[[Optimizer], Optimizer]] = {
+    DEFAULT: MoMoWrapper,
     READING: lambda base: MoMoWrapper(base, compiled=False),
     READING_FORESEEN: lambda base: MoMoWrapper(base, MoMo(-math.inf), compiled=False),
     COMPILED: lambda base: MoMoWrapper(base, compiled=True),
@@ -115,6 +117,7 @@ def _contenders(family: Family) -> list[Contender]:
     return [
         *(Contender(family, form) for form in FORMS),
         *(Contender(family, form, READING) for form in FORMS),
+        Contender(family, "foreach", DEFAULT),
         Contender(family, "fused", READING_FORESEEN),
         Contender(family, "fused", COMPILED),
         Contender(family, "fused", COMPILED_FORESEEN),
