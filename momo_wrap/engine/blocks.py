@@ -214,6 +214,10 @@ class Block:
         if self.packing is not None and self.pieces[column][0].dtype is self.dtype:
             self._copies[column] = values
 
+    def hold(self, column: str, values: Tensor) -> None:
+        """Let `flat` return values until `forget`, without rounding them to the column's dtype."""
+        self._copies[column] = values
+
     def replaced(self, columns: Mapping[str, Tensor]) -> Block:
         """Return the block with other values in some columns; the columns themselves stay."""
         if not columns:

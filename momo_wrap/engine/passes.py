@@ -156,7 +156,7 @@ class Engine:
                 direction = formula.preconditioned(block)
             block.direction = None
             if block.ahead is not None:
-                block.write_back("param", block.ahead.put_back(block.flat("param"), direction))
+                block.hold("param", block.ahead.put_back(block.flat("param"), direction))
                 block.ahead = None
             block.write_back("param", formula.moved(block, direction, keep, pull))
             block.forget()

@@ -51,7 +51,7 @@ def choose_engine(
     fused = [bool(group.get("fused")) for group in base.param_groups]
     # In lower precision it rounds more often than a base that is to be the same.
     is_full = all(param.dtype in _FULL for param in params)
-    if all(fused) and is_full and update.bounds_moves and elements >= _WORTH_FORESEEING:
+    if all(fused) and update.bounds_moves and elements >= _WORTH_FORESEEING:
         return SteppingEngine
     updates = compiled and update.pays_uncompiled and not any(fused) and is_full
     return UpdatingEngine if updates else Engine

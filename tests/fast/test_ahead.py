@@ -440,6 +440,28 @@ class TestFusedBase:
             optimizer.last_step.theta, other.last_step.theta, rtol=1e-7, atol=1e-9
         )
 
+    def test_16_bits_are_rounded_once_more(self) -> None:
+        """In a step that was not foreseen; against one step from the same state."""
+        problem = Problem(dtype=torch.bfloat16)
+        rule = Told([1.0] * 4 + [0.25], [1.0] * 5)
+        optimizer = MoMoWrapper(self.make(problem.params), rule, compiled=False)
+        for _ in range(4):
+            optimizer.step(loss=problem.gradients())
+        other = copy.deepcopy(optimizer)
+        start, loss = flat(problem.params).clone(), problem.gradients()
+        others = [param for group in other.param_groups for param in group["params"]]
+        for own, param in zip(others, problem.params, strict=True):
+            own.grad = param.grad
+        optimizer.step(loss=loss)
+        other.rule = Told([0.25], [0.5])
+        with two_passes():
+            other.step(loss=loss)
+        assert not torch.equal(start, flat(problem.params))
+        error = (flat(problem.params).float() - flat(others).float()).abs()
+        assert (
+            error <= torch.finfo(torch.bfloat16).eps * start.float().abs().clamp(min=0.01)
+        ).all()
+
     def test_who_watches_sees_a_step_at_learning_rate_0(self) -> None:
         problem = Problem(dtype=torch.float32)
         optimizer = MoMoWrapper(self.make(problem.params), compiled=False)
