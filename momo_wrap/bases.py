@@ -204,9 +204,11 @@ class _JointStep(BaseStep):
         rows = max(len(step.sums) for step in steps)
         self.sums = torch.cat([_complete(step.sums, rows) for step in steps], dim=1)
         if any(step.penalty is not None for step in steps):
-            self.penalty = torch.cat([_penalty(step) for step in steps])
+            self.penalty = torch.cat([_or_zeros(step.penalty, step) for step in steps])
             decays = [step.coupled_decay or [0.0] * len(step.averagings) for step in steps]
             self.coupled_decay = [decay for its in decays for decay in its]
+        if any(step.offsets is not None for step in steps):
+            self.offsets = torch.cat([_or_zeros(step.offsets, step) for step in steps])
 
     def apply(self, thetas: Tensor) -> Tensor:
         """Move the parameters of all bases; see `BaseStep`."""
@@ -240,9 +242,9 @@ def _share_template(plans: Sequence[Plan]) -> None:
         plan.like = common
 
 
-def _penalty(step: BaseStep) -> Tensor:
-    """Return the penalty of each group, 0 where there is none."""
-    return torch.zeros_like(step.sums[0]) if step.penalty is None else step.penalty
+def _or_zeros(values: Tensor | None, step: BaseStep) -> Tensor:
+    """Return values of each group of a step, 0 where there are none."""
+    return torch.zeros_like(step.sums[0]) if values is None else values
 
 
 def _complete(sums: Tensor, rows: int) -> Tensor:

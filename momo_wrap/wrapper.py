@@ -237,16 +237,15 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
         form = self.weight_decay_form or self.rule.weight_decay_form
         step = bases.observe(form, foreseen, memory.reach)
         try:
-            sums, penalty = step.sums, step.penalty
-            if group is not None:
-                loss, sums, penalty, probed = reduced(loss, sums, penalty, probed, group)
-                if before is not None and probed is not None:
-                    known = (*before.seen(probed), *known[3:])
+            own = (loss, step.sums, step.penalty, step.offsets, probed)
+            loss, sums, penalty, offsets, probed = own if group is None else reduced(own, group)
+            if group is not None and before is not None and probed is not None:
+                known = (*before.seen(probed), *known[3:])
             given = loss
             if penalty is not None:  # in the base's gradient it is not clipped
                 loss = loss + (penalty.sum() if clipping is None else penalty.sum() / clipping)
-            coefficients = memory.coefficients(step.averagings)
-            model = MomentumModel.of(memory.averages, coefficients, loss, clipping)  # (1), (2)
+            coefficients = memory.coefficients(step.averagings)  # (1), (2)
+            model = MomentumModel.of(memory.averages, coefficients, loss, clipping, offsets)
             stats = model.stats(sums, loss, bound, bases.largest_lr, known)
             decision = self.rule(stats, memory.rule)  # (3)
             theta = checked_theta(decision, memory.rule, sums.shape[1])

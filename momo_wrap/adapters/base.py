@@ -29,6 +29,8 @@ class BaseStep(ABC):
         penalty: λ ‖x‖²/2 of each group, of shape [groups], where the base adds λ x to the
             gradients, so that they are those of the loss and this; None: nowhere.
         coupled_decay: λ of each group where there is a penalty, 0 in other groups.
+        offsets: ⟨g, z - x⟩ of each group, of shape [groups], where the model is taken at another
+            place z than the parameters x; None: nowhere.
         reach: After `apply`, what `momo_wrap.engine.ahead.Foreseen` has of this step.
     """
 
@@ -36,6 +38,7 @@ class BaseStep(ABC):
     sums: Tensor
     penalty: Tensor | None = None
     coupled_decay: Sequence[Scalar] = ()
+    offsets: Tensor | None = None
     reach: Tensor | None = None
 
     @abstractmethod
