@@ -143,12 +143,16 @@ class Bases:
         base, _ = self.pairs[0]
         self.sign = -1.0 if maximizes(base, base.param_groups[0]) else 1.0
 
-    def movable(self) -> list[tuple[Tensor, int, int]]:
-        """Return what may move in the step that is planned: parameter, its group, its shards."""
+    def movable(self) -> list[tuple[Tensor, int, int, Tensor]]:
+        """Return what may move in the step that is planned.
+
+        Each parameter with its group, its shards, and its `Adapter.moving`.
+        """
         found, first = [], 0
-        for plan in self._plans:
+        for plan, (base, adapter) in zip(self._plans, self.pairs, strict=True):
             for cell in (*plan.cells, *plan.others):
-                found += [(param, first + cell.group, cell.shards) for param in cell.params]
+                group, shards = first + cell.group, cell.shards
+                found += [(p, group, shards, adapter.moving(base, p)) for p in cell.params]
             first += plan.groups
         return found
 

@@ -289,7 +289,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
         like = scalar_template(self.param_groups, None if last is None else last.averages)
         bound = signed_bound(self.rule, self._bases.sign)
         self._memory = Memory(self.rule.initial_memory(bound), like)
-        self._pending.before = take_previous(self.base, like)
+        self._pending.before = take_previous(self._bases.pairs, like)
         self._memory.prepare(self._bases.pairs, like)
 
     CHECKS = WRAPPER_CHECKS

@@ -99,6 +99,10 @@ class Adapter(ABC):
         """
         return False
 
+    def moving(self, base: Optimizer, param: Tensor) -> Tensor:
+        """Return what moves by the step that the model is about: the parameter, or its anchor."""
+        return param
+
     def check_entry(self, where: str, param: Tensor, entry: Mapping[str, Any]) -> None:
         """Refuse a loaded state of a parameter that the adapter can't go on from.
 

@@ -160,6 +160,11 @@ class ProposingAdapter(Adapter):
         states = [base.state.get(param, {}) for param in group["params"]]
         return self.keeps_averages and not any(GRAD_AVG_KEY in state for state in states)
 
+    def moving(self, base: Optimizer, param: Tensor) -> Tensor:
+        """Return the anchor of a parameter, where it is there already; see `Adapter`."""
+        moving: Tensor = base.state.get(param, {}).get(self.anchor, param)
+        return moving
+
     def check_entry(self, where: str, param: Tensor, entry: Mapping[str, Any]) -> None:
         """Refuse an average of another shape than the parameter's; see `Adapter`."""
         if GRAD_AVG_KEY in entry:
