@@ -258,7 +258,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
         memory.write(model.after(sums, theta), decision.memory, step.reach)  # (5)
         pending.clipping, self._outcome.of_step = None, (stats, decision, given, bases.sign)
         if memory.steps % SAMPLED_EVERY == 0:
-            self._sample(step.averagings)
+            self._sample(lacks_momentum=step.lacks_momentum)
 
     @property
     def adapter(self) -> Adapter | list[Adapter]:

@@ -41,6 +41,13 @@ class BaseStep(ABC):
     offsets: Tensor | None = None
     reach: Tensor | None = None
 
+    @property
+    def lacks_momentum(self) -> bool:
+        """Whether the parameters move by the gradients of single batches."""
+        decays = [averaging.decay for averaging in self.averagings]
+        none = all(not isinstance(decay, Tensor) and decay == 0.0 for decay in decays)
+        return none and self.offsets is None
+
     @abstractmethod
     def apply(self, thetas: Tensor) -> Tensor:
         """Move the parameters by a fraction of the base's step, equation (4).
