@@ -64,6 +64,9 @@ _proposing: dict[str, ProposingAdapter] = {
     "torch.optim.Muon": ProposingAdapter("momentum_buffer", averaging=_muon_averaging),
     # Its result, the average of the parameters, is that of where they really were.
     "torch.optim.asgd.ASGD": ProposingAdapter(iterates=("ax",)),
+    "momo_wrap.research.heavy_ball.HeavyBall": ProposingAdapter(
+        anchor="z", drift=lambda group: 1.0 - group["momentum"]
+    ),
     "schedulefree.adamw_schedulefree.AdamWScheduleFree": _SCHEDULE_FREE,
     "schedulefree.radam_schedulefree.RAdamScheduleFree": _SCHEDULE_FREE,
     "schedulefree.sgd_schedulefree.SGDScheduleFree": _SCHEDULE_FREE,
