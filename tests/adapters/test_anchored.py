@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from momo_wrap import (
 )
 from momo_wrap.adapters import adapter_for
 from momo_wrap.research import NGN, HeavyBall, PerGroup, SPSMax
+from momo_wrap.testing import check_adapter
 from tests.engine.test_blocks import peak_mib
 from tests.problems import (
     Problem,
@@ -310,12 +312,43 @@ def test_without_a_bound_it_is_the_bare_base(make: Callable[[Any], Optimizer]) -
     assert torch.equal(wrapped, trajectory(make, 40))
 
 
-def test_bare_it_is_sgd_with_dampening() -> None:
-    sgd = trajectory(lambda p: SGD(p, lr=0.1, momentum=0.7, dampening=0.7), 1)
-    bare = trajectory(lambda p: HeavyBall(p, lr=0.1, momentum=0.7), 40)
-    x = flat(Problem().params)
-    torch.testing.assert_close(bare[0] - x, 0.3 * (sgd[0] - x))
-    assert not torch.allclose(bare[1:] - bare[:-1], 0.3 * (bare[0] - x).expand(39, -1))
+@pytest.mark.parametrize("settings", [{"lr": 0.05}, {"lr": 0.02, "beta2": 0.99, "eps": 1e-3}])
+def test_laws_of_adapters(settings: dict[str, Any]) -> None:
+    """All but those that compare with a model that is taken at the parameters."""
+    others = ["proposing", "groups", "late group"]
+    check_adapter(partial(HeavyBall, **settings), ANCHORED, skip=others)
+
+
+def test_group_that_joins_late() -> None:
+    """Without a bound it is the bare base; with one the model starts at the level of the others."""
+
+    def run(bound: float | None) -> tuple[Tensor, Any]:
+        problem = Problem()
+        base = polyak(problem.params[:2])
+        optimizer = base if bound is None else MoMoWrapper(base, MoMo(bound))
+        for step in range(20):
+            if step == 10:
+                optimizer.add_param_group({"params": problem.params[2:], "lr": 0.1})
+            take_step(optimizer, problem.gradients())
+        return flat(problem.params), optimizer
+
+    assert torch.equal(run(-math.inf)[0], run(None)[0])
+    _, optimizer = run(0.3)
+    assert 0 < last_step(optimizer).theta <= 1
+
+
+def test_bare_it_is_heavy_ball_momentum() -> None:
+    """x⁺ = x - (1 - β) α g + β (x - x₋), which is SGD whose buffer starts at 0."""
+    problem = Problem()
+    optimizer = HeavyBall(problem.params, lr=0.1, momentum=0.7)
+    last = flat(problem.params)
+    for _ in range(20):
+        problem.gradients()
+        x = flat(problem.params)
+        grad = flat([p.grad for p in problem.params if p.grad is not None])
+        optimizer.step()
+        torch.testing.assert_close(flat(problem.params), x - 0.03 * grad + 0.7 * (x - last))
+        last = x
 
 
 def test_groups_are_added_up() -> None:
