@@ -17,7 +17,7 @@ value is at r* = r (o - σ/2)/(o - σ) of a step that was r long.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -29,6 +29,7 @@ from momo_wrap.checks.losses import checked_loss
 from momo_wrap.distributed import reshard
 from momo_wrap.engine.blocks import real
 from momo_wrap.engine.copies import Copies
+from momo_wrap.engine.random_states import differ, random_states, set_random_states
 from momo_wrap.engine.scalars import Scalar, as_scalar
 from momo_wrap.rules import ModelStats, StepRule
 
@@ -158,16 +159,16 @@ class Before:
     ) -> Tensor:
         """Return by how much the loss has fallen, from the same random numbers."""
         devices = {p.device for p in now if p.device.type not in _WITHOUT_STATE}
-        states = _random_states(devices)
+        states = random_states(devices)
         try:
             with self._moved_back(now):
                 then = _evaluate(probe, like)
-            drawn = any(map(_differ, states, _random_states(devices)))
+            drawn = any(map(differ, states, random_states(devices)))
             if drawn or not own_loss:
-                _set_random_states(devices, states)  # the same random numbers for both
+                set_random_states(devices, states)  # the same random numbers for both
                 loss = _evaluate(probe, like)
         finally:
-            _set_random_states(devices, states)
+            set_random_states(devices, states)
             self._reshard()
         return then - as_scalar(loss, like)
 
@@ -290,21 +291,3 @@ def _evaluate(probe: Probe, like: Tensor) -> Tensor:
 def probed_loss(probe: Probe) -> Loss:
     """Return what a probe returns, and refuse what is no loss."""
     return checked_loss(probe(), "the probe returned", _INSTEAD)
-
-
-def _random_states(devices: Iterable[torch.device]) -> list[Tensor]:
-    """Return the states of the random number generators of the CPU and of devices."""
-    own = [torch.get_device_module(device).get_rng_state(device) for device in devices]
-    return [torch.get_rng_state(), *own]
-
-
-def _set_random_states(devices: Iterable[torch.device], states: Sequence[Tensor]) -> None:
-    """Set the states that `_random_states` returned."""
-    torch.set_rng_state(states[0])
-    for device, state in zip(devices, states[1:], strict=True):
-        torch.get_device_module(device).set_rng_state(state, device)
-
-
-def _differ(one: Tensor, other: Tensor) -> bool:
-    """Return whether two states, which are on the host, differ."""
-    return not torch.equal(one, other)
