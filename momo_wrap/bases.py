@@ -143,12 +143,16 @@ class Bases:
         base, _ = self.pairs[0]
         self.sign = -1.0 if maximizes(base, base.param_groups[0]) else 1.0
 
-    def movable(self) -> list[tuple[Tensor, int, int]]:
-        """Return what may move in the step that is planned: parameter, its group, its shards."""
+    def movable(self) -> list[tuple[Tensor, int, int, Tensor]]:
+        """Return what may move in the step that is planned.
+
+        Each parameter with its group, its shards, and its `Adapter.moving`.
+        """
         found, first = [], 0
-        for plan in self._plans:
+        for plan, (base, adapter) in zip(self._plans, self.pairs, strict=True):
             for cell in (*plan.cells, *plan.others):
-                found += [(param, first + cell.group, cell.shards) for param in cell.params]
+                group, shards = first + cell.group, cell.shards
+                found += [(p, group, shards, adapter.moving(base, p)) for p in cell.params]
             first += plan.groups
         return found
 
@@ -204,9 +208,11 @@ class _JointStep(BaseStep):
         rows = max(len(step.sums) for step in steps)
         self.sums = torch.cat([_complete(step.sums, rows) for step in steps], dim=1)
         if any(step.penalty is not None for step in steps):
-            self.penalty = torch.cat([_penalty(step) for step in steps])
+            self.penalty = torch.cat([_or_zeros(step.penalty, step) for step in steps])
             decays = [step.coupled_decay or [0.0] * len(step.averagings) for step in steps]
             self.coupled_decay = [decay for its in decays for decay in its]
+        if any(step.offsets is not None for step in steps):
+            self.offsets = torch.cat([_or_zeros(step.offsets, step) for step in steps])
 
     def apply(self, thetas: Tensor) -> Tensor:
         """Move the parameters of all bases; see `BaseStep`."""
@@ -240,9 +246,9 @@ def _share_template(plans: Sequence[Plan]) -> None:
         plan.like = common
 
 
-def _penalty(step: BaseStep) -> Tensor:
-    """Return the penalty of each group, 0 where there is none."""
-    return torch.zeros_like(step.sums[0]) if step.penalty is None else step.penalty
+def _or_zeros(values: Tensor | None, step: BaseStep) -> Tensor:
+    """Return values of each group of a step, 0 where there are none."""
+    return torch.zeros_like(step.sums[0]) if values is None else values
 
 
 def _complete(sums: Tensor, rows: int) -> Tensor:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 ProcessGroup: TypeAlias = "dist.ProcessGroup | Literal['auto'] | None"
 Ranks: TypeAlias = "dist.ProcessGroup | None"
+# The loss of a step, its sums, its penalty, its offsets, and what was measured of the last one.
+Known: TypeAlias = "tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]"
 
 # Classes of tensors that are whole, told at once where there are thousands.
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -76,24 +78,19 @@ def ranks_of(process_group: ProcessGroup) -> dist.ProcessGroup | None:
     return group if group is not None and dist.get_world_size(group) > 1 else None
 
 
-def reduced(
-    loss: Tensor,
-    sums: Tensor,
-    penalty: Tensor | None,
-    probed: Tensor | None,
-    group: dist.ProcessGroup,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Average losses over the ranks, and add up sums and penalties, in one all-reduce.
+def reduced(tensors: Known, group: dist.ProcessGroup) -> Known:
+    """Average losses over the ranks, and add up what is summed up, in one all-reduce.
 
-    Sums and penalties are those of this rank, each times `shards` of its parameters.
+    Sums are those of this rank, each times `shards` of its parameters.
     """
-    known = [tensor for tensor in (loss, sums, penalty, probed) if tensor is not None]
+    known = [tensor for tensor in tensors if tensor is not None]
     packed = torch.cat([tensor.reshape(-1) for tensor in known]) / dist.get_world_size(group)
     dist.all_reduce(packed, group=group)
-    parts = packed.split([tensor.numel() for tensor in known])
-    loss, sums, *more = [part.view_as(own) for part, own in zip(parts, known, strict=True)]
-    own_penalty = None if penalty is None else more[0]
-    return loss, sums, own_penalty, None if probed is None else more[-1]
+    parts = iter(packed.split([tensor.numel() for tensor in known]))
+    loss, sums, *others = [None if t is None else next(parts).view_as(t) for t in tensors]
+    assert loss is not None
+    assert sums is not None
+    return loss, sums, others[0], others[1], others[2]
 
 
 def any_rank(flag: Tensor, group: dist.ProcessGroup | None) -> Tensor:

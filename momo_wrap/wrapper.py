@@ -237,16 +237,15 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
         form = self.weight_decay_form or self.rule.weight_decay_form
         step = bases.observe(form, foreseen, memory.reach)
         try:
-            sums, penalty = step.sums, step.penalty
-            if group is not None:
-                loss, sums, penalty, probed = reduced(loss, sums, penalty, probed, group)
-                if before is not None and probed is not None:
-                    known = (*before.seen(probed), *known[3:])
+            own = (loss, step.sums, step.penalty, step.offsets, probed)
+            loss, sums, penalty, offsets, probed = own if group is None else reduced(own, group)
+            if group is not None and before is not None and probed is not None:
+                known = (*before.seen(probed), *known[3:])
             given = loss
             if penalty is not None:  # in the base's gradient it is not clipped
                 loss = loss + (penalty.sum() if clipping is None else penalty.sum() / clipping)
-            coefficients = memory.coefficients(step.averagings)
-            model = MomentumModel.of(memory.averages, coefficients, loss, clipping)  # (1), (2)
+            coefficients = memory.coefficients(step.averagings)  # (1), (2)
+            model = MomentumModel.of(memory.averages, coefficients, loss, clipping, offsets)
             stats = model.stats(sums, loss, bound, bases.largest_lr, known)
             decision = self.rule(stats, memory.rule)  # (3)
             theta = checked_theta(decision, memory.rule, sums.shape[1])
@@ -259,7 +258,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
         memory.write(model.after(sums, theta), decision.memory, step.reach)  # (5)
         pending.clipping, self._outcome.of_step = None, (stats, decision, given, bases.sign)
         if memory.steps % SAMPLED_EVERY == 0:
-            self._sample(step.averagings)
+            self._sample(lacks_momentum=step.lacks_momentum)
 
     @property
     def adapter(self) -> Adapter | list[Adapter]:
@@ -290,7 +289,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
         like = scalar_template(self.param_groups, None if last is None else last.averages)
         bound = signed_bound(self.rule, self._bases.sign)
         self._memory = Memory(self.rule.initial_memory(bound), like)
-        self._pending.before = take_previous(self.base, like)
+        self._pending.before = take_previous(self._bases.pairs, like)
         self._memory.prepare(self._bases.pairs, like)
 
     CHECKS = WRAPPER_CHECKS

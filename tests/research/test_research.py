@@ -21,6 +21,7 @@ from momo_wrap.research import (
     NGN,
     LimitedGrowth,
     LinearSchedule,
+    ModelNGN,
     MovingTarget,
     PerGroup,
     PowerLaw,
@@ -54,6 +55,7 @@ RULES: dict[str, tuple[StepRule, Reference]] = {
     "SPSMax": (SPSMax(BOUND), lambda: reference_rules.sps_max(BOUND, 1.0)),
     "SPSMax-c": (SPSMax(BOUND, c=1.5), lambda: reference_rules.sps_max(BOUND, 1.5)),
     "NGN": (NGN(BOUND), lambda: reference_rules.ngn(BOUND)),
+    "ModelNGN": (ModelNGN(BOUND), lambda: reference_rules.model_ngn(BOUND)),
     "linear": (
         ScheduledBound(FALLING, BOUND),
         lambda: reference_rules.scheduled(BOUND, lambda k: 3.0 - 2.8 * min(k / 20, 1.0)),
@@ -237,11 +239,14 @@ def test_warm_target_is_momo_after_the_warm_up() -> None:
 
 
 @given(value=st.floats(0.1, 1e3), decrease=st.floats(0.1, 1e3), bound=st.floats(-1.0, 0.05))
-def test_ngn_in_its_limits(value: float, decrease: float, bound: float) -> None:
+@pytest.mark.parametrize("kind", [NGN, ModelNGN])
+def test_ngn_in_its_limits(
+    kind: type[ModelNGN], value: float, decrease: float, bound: float
+) -> None:
     """Below both of its bounds, and near them for small and for large learning rates."""
     for lr in (1e-7, 1.0, 1e7):
         seen = stats(value, lr * decrease, bound)
-        theta = float(NGN(bound)(seen, {}).theta)
+        theta = float(kind(bound)(seen, {}).theta)
         polyak = float(MoMo(bound)(seen, {}).theta_uncapped)
         assert theta <= min(1.0, 2 * polyak) * (1 + 1e-12)
         assert theta >= min(1.0, 2 * polyak) / 2 * (1 - 1e-12)
@@ -327,8 +332,11 @@ def test_theta_is_a_fraction(
         value, decrease = data.draw(numbers), data.draw(numbers)
 
 
+RULES_WITHOUT_BOUND = [kind(-math.inf) for kind in (NGN, ModelNGN, WarmTarget, SPSMax)]
+
+
 @given(value=numbers, decrease=numbers)
-@pytest.mark.parametrize("rule", [NGN(-math.inf), WarmTarget(-math.inf), SPSMax(-math.inf)])
+@pytest.mark.parametrize("rule", RULES_WITHOUT_BOUND)
 def test_without_a_bound_nothing_is_cut(rule: StepRule, value: float, decrease: float) -> None:
     memory = {name: scalar(start) for name, start in rule.initial_memory(-math.inf).items()}
     assert rule(stats(value, decrease, -math.inf), memory).theta == 1.0
@@ -516,7 +524,8 @@ def test_memory_of_one_name_means_one_thing() -> None:
 
 def test_table_of_the_page_has_every_rule() -> None:
     page = (Path(__file__).parents[2] / "docs" / "write_a_rule.md").read_text()
-    assert all(f"| `{name}" in page for name in research.__all__ if name not in SCHEDULES)
+    assert all(f"| `{name}" in page for name in research.__all__ if name not in OTHERS)
+    assert all(f"`{name}" in page for name in OTHERS)
 
 
-SCHEDULES = {"LinearSchedule", "PowerLaw"}
+OTHERS = {"HeavyBall", "LinearSchedule", "PowerLaw"}
