@@ -355,6 +355,112 @@ def test_what_raises_in_the_rule_puts_parameters_back(compiled: bool) -> None:
     assert (flat(problem.params) - before).abs().max() > 1e-4
 
 
+class Interrupted(BaseException):
+    """Stands for whatever raises in the middle of a pass."""
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_what_raises_between_blocks_puts_those_back_that_have_moved(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = Problem(dtype=torch.float64)
+    with block_elements(8):
+        optimizer = MoMoWrapper(BASES[name](problem.params), MoMo(), compiled=True)
+        for _ in range(5):
+            optimizer.step(loss=problem.gradients())
+        before, loss, calls, run = flat(problem.params), problem.gradients(), [0], kernels.run
+
+        def fails(*given: Any) -> Any:
+            calls[0] += 1
+            if calls[0] == 2:
+                raise Interrupted
+            return run(*given)
+
+        monkeypatch.setattr(kernels, "run", fails)
+        with pytest.raises(Interrupted):
+            optimizer.step(loss=loss)
+    assert calls[0] > 2
+    assert (flat(problem.params) - before).abs().max() < 1e-15
+
+
+# Bases whose direction has a gradient in it to which weight decay is added.
+DECAYED: dict[str, Make] = {
+    "SGD": lambda params: SGD(params, lr=0.01, weight_decay=0.1),
+    "Nesterov": lambda params: SGD(
+        params, lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.1, maximize=True
+    ),
+    "NAdam": lambda params: torch.optim.NAdam(params, lr=0.01, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("base", DECAYED)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_directions_that_depend_on_the_parameters(base: str, groups: int) -> None:
+    """They can't be computed again where the parameters have moved."""
+    fractions = [1.0, 1.0, 1.0, 0.5, 1.0, 1.0, 0.0, 1.0]
+    settings: dict[str, Any] = {"dtype": torch.float64, "groups": groups, "steps": len(fractions)}
+    with block_elements(8):
+        found, _ = run(DECAYED[base], Told(fractions, [1.0] * 8), **settings)
+        with two_passes():
+            expected, _ = run(DECAYED[base], Told(fractions, [1.0] * 8), **settings)
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).abs().max() <= 1e-14
+
+
+class Foreseeing(MoMo):
+    """Foresees what it is told to."""
+
+    theta: Any = None
+
+    def foresee(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> Any:
+        return self.theta
+
+
+@pytest.mark.parametrize("wrong", [1.0, torch.ones(3), "all"])
+def test_what_is_foreseen_must_be_a_fraction(wrong: object) -> None:
+    problem = Problem(dtype=torch.float32)
+    rule = Foreseeing()
+    optimizer = MoMoWrapper(BASES["AdamW"](problem.params), rule, compiled=True)
+    for _ in range(4):
+        optimizer.step(loss=problem.gradients())
+    before, rule.theta, loss = flat(problem.params), wrong, problem.gradients()
+    with pytest.raises(TypeError, match=r"rule's foresee must be a 0-dim tensor"):
+        optimizer.step(loss=loss)
+    assert torch.equal(flat(problem.params), before)
+
+
+def test_what_is_foreseen_may_be_of_any_dtype(passes: Passes) -> None:
+    ends = []
+    for dtype in (torch.float32, torch.float64):
+        problem = Problem(dtype=torch.float32)
+        rule = Foreseeing()
+        rule.theta = torch.ones((), dtype=dtype)
+        optimizer = MoMoWrapper(BASES["AdamW"](problem.params), rule, compiled=True)
+        for _ in range(6):
+            optimizer.step(loss=problem.gradients())
+        assert passes.taken()[2] > 0
+        ends.append(flat(problem.params))
+    assert torch.equal(*ends)
+
+
+def test_one_element_that_is_nan_stays_alone() -> None:
+    """With a rule that goes on all the same."""
+    ends = []
+    for foreseen in (1.0, 0.5):
+        problem = Problem(dtype=torch.float32)
+        rule = Told([1.0] * 8, [foreseen] * 8)
+        optimizer = MoMoWrapper(BASES["SGD"](problem.params), rule, compiled=True)
+        for step in range(8):
+            for param in problem.params:
+                param.grad = torch.ones_like(param)
+            if step == 4:
+                problem.params[0].grad[0, 0] = math.nan  # type: ignore[index]
+            optimizer.step(loss=1.0)
+        ends.append(flat(problem.params))
+    assert ends[0].isnan().sum() == 1
+    torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
 @pytest.mark.parametrize("after", range(2, 9))
 def test_resumes_bit_for_bit(name: str, after: int) -> None:
@@ -439,6 +545,21 @@ class TestFusedBase:
         torch.testing.assert_close(
             optimizer.last_step.theta, other.last_step.theta, rtol=1e-7, atol=1e-9
         )
+
+    def test_a_model_that_becomes_one_of_16_bits_is_not_moved_ahead(self) -> None:
+        problem = Problem(dtype=torch.float32)
+        optimizer = MoMoWrapper(self.make(problem.params), compiled=False)
+        for _ in range(3):
+            optimizer.step(loss=problem.gradients())
+        assert type(optimizer._bases._engines[0]) is SteppingEngine
+        for param in problem.params:
+            param.data = param.data.bfloat16()
+            param.grad = torch.ones_like(param)
+            for name in ("exp_avg", "exp_avg_sq"):
+                state = optimizer.state[param]
+                state[name] = state[name].bfloat16()
+        optimizer.step(loss=1.0)
+        assert type(optimizer._bases._engines[0]) is not SteppingEngine
 
     def test_who_watches_sees_a_step_at_learning_rate_0(self) -> None:
         problem = Problem(dtype=torch.float32)
