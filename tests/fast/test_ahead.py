@@ -27,7 +27,7 @@ from momo_wrap import (
     TrustedMoMo,
 )
 from momo_wrap.engine.ahead import Ahead
-from momo_wrap.fast import CompiledEngine, choice, kernels
+from momo_wrap.fast import CompiledEngine, batches, choice, kernels
 from momo_wrap.fast.stepping import SteppingEngine
 from momo_wrap.research import SPSMax
 from momo_wrap.testing.blocks import block_elements
@@ -364,7 +364,7 @@ def test_what_raises_between_blocks_puts_those_back_that_have_moved(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = Problem(dtype=torch.float64)
-    with block_elements(8):
+    with block_elements(8), patch.object(batches, "_TOGETHER", 1):
         optimizer = MoMoWrapper(BASES[name](problem.params), MoMo(), compiled=True)
         for _ in range(5):
             optimizer.step(loss=problem.gradients())
@@ -430,17 +430,15 @@ def test_what_is_foreseen_must_be_a_fraction(wrong: object) -> None:
 
 
 def test_what_is_foreseen_may_be_of_any_dtype(passes: Passes) -> None:
-    ends = []
-    for dtype in (torch.float32, torch.float64):
-        problem = Problem(dtype=torch.float32)
-        rule = Foreseeing()
-        rule.theta = torch.ones((), dtype=dtype)
+    """0.1 in double precision is the 0.1 of a decision in single precision."""
+    problem = Problem(dtype=torch.float32)
+    rule = Told([0.1] * 6, [])
+    foreseen = torch.tensor(0.1, dtype=torch.float64)
+    with patch.object(Told, "foresee", lambda *_: foreseen):
         optimizer = MoMoWrapper(BASES["AdamW"](problem.params), rule, compiled=True)
         for _ in range(6):
             optimizer.step(loss=problem.gradients())
-        assert passes.taken()[2] > 0
-        ends.append(flat(problem.params))
-    assert torch.equal(*ends)
+    assert passes.taken()[2] > 0
 
 
 def test_one_element_that_is_nan_stays_alone() -> None:
