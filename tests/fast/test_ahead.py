@@ -276,7 +276,7 @@ def test_a_spike_costs_no_digits() -> None:
 
 
 def test_a_spike_that_is_right_is_taken_whole() -> None:
-    """Bit for bit, though it was held back in the first pass."""
+    """To rounding, since it was held back in the first pass."""
 
     def ends() -> Tensor:
         problem = Problem(dtype=torch.float32)
