@@ -559,6 +559,27 @@ class TestFusedBase:
         optimizer.step(loss=1.0)
         assert type(optimizer._bases._engines[0]) is not SteppingEngine
 
+    @pytest.mark.parametrize("layout", ["gaps", "gradient"])
+    def test_where_the_fused_kernel_goes_wrong(self, layout: str) -> None:
+        """It takes all tensors of a parameter to lie in memory alike, and without gaps."""
+
+        def ends() -> Tensor:
+            wide = torch.arange(48.0).view(6, 8)
+            param = (wide[:, 2:5] if layout == "gaps" else wide[:3, :6].clone()).requires_grad_()
+            fractions = [1.0] * 4 + [0.5]
+            optimizer = MoMoWrapper(self.make([param]), Told(fractions, [1.0] * 5), compiled=False)
+            for step in range(5):
+                generator = torch.Generator().manual_seed(step)
+                param.grad = torch.randn(param.shape, generator=generator)
+                if layout == "gradient":
+                    param.grad = param.grad.t().contiguous().t()
+                optimizer.step(loss=1.0)
+            return param.detach().clone()
+
+        found = ends()
+        with two_passes():
+            assert torch.equal(found, ends())
+
     def test_who_watches_sees_a_step_at_learning_rate_0(self) -> None:
         problem = Problem(dtype=torch.float32)
         optimizer = MoMoWrapper(self.make(problem.params), compiled=False)
