@@ -21,7 +21,7 @@ from momo_wrap.engine.passes import Engine
 from momo_wrap.engine.plan import Plan
 from momo_wrap.engine.scalars import Scalar, as_scalar, largest
 from momo_wrap.model import Averaging
-from momo_wrap.rules import WeightDecayForm
+from momo_wrap.rules import WeightDecayForm, checked_fraction
 
 
 def _plain_engine(compiled: object, base: object, adapter: object, params: object) -> type[Engine]:
@@ -71,7 +71,7 @@ class Bases:
         self._engines: list[Engine] = []
         self._plans: list[Plan] = []
         self._settings: list[int] = []
-        self._movable: list[int] = []
+        self._movable: list[object] = []
         self.check()
 
     def check(self) -> None:
@@ -167,6 +167,9 @@ class Bases:
         `theta` and `reach` are what is `Foreseen`.
         """
         steps: list[BaseStep] = []
+        if theta is not None:
+            groups = sum(plan.groups for plan in self._plans)
+            theta = checked_fraction("foresee", theta, groups).to(self.like)
         try:
             for index, ((base, adapter), engine) in enumerate(
                 zip(self.pairs, self._engines, strict=True)
@@ -230,10 +233,11 @@ class _JointStep(BaseStep):
             step.withdraw()
 
 
-def _movable(groups: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Return what tells whether other parameters can move than before."""
+def _movable(groups: Sequence[Mapping[str, Any]]) -> list[object]:
+    """Return what tells whether other parameters can move than before, or others of a kind."""
     params = [param for group in groups for param in group["params"]]
-    return [id(param) for param in params if can_move(param) and not is_lazy(param)]
+    params = [param for param in params if can_move(param) and not is_lazy(param)]
+    return [(id(param), param.dtype, param.device) for param in params]
 
 
 def _share_template(plans: Sequence[Plan]) -> None:

@@ -133,6 +133,7 @@ class CompiledEngine(UpdatingEngine):
                 block.forget()
             for i, (values, largest) in zip(indices, done or (), strict=done is not None):
                 found[i], blocks[i].largest = values, largest
+                blocks[i].is_ahead = blocks[i].ahead is not None
         return [found[i] for i in range(len(blocks))]
 
     def move(self, formula: Formula, moves: Iterable[Move]) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.optim import Optimizer
 
+from momo_wrap.distributed import local
 from momo_wrap.engine.blocks import Block
+from momo_wrap.engine.chunks import lie_alike
 from momo_wrap.engine.passes import Engine, Formula, Product, inner_products
 from momo_wrap.fast.replacing import has_own_step, is_plain
 
@@ -28,6 +30,10 @@ class SteppingEngine(Engine):
             return None
         thetas = foreseen.theta.expand(len(groups)).tolist()
         ahead = [lr * theta for lr, theta in zip(lrs, thetas, strict=True)]
+        # Where they lie otherwise, the fused kernel of torch goes wrong.
+        pairs = zip(self.plan.params, self.plan.grads, strict=True)
+        if not all(grad is None or lie_alike([local(param), grad]) for param, grad in pairs):
+            return None
         # What weight decay leaves is divided by when the step is undone.
         decays = zip(ahead, [group["weight_decay"] for group in groups], strict=True)
         self.has_stepped = all(lr >= 0 and lr * decay <= 0.5 for lr, decay in decays)

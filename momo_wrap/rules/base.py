@@ -89,13 +89,7 @@ def checked_theta(decision: object, memory: Mapping[str, Tensor], groups: int) -
             "StepDecision(theta, theta_uncapped, lower_bound)."
         )
     for name in ("theta", "theta_uncapped"):
-        value: object = getattr(decision, name)
-        if not (isinstance(value, Tensor) and tuple(value.shape) in ((), (groups,))):
-            raise TypeError(
-                f"The rule's {name} must be a 0-dim tensor, or one of shape [{groups}] with a "
-                f"value for each parameter group, got {_form(value)}. Compute it from the tensors "
-                "in stats, or from those in stats.by_group."
-            )
+        checked_fraction(name, getattr(decision, name), groups)
     new: Mapping[str, object] = decision.memory
     for name, value in new.items():
         if not (isinstance(value, Tensor) and value.dim() == 0):
@@ -115,6 +109,17 @@ def checked_theta(decision: object, memory: Mapping[str, Tensor], groups: int) -
             "is one loss, and one bound for it. Return stats.lower_bound, or a 0-dim tensor."
         )
     return decision.theta
+
+
+def checked_fraction(name: str, value: object, groups: int) -> Tensor:
+    """Return a fraction that a rule has given; refuse one of another form."""
+    if isinstance(value, Tensor) and tuple(value.shape) in ((), (groups,)):
+        return value
+    raise TypeError(
+        f"The rule's {name} must be a 0-dim tensor, or one of shape [{groups}] with a value for "
+        f"each parameter group, got {_form(value)}. Compute it from the tensors in stats, or from "
+        "those in stats.by_group."
+    )
 
 
 def _form(value: object) -> str:

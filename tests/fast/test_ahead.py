@@ -27,7 +27,7 @@ from momo_wrap import (
     TrustedMoMo,
 )
 from momo_wrap.engine.ahead import Ahead
-from momo_wrap.fast import CompiledEngine, choice, kernels
+from momo_wrap.fast import CompiledEngine, batches, choice, kernels
 from momo_wrap.fast.stepping import SteppingEngine
 from momo_wrap.research import SPSMax
 from momo_wrap.testing.blocks import block_elements
@@ -276,7 +276,7 @@ def test_a_spike_costs_no_digits() -> None:
 
 
 def test_a_spike_that_is_right_is_taken_whole() -> None:
-    """Bit for bit, though it was held back in the first pass."""
+    """To rounding, since it was held back in the first pass."""
 
     def ends() -> Tensor:
         problem = Problem(dtype=torch.float32)
@@ -353,6 +353,110 @@ def test_what_raises_in_the_rule_puts_parameters_back(compiled: bool) -> None:
         rule.error = None
         optimizer.step(loss=problem.gradients())
     assert (flat(problem.params) - before).abs().max() > 1e-4
+
+
+class Interrupted(BaseException):
+    """Stands for whatever raises in the middle of a pass."""
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_what_raises_between_blocks_puts_those_back_that_have_moved(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = Problem(dtype=torch.float64)
+    with block_elements(8), patch.object(batches, "_TOGETHER", 1):
+        optimizer = MoMoWrapper(BASES[name](problem.params), MoMo(), compiled=True)
+        for _ in range(5):
+            optimizer.step(loss=problem.gradients())
+        before, loss, calls, run = flat(problem.params), problem.gradients(), [0], kernels.run
+
+        def fails(*given: Any) -> Any:
+            calls[0] += 1
+            if calls[0] == 2:
+                raise Interrupted
+            return run(*given)
+
+        monkeypatch.setattr(kernels, "run", fails)
+        with pytest.raises(Interrupted):
+            optimizer.step(loss=loss)
+    assert calls[0] > 2
+    assert (flat(problem.params) - before).abs().max() < 1e-15
+
+
+# Bases whose direction has a gradient in it to which weight decay is added.
+DECAYED: dict[str, Make] = {
+    "SGD": lambda params: SGD(params, lr=0.01, weight_decay=0.1),
+    "Nesterov": lambda params: SGD(
+        params, lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.1, maximize=True
+    ),
+    "NAdam": lambda params: torch.optim.NAdam(params, lr=0.01, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("base", DECAYED)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_directions_that_depend_on_the_parameters(base: str, groups: int) -> None:
+    """They can't be computed again where the parameters have moved."""
+    fractions = [1.0, 1.0, 1.0, 0.5, 1.0, 1.0, 0.0, 1.0]
+    settings: dict[str, Any] = {"dtype": torch.float64, "groups": groups, "steps": len(fractions)}
+    with block_elements(8):
+        found, _ = run(DECAYED[base], Told(fractions, [1.0] * 8), **settings)
+        with two_passes():
+            expected, _ = run(DECAYED[base], Told(fractions, [1.0] * 8), **settings)
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).abs().max() <= 1e-14
+
+
+class Foreseeing(MoMo):
+    """Foresees what it is told to."""
+
+    theta: Any = None
+
+    def foresee(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> Any:
+        return self.theta
+
+
+@pytest.mark.parametrize("wrong", [1.0, torch.ones(3), "all"])
+def test_what_is_foreseen_must_be_a_fraction(wrong: object) -> None:
+    problem = Problem(dtype=torch.float32)
+    rule = Foreseeing()
+    optimizer = MoMoWrapper(BASES["AdamW"](problem.params), rule, compiled=True)
+    for _ in range(4):
+        optimizer.step(loss=problem.gradients())
+    before, rule.theta, loss = flat(problem.params), wrong, problem.gradients()
+    with pytest.raises(TypeError, match=r"rule's foresee must be a 0-dim tensor"):
+        optimizer.step(loss=loss)
+    assert torch.equal(flat(problem.params), before)
+
+
+def test_what_is_foreseen_may_be_of_any_dtype(passes: Passes) -> None:
+    """0.1 in double precision is the 0.1 of a decision in single precision."""
+    problem = Problem(dtype=torch.float32)
+    rule = Told([0.1] * 6, [])
+    foreseen = torch.tensor(0.1, dtype=torch.float64)
+    with patch.object(Told, "foresee", lambda *_: foreseen):
+        optimizer = MoMoWrapper(BASES["AdamW"](problem.params), rule, compiled=True)
+        for _ in range(6):
+            optimizer.step(loss=problem.gradients())
+    assert passes.taken()[2] > 0
+
+
+def test_one_element_that_is_nan_stays_alone() -> None:
+    """With a rule that goes on all the same."""
+    ends = []
+    for foreseen in (1.0, 0.5):
+        problem = Problem(dtype=torch.float32)
+        rule = Told([1.0] * 8, [foreseen] * 8)
+        optimizer = MoMoWrapper(BASES["SGD"](problem.params), rule, compiled=True)
+        for step in range(8):
+            for param in problem.params:
+                param.grad = torch.ones_like(param)
+            if step == 4:
+                problem.params[0].grad[0, 0] = math.nan  # type: ignore[index]
+            optimizer.step(loss=1.0)
+        ends.append(flat(problem.params))
+    assert ends[0].isnan().sum() == 1
+    torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-6, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
@@ -461,6 +565,27 @@ class TestFusedBase:
         assert (
             error <= torch.finfo(torch.bfloat16).eps * start.float().abs().clamp(min=0.01)
         ).all()
+
+    @pytest.mark.parametrize("layout", ["gaps", "gradient"])
+    def test_where_the_fused_kernel_goes_wrong(self, layout: str) -> None:
+        """It takes all tensors of a parameter to lie in memory alike, and without gaps."""
+
+        def ends() -> Tensor:
+            wide = torch.arange(48.0).view(6, 8)
+            param = (wide[:, 2:5] if layout == "gaps" else wide[:3, :6].clone()).requires_grad_()
+            fractions = [1.0] * 4 + [0.5]
+            optimizer = MoMoWrapper(self.make([param]), Told(fractions, [1.0] * 5), compiled=False)
+            for step in range(5):
+                generator = torch.Generator().manual_seed(step)
+                param.grad = torch.randn(param.shape, generator=generator)
+                if layout == "gradient":
+                    param.grad = param.grad.t().contiguous().t()
+                optimizer.step(loss=1.0)
+            return param.detach().clone()
+
+        found = ends()
+        with two_passes():
+            assert torch.equal(found, ends())
 
     def test_who_watches_sees_a_step_at_learning_rate_0(self) -> None:
         problem = Problem(dtype=torch.float32)
