@@ -21,7 +21,7 @@ from momo_wrap.engine.passes import Engine
 from momo_wrap.engine.plan import Plan
 from momo_wrap.engine.scalars import Scalar, as_scalar, largest
 from momo_wrap.model import Averaging
-from momo_wrap.rules import WeightDecayForm, checked_fraction
+from momo_wrap.rules import WeightDecayForm, no_fraction
 
 
 def _plain_engine(compiled: object, base: object, adapter: object, params: object) -> type[Engine]:
@@ -169,7 +169,10 @@ class Bases:
         steps: list[BaseStep] = []
         if theta is not None:
             groups = sum(plan.groups for plan in self._plans)
-            theta = checked_fraction("foresee", theta, groups).to(self.like)
+            given: object = theta  # by a rule of the user's
+            if not (isinstance(given, Tensor) and tuple(given.shape) in ((), (groups,))):
+                raise no_fraction("foresee", given, groups)
+            theta = theta.to(self.like)
         try:
             for index, ((base, adapter), engine) in enumerate(
                 zip(self.pairs, self._engines, strict=True)

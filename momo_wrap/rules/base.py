@@ -89,7 +89,9 @@ def checked_theta(decision: object, memory: Mapping[str, Tensor], groups: int) -
             "StepDecision(theta, theta_uncapped, lower_bound)."
         )
     for name in ("theta", "theta_uncapped"):
-        checked_fraction(name, getattr(decision, name), groups)
+        value: object = getattr(decision, name)
+        if not (isinstance(value, Tensor) and tuple(value.shape) in ((), (groups,))):
+            raise no_fraction(name, value, groups)
     new: Mapping[str, object] = decision.memory
     for name, value in new.items():
         if not (isinstance(value, Tensor) and value.dim() == 0):
@@ -111,11 +113,9 @@ def checked_theta(decision: object, memory: Mapping[str, Tensor], groups: int) -
     return decision.theta
 
 
-def checked_fraction(name: str, value: object, groups: int) -> Tensor:
-    """Return a fraction that a rule has given; refuse one of another form."""
-    if isinstance(value, Tensor) and tuple(value.shape) in ((), (groups,)):
-        return value
-    raise TypeError(
+def no_fraction(name: str, value: object, groups: int) -> TypeError:
+    """Return what is raised where what a rule has given has not the form of a θ."""
+    return TypeError(
         f"The rule's {name} must be a 0-dim tensor, or one of shape [{groups}] with a value for "
         f"each parameter group, got {_form(value)}. Compute it from the tensors in stats, or from "
         "those in stats.by_group."
