@@ -77,23 +77,19 @@ def ranks_of(process_group: ProcessGroup) -> dist.ProcessGroup | None:
 
 
 def reduced(
-    loss: Tensor,
-    sums: Tensor,
-    penalty: Tensor | None,
-    probed: Tensor | None,
-    group: dist.ProcessGroup,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Average losses over the ranks, and add up sums and penalties, in one all-reduce.
+    loss: Tensor, sums: Tensor, more: Sequence[Tensor | None], group: dist.ProcessGroup
+) -> tuple[Tensor, Tensor, list[Any]]:
+    """Average losses and bounds over the ranks, and add up sums and penalties, in one all-reduce.
 
-    Sums and penalties are those of this rank, each times `shards` of its parameters.
+    Sums and penalties are those of this rank, each times `shards` of its parameters. What is None
+    in `more` stays so.
     """
-    known = [tensor for tensor in (loss, sums, penalty, probed) if tensor is not None]
+    known = [loss, sums, *(tensor for tensor in more if tensor is not None)]
     packed = torch.cat([tensor.reshape(-1) for tensor in known]) / dist.get_world_size(group)
     dist.all_reduce(packed, group=group)
-    parts = packed.split([tensor.numel() for tensor in known])
-    loss, sums, *more = [part.view_as(own) for part, own in zip(parts, known, strict=True)]
-    own_penalty = None if penalty is None else more[0]
-    return loss, sums, own_penalty, None if probed is None else more[-1]
+    parts = iter(packed.split([tensor.numel() for tensor in known]))
+    loss, sums = next(parts).view_as(loss), next(parts).view_as(sums)
+    return loss, sums, [None if own is None else next(parts).view_as(own) for own in more]
 
 
 def any_rank(flag: Tensor, group: dist.ProcessGroup | None) -> Tensor:
