@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from tests.checks.test_errors import parameter
 from tests.problems import Problem, flat, last_step, relative_distance
 from tests.reference import AdamBase, Array, ReferenceGroup, SGDBase
 from tests.reference_rules import ReferenceRun, Seen, clip
+from tests.scripts import load_script
 from tests.test_host_visits import HostVisits
 
 OWN = 0.2  # the bound of the rule
@@ -297,3 +299,18 @@ def test_a_resumed_run_goes_on_bit_for_bit() -> None:
     for step in range(40):
         optimizer.step(loss=whole.gradients(), lower_bound=bound_of(step))
     assert torch.equal(flat(problem.params), flat(whole.params))
+
+
+def test_student_needs_no_learning_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn", reason="the examples extra is not installed")
+    example = load_script("distillation", monkeypatch)
+    monkeypatch.setattr(example, "EPOCHS", 3)
+    inputs, labels = example.data()
+    teacher = example.taught(inputs[:1400], labels[:1400])
+    _, zero, bounded = (
+        example.distilled(inputs, teacher, 100.0, 0, method) for method in example.METHODS
+    )
+    assert bounded < 0.05
+    assert zero > 20 * bounded
+    page = (Path(__file__).parents[1] / "docs" / "choose_settings.md").read_text()
+    assert example.table(example.results(example.RESULTS)) in page

@@ -30,7 +30,8 @@ class SPSMax(StepRule):
 
     Source: Loizou, Vaswani, Laradji and Lacoste-Julien, "Stochastic Polyak Step-size for SGD: An
     Adaptive Learning Rate for Fast Convergence", AISTATS 2021, arXiv 2002.10542, SPS_max. Its
-    f_i*, the least value of the loss of a batch, is the one bound f* here.
+    f_i*, the least value of the loss of a batch, is what `step(lower_bound=...)` gives for it, or
+    else the one bound f*.
 
     Args:
         lower_bound: f*, see `StepRule`.
