@@ -12,6 +12,7 @@ Example:
 
 from momo_wrap.research.limited_growth import LimitedGrowth
 from momo_wrap.research.moving_target import MovingTarget
+from momo_wrap.research.muon_max import MuonMax
 from momo_wrap.research.ngn import NGN
 from momo_wrap.research.per_group import PerGroup
 from momo_wrap.research.scheduled_bound import LinearSchedule, PowerLaw, ScheduledBound
@@ -24,6 +25,7 @@ __all__ = [
     "LimitedGrowth",
     "LinearSchedule",
     "MovingTarget",
+    "MuonMax",
     "PerGroup",
     "PowerLaw",
     "SPSMax",
