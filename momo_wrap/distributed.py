@@ -138,6 +138,19 @@ def shards(param: Tensor) -> int:
     return math.prod(sharded.device_mesh.size(dim) for dim in cut)
 
 
+def cut_into(param: Tensor) -> list[tuple[int, int]]:
+    """Return the dimensions that a parameter is cut along, each with the number of parts."""
+    sharded = _as_dtensor(param)
+    if sharded is None:
+        return []
+    found: dict[int, int] = {}
+    for i, its in enumerate(sharded.placements):
+        dim = getattr(its, "dim", None)
+        if dim is not None:
+            found[dim] = found.get(dim, 1) * sharded.device_mesh.size(i)
+    return [*found.items()]
+
+
 def whole(tensor: Tensor) -> Tensor:
     """Return a tensor gathered, or added up, from all ranks that it is spread over."""
     sharded = _as_dtensor(tensor)
