@@ -17,6 +17,7 @@ from momo_wrap.adapters import (
 from momo_wrap.diagnosis import Diagnosis
 from momo_wrap.joint import JointOptimizer
 from momo_wrap.model import Averaging
+from momo_wrap.muon import muon_and_adamw
 from momo_wrap.record import StepRecord
 from momo_wrap.recorder import Recorder
 from momo_wrap.rules import ModelStats, MoMo, MoMoStar, StepDecision, StepRule, TrustedMoMo
@@ -43,5 +44,6 @@ __all__ = [
     "StepRule",
     "TrustedMoMo",
     "adapter_for",
+    "muon_and_adamw",
     "register_adapter",
 ]

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 ProcessGroup: TypeAlias = "dist.ProcessGroup | Literal['auto'] | None"
 Ranks: TypeAlias = "dist.ProcessGroup | None"
-# The loss of a step, its sums, its penalty, its offsets, and what was measured of the last one.
-Known: TypeAlias = "tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]"
+_Maybe: TypeAlias = "Tensor | None"
+# The loss of a step, its sums, its penalty, its offsets, what was measured of the last one, and the
+# shift of its bound.
+Known: TypeAlias = "tuple[Tensor, Tensor, _Maybe, _Maybe, _Maybe, _Maybe]"
 
 # Classes of tensors that are whole, told at once where there are thousands.
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -79,7 +81,7 @@ def ranks_of(process_group: ProcessGroup) -> dist.ProcessGroup | None:
 
 
 def reduced(tensors: Known, group: dist.ProcessGroup) -> Known:
-    """Average losses over the ranks, and add up what is summed up, in one all-reduce.
+    """Average losses and bounds over the ranks, and add up what is summed up, in one all-reduce.
 
     Sums are those of this rank, each times `shards` of its parameters.
     """
@@ -90,7 +92,7 @@ def reduced(tensors: Known, group: dist.ProcessGroup) -> Known:
     loss, sums, *others = [None if t is None else next(parts).view_as(t) for t in tensors]
     assert loss is not None
     assert sums is not None
-    return loss, sums, others[0], others[1], others[2]
+    return loss, sums, others[0], others[1], others[2], others[3]
 
 
 def any_rank(flag: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -137,6 +139,19 @@ def shards(param: Tensor) -> int:
     # Not is_shard(): FSDP2 over tensor parallel cuts with a placement that denies to be one.
     cut = [dim for dim, its in enumerate(sharded.placements) if not its.is_replicate()]
     return math.prod(sharded.device_mesh.size(dim) for dim in cut)
+
+
+def cut_into(param: Tensor) -> list[tuple[int, int]]:
+    """Return the dimensions that a parameter is cut along, each with the number of parts."""
+    sharded = _as_dtensor(param)
+    if sharded is None:
+        return []
+    found: dict[int, int] = {}
+    for i, its in enumerate(sharded.placements):
+        dim = getattr(its, "dim", None)
+        if dim is not None:
+            found[dim] = found.get(dim, 1) * sharded.device_mesh.size(i)
+    return [*found.items()]
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -35,10 +35,11 @@ class StepRecord:
             the rule chose one for each parameter group, 0-dim with all others.
         theta_uncapped: The same before it was cut at 1.
         value_after_decay: h/ρ, the loss that the momentum model had before the step, with λ ‖x‖²/2
-            where the base adds its weight decay to the gradients.
+            where the base adds its weight decay to the gradients. Where batches have bounds of
+            their own, what it had for this batch.
         predicted_decrease: N/ρ, by how much the whole step of the base would have lowered it
             (with `maximize=True`: raised it).
-        lower_bound: f*, the bound that was aimed at.
+        lower_bound: f*, the bound that was aimed at, of this batch if it was given one.
         loss: The loss that was given.
     """
 
@@ -54,8 +55,9 @@ class StepRecord:
 class Outcome:
     """What a wrapper tells of its last step; None before the first."""
 
-    # And the loss that was given, in the sense of minimisation, and the sign of the objective.
-    of_step: tuple[ModelStats, StepDecision, Tensor, float] | None = None
+    # And the loss that was given, in the sense of minimisation, the sign of the objective, and by
+    # how much the bound of the batch is above that of the rule; None: it was given none.
+    of_step: tuple[ModelStats, StepDecision, Tensor, float, Tensor | None] | None = None
     effective_lrs: Tensor | None = None  # θα of each parameter group, [groups]
     skipped: int = 0
     tally: Tally = field(default_factory=Tally)
@@ -76,9 +78,11 @@ class Results:
         """The `StepRecord` of the last step; None before the first."""
         if self._outcome.of_step is None:
             return None
-        stats, decision, loss, sign = self._outcome.of_step
-        bound = as_scalar(decision.lower_bound, stats.loss)
-        values = (stats.value_after_decay, bound, loss)
+        stats, decision, loss, sign, shift = self._outcome.of_step
+        value, bound = stats.value_after_decay, as_scalar(decision.lower_bound, stats.loss)
+        if shift is not None:
+            value, bound = value + shift, bound + shift
+        values = (value, bound, loss)
         value, bound, loss = values if sign > 0 else [-value for value in values]
         return StepRecord(
             decision.theta, decision.theta_uncapped, value, stats.predicted_decrease, bound, loss
@@ -106,7 +110,7 @@ class Results:
         last = self.last_step
         if last is None or self._outcome.of_step is None:
             return Diagnosis(self._title, self._memory.steps)
-        stats, decision, _, _ = self._outcome.of_step
+        stats, decision, *_ = self._outcome.of_step
         samples, sums, symptoms = self._outcome.tally.summary(self.rule, stats, decision)
         effective_lrs = torch.stack(self.effective_lrs()).tolist()
         lrs = [group.get("lr", math.nan) for group in self.param_groups[: len(effective_lrs)]]
@@ -128,7 +132,7 @@ class Results:
     def _sample(self, *, lacks_momentum: bool) -> None:
         """Count the symptoms of the step that was just taken; warn of what was there for long."""
         assert self._outcome.of_step is not None
-        stats, decision, _, _ = self._outcome.of_step
+        stats, decision, *_ = self._outcome.of_step
         if stats.loss.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return  # a replay would not come here
         tally = self._outcome.tally

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, overload
 
 import torch
@@ -16,6 +16,7 @@ from momo_wrap.bases import Bases
 from momo_wrap.checks.arguments import (
     WRAPPER_CHECKS,
     CheckedAttributes,
+    Closure,
     Compiled,
     Loss,
     NonFinite,
@@ -25,21 +26,21 @@ from momo_wrap.checks.arguments import (
 from momo_wrap.checks.nonfinite import must_skip
 from momo_wrap.distributed import ProcessGroup, Ranks, check_process_group, ranks_of, reduced
 from momo_wrap.engine.params import has_zero_lr
-from momo_wrap.engine.scalars import as_scalar, scalar_template
+from momo_wrap.engine.scalars import as_scalar
 from momo_wrap.joint import JointOptimizer, joined, members
 from momo_wrap.losses import PendingLosses, RecordsLosses
-from momo_wrap.model import Averaging, MomentumModel
+from momo_wrap.model import MomentumModel
 from momo_wrap.of import MakesClasses
 from momo_wrap.probes import Probe, before_step, measured
 from momo_wrap.record import SAMPLED_EVERY, Outcome, Results
 from momo_wrap.rules import ModelStats, MoMo, StepRule, WeightDecayForm, checked_theta, signed_bound
-from momo_wrap.state.loading import check_loaded, shown, with_entries
-from momo_wrap.state.memory import Memory
-from momo_wrap.state.previous import take_previous, with_previous
-from momo_wrap.state.shared_state import SharedStateOptimizer, lasting_tensors
+from momo_wrap.rules.of_batch import shift_of_batch
+from momo_wrap.state.loading import shown
+from momo_wrap.state.saving import SavesMemory
+from momo_wrap.state.shared_state import lasting_tensors
 
 
-class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, SharedStateOptimizer):
+class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, SavesMemory):
     r"""Cuts the steps of an optimizer where its momentum model of the loss would fall too low.
 
     At each step the base optimizer averages gradients and preconditions them, as always, to a
@@ -138,18 +139,30 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
             self._bases.forget()
 
     @overload  # type: ignore[override]
-    def step(self, closure: Callable[[], Loss], *, probe: Probe | None = None) -> Loss: ...
+    def step(
+        self, closure: Closure, *, probe: Probe | None = None, lower_bound: Loss | None = None
+    ) -> Loss: ...
     @overload
-    def step(self, closure: None = None, *, loss: Loss, probe: Probe | None = None) -> Loss: ...
+    def step(
+        self,
+        closure: None = None,
+        *,
+        loss: Loss,
+        probe: Probe | None = None,
+        lower_bound: Loss | None = None,
+    ) -> Loss: ...
     @overload
-    def step(self, closure: None = None, *, probe: Probe | None = None) -> Loss | None: ...
+    def step(
+        self, closure: None = None, *, probe: Probe | None = None, lower_bound: Loss | None = None
+    ) -> Loss | None: ...
     @torch.no_grad()
     def step(
         self,
-        closure: Callable[[], Loss] | None = None,
+        closure: Closure | None = None,
         *,
         loss: Loss | None = None,
         probe: Probe | None = None,
+        lower_bound: Loss | None = None,
     ) -> Loss | None:
         """Take one step: the base's own, shortened by θ.
 
@@ -163,6 +176,9 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
             probe: Returns the loss of the same batch at the parameters as they are. Give it at
                 every step; it is called where the rule asks for it, without gradients, with the
                 parameters moved back to where they were before the last step.
+            lower_bound: A number that the loss of this batch can't go below, such as the loss that
+                a teacher has, in the place of the rule's: a one-element tensor on any device, or a
+                number. The model of the loss is cut at the average of the bounds, equation (18).
 
         Returns:
             The loss, as it was given, or the mean or sum of those that were recorded. None where
@@ -171,7 +187,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
 
         Raises:
             TypeError: There is no loss or two, or one of the wrong type; a gradient is sparse.
-            ValueError: The loss has several elements, or settings have become invalid.
+            ValueError: Loss or bound have several elements, or settings have become invalid.
             FloatingPointError: Loss or gradients are not finite, with `nonfinite="raise"`.
 
         After an error above, parameters, the base's state and the model are as they were. What a
@@ -179,11 +195,11 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
         the gradients.
         """
         if torch.compiler.is_dynamo_compiling():
-            return self._untraced_step(closure, loss, probe)
-        return self._step(closure, loss, probe)
+            return self._untraced_step(closure, loss, probe, lower_bound)
+        return self._step(closure, loss, probe, lower_bound)
 
     def _step(
-        self, closure: Callable[[], Loss] | None, loss: Loss | None, probe: Probe | None
+        self, closure: Closure | None, loss: Loss | None, probe: Probe | None, limit: Loss | None
     ) -> Loss | None:
         own_loss, told = True, self._pending
         if closure is None and loss is None and not told.count and has_zero_lr(self.base):
@@ -191,27 +207,31 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
             self._bases.update_state(self.compiled, form)
             return None
         # Nearly always it is a real 0-dim tensor, with which nothing can be wrong.
-        other = closure is not None or told.count or told.clipping is not None
+        other = not (closure is None and told.clipping is None and limit is None) or told.count
         if other or not isinstance(loss, Tensor) or loss.dim() or loss.is_complex():
-            loss, probe, own_loss = told.evaluate(closure, loss, probe, self.param_groups)
+            groups = self.param_groups
+            loss, probe, limit, own_loss = told.evaluate(closure, loss, probe, limit, groups)
             if loss is None:  # a batch that was left out, without gradients
                 return None
         self._bases.prepare(self.compiled)
         several = dist.is_available() and dist.is_initialized()
         group = ranks_of(self.process_group) if several else None
         cares = self.nonfinite != "propagate"
-        if cares and must_skip(self.nonfinite, loss, self.param_groups, group):
+        if cares and must_skip(self.nonfinite, loss, limit, self.param_groups, group):
             self._outcome.skipped, told.clipping = self._outcome.skipped + 1, None
         else:
-            self._take(loss, group, probe, own_loss=own_loss)
+            self._take(loss, group, probe, limit, own_loss=own_loss)
         return loss
 
     # One correct graph break where the caller compiles.
     _untraced_step = torch._disable_dynamo(_step)  # type: ignore[attr-defined]
 
-    def _take(self, loss: Loss, group: Ranks, probe: Probe | None, *, own_loss: bool) -> None:
+    def _take(
+        self, loss: Loss, group: Ranks, probe: Probe | None, limit: Loss | None, *, own_loss: bool
+    ) -> None:
         bases, memory, like = self._bases, self._memory, self._bases.like
         bound = signed_bound(self.rule, bases.sign)
+        shift = None if limit is None else shift_of_batch(limit, bound, like, bases.sign)
         pending, has_probe, probed = self._pending, probe is not None, None
         before, clipping = pending.before, pending.clipping
         if before is not None or has_probe:
@@ -230,18 +250,21 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
         # No call where a rule measures nothing, as most do, and nothing is moved ahead.
         measures = type(self.rule).wants_slope is not StepRule.wants_slope
         if measures or has_probe or bases.foresees:
-            early = ModelStats.early(loss, bases.unknown, bound, bases.largest_lr, known)
+            at = loss if shift is None else loss - shift
+            early = ModelStats.early(at, bases.unknown, bound, bases.largest_lr, known)
             kept = before_step(self.rule, early, bases.movable, before)
             if bases.foresees and group is None:
                 foreseen = self.rule.foresee(early, memory.rule)
         form = self.weight_decay_form or self.rule.weight_decay_form
         step = bases.observe(form, foreseen, memory.reach)
         try:
-            own = (loss, step.sums, step.penalty, step.offsets, probed)
-            loss, sums, penalty, offsets, probed = own if group is None else reduced(own, group)
+            own = (loss, step.sums, step.penalty, step.offsets, probed, shift)
+            own = own if group is None else reduced(own, group)
+            loss, sums, penalty, offsets, probed, shift = own
             if group is not None and before is not None and probed is not None:
                 known = (*before.seen(probed), *known[3:])
             given = loss
+            loss = loss if shift is None else loss - shift  # (18)
             if penalty is not None:  # in the base's gradient it is not clipped
                 loss = loss + (penalty.sum() if clipping is None else penalty.sum() / clipping)
             coefficients = memory.coefficients(step.averagings)  # (1), (2)
@@ -256,7 +279,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
             raise
         pending.before, self._outcome.effective_lrs = kept, step.apply(theta)  # (4)
         memory.write(model.after(sums, theta), decision.memory, step.reach)  # (5)
-        pending.clipping, self._outcome.of_step = None, (stats, decision, given, bases.sign)
+        pending.clipping, self._outcome.of_step = None, (stats, decision, given, bases.sign, shift)
         if memory.steps % SAMPLED_EVERY == 0:
             self._sample(lacks_momentum=step.lacks_momentum)
 
@@ -270,27 +293,6 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Share
         form = self.weight_decay_form or self.rule.weight_decay_form
         settings = f"rule={self.rule!r}, weight_decay_form={form!r}"
         return f"{type(self).__name__}({settings}, base={shown(self.base)})"
-
-    def _weight_sums(self, first: int, averagings: Sequence[Averaging]) -> Tensor:
-        return self._memory.weight_sums(first, averagings)
-
-    def _check(self) -> None:
-        check_loaded(self._bases.pairs)
-        self._bases.check()
-
-    def _export(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        like = scalar_template(self.param_groups, self._memory.averages)
-        self._memory.prepare(self._bases.pairs, like)
-        exported: dict[str, Any] = with_entries(state_dict, self._memory.entries())
-        return with_previous(exported, self.param_groups, self._pending.before)
-
-    def _import(self) -> None:
-        last = self.__dict__.get("_memory")
-        like = scalar_template(self.param_groups, None if last is None else last.averages)
-        bound = signed_bound(self.rule, self._bases.sign)
-        self._memory = Memory(self.rule.initial_memory(bound), like)
-        self._pending.before = take_previous(self._bases.pairs, like)
-        self._memory.prepare(self._bases.pairs, like)
 
     CHECKS = WRAPPER_CHECKS
     FIXED = frozenset({"base"})

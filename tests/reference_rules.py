@@ -52,6 +52,29 @@ def sps_max(bound: float, c: float) -> Rule:
     return theta
 
 
+def sps_safe(bound: float, safeguard: float) -> Rule:
+    """The paper's step size, of a slope by the step of the base."""
+
+    def theta(seen: Seen) -> float:
+        squared_norm = seen.decrease / seen.lr
+        gap = max(seen.loss + (seen.height - seen.value) - bound, 0.0)
+        return min(gap / max(squared_norm, safeguard) / seen.lr, 1.0)
+
+    return theta
+
+
+def dec_sps(bound: float, c: float) -> Rule:
+    """The shortest of all Polyak steps so far, over c √k."""
+    steps: list[float] = []
+
+    def theta(seen: Seen) -> float:
+        gap = max(seen.loss + (seen.height - seen.value) - bound, 0.0)
+        steps.append(gap / (seen.decrease / seen.lr))
+        return min(*steps, c * seen.lr) / (c * math.sqrt(len(steps))) / seen.lr
+
+    return theta
+
+
 def ngn(bound: float) -> Rule:
     """Of the loss of the batch: γ = α/(1 + α ‖d‖²/(2 f)), relative to α."""
 

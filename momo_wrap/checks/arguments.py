@@ -16,6 +16,7 @@ from momo_wrap.distributed import check_process_group
 from momo_wrap.rules import MoMo, StepRule, TrustedMoMo, WeightDecayForm, signed_bound
 
 Loss: TypeAlias = Tensor | float
+Closure: TypeAlias = Callable[[], Loss]
 Compiled: TypeAlias = bool | Literal["auto"]
 NonFinite: TypeAlias = Literal["propagate", "skip", "raise"]
 

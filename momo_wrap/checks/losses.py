@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import zip_longest
+from math import isfinite
 from numbers import Real
 from types import FunctionType
 from typing import Literal, TypeAlias
@@ -20,6 +21,12 @@ _INSTEAD = (
     "optimizer.step(loss=loss.real)",
     "optimizer.step(loss=loss) with such a loss, for example float(loss), or return it from the "
     "closure",
+)
+
+_BOUND_INSTEAD = (
+    "optimizer.step(loss=loss, lower_bound=bound.mean())",
+    "optimizer.step(loss=loss, lower_bound=bound.real)",
+    "optimizer.step(loss=loss, lower_bound=bound) with such a bound, or leave it out",
 )
 
 
@@ -42,6 +49,17 @@ def checked_loss(loss: object, source: str, instead: Sequence[str] = _INSTEAD) -
         f"{source} {'None' if loss is None else type(loss).__name__}, expected a one-element "
         f"tensor or a number. Write {instead[2]}."
     )
+
+
+def checked_bound(bound: object, source: str) -> Loss:
+    """Return the lower bound of the loss of a batch; refuse what is none."""
+    value = checked_loss(bound, f"{source} got as lower_bound", _BOUND_INSTEAD)
+    if not isinstance(value, Tensor) and not isfinite(value):
+        raise ValueError(
+            f"{source} got lower_bound={value}, expected a finite number that the loss of this "
+            "batch can't go below. Leave it out where there is none: the bound of the rule counts."
+        )
+    return value
 
 
 def checked_reduction(reduction: Reduction, before: Reduction | None) -> Reduction:

@@ -16,9 +16,13 @@ from momo_wrap.engine.scalars import as_scalar
 
 
 def must_skip(
-    choice: NonFinite, loss: Loss, groups: Sequence[ParamGroup], ranks: dist.ProcessGroup | None
+    choice: NonFinite,
+    loss: Loss,
+    bound: Loss | None,
+    groups: Sequence[ParamGroup],
+    ranks: dist.ProcessGroup | None,
 ) -> bool:
-    """Wait for loss and gradients, and return whether a step with them is left out.
+    """Wait for loss, its bound and gradients, and return whether a step with them is left out.
 
     Raises:
         FloatingPointError: A number on one of the ranks is not finite, with "raise".
@@ -26,13 +30,16 @@ def must_skip(
     grads = [local(p.grad) for group in groups for p in group["params"] if p.grad is not None]
     grads = [grad for grad in grads if grad.numel()]  # a rank's part may be empty
     largest = [total_norm(grads, math.inf)] if grads else []
-    numbers = [*largest, as_scalar(loss, largest[0]) if largest else torch.as_tensor(loss)]
+    like = largest[0] if largest else torch.as_tensor(loss)
+    given = [loss] if bound is None else [loss, bound]
+    numbers = [*largest, *(as_scalar(number, like) for number in given)]
     found = any_rank((~torch.isfinite(torch.stack(numbers))).sum(), ranks)
     if not found.item():
         return False
     if choice == "raise":
         raise FloatingPointError(
-            f"The loss, {float(loss)} here, or a gradient, here or on another rank, is not finite. "
+            f"The loss, {float(loss)} here, its bound, or a gradient, here or on another rank, is "
+            "not finite. "
             "Nothing was changed. Lower the learning rate's cap, clip gradients, or write "
             "nonfinite='skip'."
         )

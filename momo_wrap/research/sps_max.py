@@ -30,7 +30,8 @@ class SPSMax(StepRule):
 
     Source: Loizou, Vaswani, Laradji and Lacoste-Julien, "Stochastic Polyak Step-size for SGD: An
     Adaptive Learning Rate for Fast Convergence", AISTATS 2021, arXiv 2002.10542, SPS_max. Its
-    f_i*, the least value of the loss of a batch, is the one bound f* here.
+    f_i*, the least value of the loss of a batch, is what `step(lower_bound=...)` gives for it, or
+    else the one bound f*.
 
     Args:
         lower_bound: f*, see `StepRule`.
@@ -47,11 +48,13 @@ class SPSMax(StepRule):
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Return θ of the loss of this batch alone; see `StepRule`."""
-        by_decay = stats.value_after_decay - stats.value
-        batch = replace(
-            stats,
-            value_after_decay=stats.loss + by_decay,
-            predicted_decrease=self.c * stats.predicted_decrease,
-        )
-        theta, uncapped = truncate(batch, stats.lower_bound)
+        batch = of_batch(stats)
+        scaled = replace(batch, predicted_decrease=self.c * stats.predicted_decrease)
+        theta, uncapped = truncate(scaled, stats.lower_bound)
         return StepDecision(theta, uncapped, stats.lower_bound)
+
+
+def of_batch(stats: ModelStats) -> ModelStats:
+    """Return the model with the loss of this batch in the place of the average."""
+    by_decay = stats.value_after_decay - stats.value
+    return replace(stats, value_after_decay=stats.loss + by_decay)

@@ -19,6 +19,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from momo_wrap import MoMo, MoMoWrapper, ProposingAdapter, StepRule, TrustedMoMo, research
 from momo_wrap.research import (
     NGN,
+    DecSPS,
     LimitedGrowth,
     LinearSchedule,
     ModelNGN,
@@ -27,6 +28,7 @@ from momo_wrap.research import (
     PowerLaw,
     ScheduledBound,
     SPSMax,
+    SPSSafe,
     TrustRegion,
     WarmTarget,
 )
@@ -54,6 +56,11 @@ Reference = Callable[[], reference_rules.Rule]
 RULES: dict[str, tuple[StepRule, Reference]] = {
     "SPSMax": (SPSMax(BOUND), lambda: reference_rules.sps_max(BOUND, 1.0)),
     "SPSMax-c": (SPSMax(BOUND, c=1.5), lambda: reference_rules.sps_max(BOUND, 1.5)),
+    "SPSSafe": (
+        SPSSafe(BOUND, safeguard=0.5),
+        lambda: reference_rules.sps_safe(BOUND, 0.5),
+    ),
+    "DecSPS": (DecSPS(BOUND, c=0.7), lambda: reference_rules.dec_sps(BOUND, 0.7)),
     "NGN": (NGN(BOUND), lambda: reference_rules.ngn(BOUND)),
     "ModelNGN": (ModelNGN(BOUND), lambda: reference_rules.model_ngn(BOUND)),
     "linear": (
@@ -189,6 +196,49 @@ def test_sps_max_is_the_formula_of_the_paper(c: float) -> None:
         torch.testing.assert_close(flat(problem.params), before - min(3.0, polyak) * gradient)
         capped.add(polyak > 3.0)
     assert capped == {False, True}
+
+
+def steps_of_sgd(rule: StepRule, lr: float, count: int) -> list[tuple[float, float, float]]:
+    """The loss, the squared norm of its gradient and the step size of each step of SGD."""
+    problem, found = Problem(), []
+    optimizer = MoMoWrapper(SGD(problem.params, lr=lr), rule)
+    for _ in range(count):
+        loss = problem.gradients()
+        gradient = flat([p.grad for p in problem.params if p.grad is not None])
+        before = flat(problem.params)
+        optimizer.step(loss=loss)
+        size = (before - flat(problem.params)) @ gradient / gradient.square().sum()
+        found.append((float(loss), float(gradient.square().sum()), float(size)))
+    return found
+
+
+def test_sps_safe_is_the_formula_of_the_paper() -> None:
+    """Without momentum, and with no cap in the way."""
+    is_safe = set()
+    for loss, norm, size in steps_of_sgd(SPSSafe(BOUND, safeguard=1.0), 1e3, 50):
+        assert size == pytest.approx((loss - BOUND) / max(norm, 1.0))
+        is_safe.add(norm < 1.0)
+    assert is_safe == {False, True}
+
+
+def test_dec_sps_is_the_formula_of_the_paper() -> None:
+    """Without momentum: c_{k-1} γ_{k-1} is that of the step before, and γ_b is the cap."""
+    c, last, limited = 0.7, 0.7 * 2.0, set()
+    for k, (loss, norm, size) in enumerate(steps_of_sgd(DecSPS(BOUND, c=c), 2.0, 50), start=1):
+        polyak = (loss - BOUND) / norm
+        assert size == pytest.approx(min(polyak, last) / (c * math.sqrt(k)))
+        limited.add(polyak > last)
+        last = c * math.sqrt(k) * size
+    assert limited == {False, True}
+
+
+def test_dec_sps_waits_while_the_learning_rate_is_0() -> None:
+    problem = Problem()
+    optimizer = MoMoWrapper(SGD(problem.params, lr=2.0), DecSPS(BOUND))
+    for lr in (2.0, 0.0, 0.0, 2.0):
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step(loss=problem.gradients())
+    assert 0 < float(last_step(optimizer).theta) < 1
 
 
 def plain(lr: float, rule: StepRule) -> Callable[[list[Tensor]], Optimizer]:
@@ -332,7 +382,7 @@ def test_theta_is_a_fraction(
         value, decrease = data.draw(numbers), data.draw(numbers)
 
 
-RULES_WITHOUT_BOUND = [kind(-math.inf) for kind in (NGN, ModelNGN, WarmTarget, SPSMax)]
+RULES_WITHOUT_BOUND = [kind(-math.inf) for kind in (NGN, ModelNGN, WarmTarget, SPSMax, SPSSafe)]
 
 
 @given(value=numbers, decrease=numbers)

@@ -12,6 +12,7 @@ from momo_wrap.checks.arguments import Loss, check_probe
 from momo_wrap.checks.callers import caller, no_loss
 from momo_wrap.checks.losses import (
     Reduction,
+    checked_bound,
     checked_loss,
     checked_reduction,
     returned_by,
@@ -49,6 +50,7 @@ class PendingLosses:
         self._reduction: Reduction = "mean"
         self._total: Loss = 0.0
         self._weights: Loss = 0.0
+        self._bound: Loss | None = None  # the total of the bounds
         self.count = 0
         self.clipping = None
         self._has_probe = False
@@ -78,28 +80,38 @@ class PendingLosses:
             self._total = self._total * to_device(factor, self._total.device, self._total.dtype)
 
     def add(
-        self, loss: object, weight: object, probe: Probe | None, reduction: Reduction = "mean"
+        self,
+        loss: object,
+        weight: object,
+        probe: Probe | None,
+        reduction: Reduction = "mean",
+        bound: object = None,
     ) -> None:
         """Record a loss with its weight in the mean; see `MoMoWrapper.record_loss`."""
         value = detached(checked_loss(loss, "record_loss() got as loss"))
         its_weight = detached(checked_loss(weight, "record_loss() got as weight"))
+        its_bound = None if bound is None else detached(checked_bound(bound, "record_loss()"))
         if not isinstance(its_weight, Tensor) and not its_weight > 0:
             raise ValueError(
                 f"record_loss() got weight={its_weight}, expected a positive number, for example "
                 "the number of tokens of the batch."
             )
         if probe is not None:
-            check_probe(probe, "record_loss()", _BOUND)
+            check_probe(probe, "record_loss()", _WITH_PROBE)
         if self._due:
             clipping = None if self._clipping_due else self.clipping
             self.clear()
             self.clipping = clipping
         self._reduction = checked_reduction(reduction, self._reduction if self.count else None)
+        if self.count and (its_bound is None) != (self._bound is None):
+            raise ValueError(_SOME_BOUNDS)
         if probe is not None:
             if self.before is not None and self.before.wants_probe:
                 self._keep(probe, its_weight)
             self._has_probe = True
         self._total = self._total + value * its_weight
+        if its_bound is not None:
+            self._bound = (0.0 if self._bound is None else self._bound) + its_bound * its_weight
         self._weights = self._weights + its_weight
         self.count += 1
 
@@ -132,7 +144,7 @@ class PendingLosses:
             raise ValueError(
                 "record_loss() got as probe for two batches of a step functions that return the "
                 "same, as those do that read a variable, which has become another batch since. "
-                f"Expected one that holds its batch. Write {_BOUND}."
+                f"Expected one that holds its batch. Write {_WITH_PROBE}."
             )
         self._probes.append((probe, weight))
 
@@ -151,14 +163,16 @@ class PendingLosses:
         closure: object,
         loss: object,
         probe: Probe | None,
+        bound: object,
         groups: Sequence[Mapping[str, Any]],
-    ) -> tuple[Loss | None, Probe | None, bool]:
-        """Return the loss of a step, its probe and whether that is of this very loss.
+    ) -> tuple[Loss | None, Probe | None, Loss | None, bool]:
+        """Return the loss of a step, its probe, its bound, and whether the probe is of this loss.
 
         The loss is the mean or sum of what was recorded, by the closure too, else what was given
-        or computed; likewise the probe. What was recorded is forgotten. The loss is None where
-        the closure returned none and left no gradient in the groups: a batch that is left out.
+        or computed; likewise probe and bound. What was recorded is forgotten. The loss is None
+        where the closure returned none and left no gradient in the groups: a batch left out.
         """
+        own_bound = None if bound is None else checked_bound(bound, "step()")
         if self.count and loss is not None:
             raise TypeError(
                 f"step() got a loss, but {self.count} were recorded before. Write either "
@@ -173,7 +187,7 @@ class PendingLosses:
             )
         if loss is not None:
             self._due = self._clipping_due = True
-            return checked_loss(loss, "step() got as loss"), probe, True
+            return checked_loss(loss, "step() got as loss"), probe, own_bound, True
         if closure is None and not self.count:
             raise TypeError(self.problem or self.unseen or no_loss())
         if closure is not None:
@@ -182,106 +196,36 @@ class PendingLosses:
             # A trainer's closure may return nothing, or only the last of several losses.
             if not self.count:
                 own = self._of_closure(returned, groups)
-                return own, None if own is None else probe, True
+                return own, None if own is None else probe, own_bound, True
         if probe is not None and self._has_probe:
             raise TypeError(
                 "step() got a probe, but probes were recorded with the losses. Write either "
-                f"{_BOUND} and optimizer.step(), or optimizer.step(loss=loss, probe=probe)."
+                f"{_WITH_PROBE} and optimizer.step(), or optimizer.step(loss=loss, probe=probe)."
             )
         as_mean, probes, complete = self._reduction == "mean", self._probes, False
         loss = self._total / self._weights if as_mean else self._total
+        if self._bound is not None:
+            if own_bound is not None:
+                raise TypeError(_TWO_BOUNDS)
+            own_bound = self._bound / self._weights if as_mean else self._bound
         if self._has_probe:
             probe, complete = partial(_reduced, probes, as_mean), len(probes) == self.count
         clipping = self.clipping
         self.clear()
         self.mark_due()
         self.clipping = clipping
-        return loss, probe, complete
+        return loss, probe, own_bound, complete
 
 
-class RecordsLosses:
-    """An optimizer that is told the losses of its next step."""
-
-    _pending: PendingLosses
-
-    def record_loss(
-        self,
-        loss: Loss,
-        weight: Loss = 1.0,
-        *,
-        probe: Probe | None = None,
-        reduction: Reduction = "mean",
-    ) -> None:
-        """Record a loss for the next `step()`, which then takes none.
-
-        The mean of what was recorded is the loss of the step: that of several batches whose
-        gradients add up, or that of one where a trainer calls `step()` by itself. `zero_grad`
-        forgets what was recorded, with the gradients that belong to it.
-
-        Args:
-            loss: The loss of a batch, before it is divided by the number of batches: a one-element
-                tensor on any device, or a number. No host synchronisation.
-            weight: Its weight in the mean, such as the number of tokens, or in the sum.
-            probe: Returns this loss at the parameters as they are; see `step`, which then takes
-                none. It must hold its batch, as `functools.partial(loss_of, inputs, targets)`. It
-                is kept until `step()` where it is called there, else dropped at once.
-            reduction: "sum" where `backward()` is called on each loss as it is given here, as on
-                those of real and fake images for a discriminator: their gradients make that of the
-                sum. With the mean of k losses θ would be up to k times too small.
-
-        Raises:
-            TypeError: One is neither a tensor nor a number, or the probe is no function.
-            ValueError: A tensor has several elements, the weight is not positive, the probe is
-                that of another batch, or the reduction is unknown or another one than before.
-        """
-        if self._pending.unseen:
-            raise TypeError(_TWICE.format("record_loss", "losses are recorded", "record_loss()"))
-        self._pending.add(loss, weight, probe, reduction)
-
-    def record_clipping(self, factor: Loss) -> None:
-        """Record by what the gradients of the next `step()` were multiplied.
-
-        Of a gradient c g that was clipped the model of the loss would take the loss to be less
-        steep than it is, and foretell too little. With c it knows the slope, equation (2'') of
-        `momo_wrap.model`. `MoMoWrapper(optimizer, max_grad_norm=1.0)` clips, and needs no record.
-
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.record_clipping((1.0 / (norm + 1e-6)).clamp(max=1.0))
-            optimizer.step(loss=loss)
-
-        Args:
-            factor: c, in [0, 1]: a one-element tensor on any device, which is not read on the host,
-                or a number. Those of several calls are multiplied. `zero_grad` forgets it.
-
-        Raises:
-            TypeError: It is neither a tensor nor a number.
-            ValueError: A tensor has several elements, or a number is out of range.
-        """
-        if self._pending.unseen:
-            raise TypeError(_TWICE.format("record_clipping", "clip_grad_norm_() is told", "it"))
-        self._pending.clipped(factor)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset all gradients, and forget the losses and clipping that were recorded with them.
-
-        Args:
-            set_to_none: To None rather than to zeros.
-        """
-        super().zero_grad(set_to_none)  # type: ignore[misc]
-        self._pending.clear()
-        self._pending.emptied = set_to_none
-
-    @property
-    def _step_supports_amp_scaling(self) -> bool:
-        # GradScaler asks for this just before it takes the step or skips it, and tells no more.
-        self._pending.mark_due()
-        return False
-
-
-_BOUND = "optimizer.record_loss(loss, probe=functools.partial(loss_of, inputs, targets))"
-_TWICE = (
-    "{}() was called within losses_from_backward(optimizer), where {} already, so that it would "
-    "count twice. Leave {} out, or losses_from_backward()."
+_WITH_PROBE = "optimizer.record_loss(loss, probe=functools.partial(loss_of, inputs, targets))"
+_SOME_BOUNDS = (
+    "record_loss() got a lower_bound for some of the losses of a step, expected one for each or "
+    "none. Write optimizer.record_loss(loss, lower_bound=bound) for all of them."
+)
+_TWO_BOUNDS = (
+    "step() got a lower_bound, but bounds were recorded with the losses. Write either "
+    "optimizer.record_loss(loss, lower_bound=bound) and optimizer.step(), or "
+    "optimizer.step(loss=loss, lower_bound=bound)."
 )
 
 
