@@ -578,4 +578,4 @@ def test_table_of_the_page_has_every_rule() -> None:
     assert all(f"`{name}" in page for name in OTHERS)
 
 
-OTHERS = {"HeavyBall", "LinearSchedule", "PowerLaw"}
+OTHERS = {"HeavyBall", "LinearSchedule", "MuonMax", "PowerLaw"}
