@@ -30,7 +30,8 @@ def batches(blocks: Sequence[Block], scales: Sequence[Sequence[Tensor]]) -> Iter
     for i, (block, its) in enumerate(zip(blocks, scales, strict=True)):
         scalars = [id(v) if isinstance(v, Tensor) else v for v in block.scalars.values()]
         dtypes = [pieces[0].dtype for pieces in block.pieces.values()]
-        own = i if block.names or block.numel < 2 or len(block.groups) > 1 else None
+        # Those that are packed are copied, one at a time.
+        own = i if block.packing is not None or block.numel < 2 else None
         key = (*scalars, *map(id, its), *dtypes, own, block.ahead is None, is_gradient(block))
         alike.setdefault(key, []).append(i)
     for indices in alike.values():

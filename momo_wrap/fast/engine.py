@@ -175,7 +175,10 @@ def _update_and_sum(
     block = block.replaced(new)
     direction = formula.preconditioned(block)
     found = inner_products(block, direction, products)
-    largest = direction.abs().amax() if form[0] else None
+    # Of nothing there is no largest, but a sum.
+    largest = None
+    if form[0]:
+        largest = direction.abs().amax() if direction.numel() else direction.sum()
     if not ahead:
         return (found, largest), tuple(new)
     block.write_back("param", _ahead_of(ahead, form[1]).move(block.flat("param"), direction))
