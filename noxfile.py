@@ -54,6 +54,15 @@ def releases(session: nox.Session, torch: str) -> None:
     session.run("pytest", *session.posargs)
 
 
+@nox.session(default=False)
+def postgresql(session: nox.Session) -> None:
+    """Run sweeps in a database; needs PostgreSQL's server, such as Debian's package postgresql."""
+    _install(session, "test")
+    session.install("psycopg[binary]>=3.2")
+    where = "tests/sweep/test_postgresql.py"
+    session.run("pytest", "-n0", where, *session.posargs, env={"MOMO_WRAP_NEEDS_POSTGRESQL": "1"})
+
+
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types strictly."""
@@ -85,4 +94,5 @@ def examples(session: nox.Session) -> None:
     session.run("python", "examples/custom_adapter.py")
     session.run("python", "examples/custom_rule.py")
     session.run("python", "examples/distillation.py")
+    session.run("python", "examples/averaged_iterates.py")
     session.run("python", "examples/benchmarks/step_cost.py", "--check")

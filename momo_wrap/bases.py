@@ -21,7 +21,7 @@ from momo_wrap.engine.passes import Engine
 from momo_wrap.engine.plan import Plan
 from momo_wrap.engine.scalars import Scalar, as_scalar, largest
 from momo_wrap.model import Averaging
-from momo_wrap.rules import WeightDecayForm
+from momo_wrap.rules import WeightDecayForm, no_fraction
 
 
 def _plain_engine(compiled: object, base: object, adapter: object, params: object) -> type[Engine]:
@@ -71,7 +71,7 @@ class Bases:
         self._engines: list[Engine] = []
         self._plans: list[Plan] = []
         self._settings: list[int] = []
-        self._movable: list[int] = []
+        self._movable: list[object] = []
         self.check()
 
     def check(self) -> None:
@@ -143,12 +143,16 @@ class Bases:
         base, _ = self.pairs[0]
         self.sign = -1.0 if maximizes(base, base.param_groups[0]) else 1.0
 
-    def movable(self) -> list[tuple[Tensor, int, int]]:
-        """Return what may move in the step that is planned: parameter, its group, its shards."""
+    def movable(self) -> list[tuple[Tensor, int, int, Tensor]]:
+        """Return what may move in the step that is planned.
+
+        Each parameter with its group, its shards, and its `Adapter.moving`.
+        """
         found, first = [], 0
-        for plan in self._plans:
+        for plan, (base, adapter) in zip(self._plans, self.pairs, strict=True):
             for cell in (*plan.cells, *plan.others):
-                found += [(param, first + cell.group, cell.shards) for param in cell.params]
+                group, shards = first + cell.group, cell.shards
+                found += [(p, group, shards, adapter.moving(base, p)) for p in cell.params]
             first += plan.groups
         return found
 
@@ -163,6 +167,12 @@ class Bases:
         `theta` and `reach` are what is `Foreseen`.
         """
         steps: list[BaseStep] = []
+        if theta is not None:
+            groups = sum(plan.groups for plan in self._plans)
+            given: object = theta  # by a rule of the user's
+            if not (isinstance(given, Tensor) and tuple(given.shape) in ((), (groups,))):
+                raise no_fraction("foresee", given, groups)
+            theta = theta.to(self.like)
         try:
             for index, ((base, adapter), engine) in enumerate(
                 zip(self.pairs, self._engines, strict=True)
@@ -204,9 +214,11 @@ class _JointStep(BaseStep):
         rows = max(len(step.sums) for step in steps)
         self.sums = torch.cat([_complete(step.sums, rows) for step in steps], dim=1)
         if any(step.penalty is not None for step in steps):
-            self.penalty = torch.cat([_penalty(step) for step in steps])
+            self.penalty = torch.cat([_or_zeros(step.penalty, step) for step in steps])
             decays = [step.coupled_decay or [0.0] * len(step.averagings) for step in steps]
             self.coupled_decay = [decay for its in decays for decay in its]
+        if any(step.offsets is not None for step in steps):
+            self.offsets = torch.cat([_or_zeros(step.offsets, step) for step in steps])
 
     def apply(self, thetas: Tensor) -> Tensor:
         """Move the parameters of all bases; see `BaseStep`."""
@@ -224,10 +236,11 @@ class _JointStep(BaseStep):
             step.withdraw()
 
 
-def _movable(groups: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Return what tells whether other parameters can move than before."""
+def _movable(groups: Sequence[Mapping[str, Any]]) -> list[object]:
+    """Return what tells whether other parameters can move than before, or others of a kind."""
     params = [param for group in groups for param in group["params"]]
-    return [id(param) for param in params if can_move(param) and not is_lazy(param)]
+    params = [param for param in params if can_move(param) and not is_lazy(param)]
+    return [(id(param), param.dtype, param.device) for param in params]
 
 
 def _share_template(plans: Sequence[Plan]) -> None:
@@ -240,9 +253,9 @@ def _share_template(plans: Sequence[Plan]) -> None:
         plan.like = common
 
 
-def _penalty(step: BaseStep) -> Tensor:
-    """Return the penalty of each group, 0 where there is none."""
-    return torch.zeros_like(step.sums[0]) if step.penalty is None else step.penalty
+def _or_zeros(values: Tensor | None, step: BaseStep) -> Tensor:
+    """Return values of each group of a step, 0 where there are none."""
+    return torch.zeros_like(step.sums[0]) if values is None else values
 
 
 def _complete(sums: Tensor, rows: int) -> Tensor:

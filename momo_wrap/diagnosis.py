@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from momo_wrap.engine.scalars import as_scalar
-from momo_wrap.model import Averaging
 from momo_wrap.rules import ModelStats, StepDecision, StepRule
 
 # Sampled steps from one visit to the host to the next.
@@ -84,7 +83,7 @@ class Tally:
     Attributes:
         samples: How many steps are in the tensor.
         told: The names of the symptoms that were told.
-        lacks_momentum: Whether no group of the base averages its gradients.
+        lacks_momentum: Whether the base averages neither gradients nor parameters, as of the last.
     """
 
     def __init__(self) -> None:
@@ -102,20 +101,13 @@ class Tally:
         self._stalled = self._no_lower = False  # what the last windows have shown
         self._is_high = False
 
-    def add(
-        self,
-        rule: StepRule,
-        stats: ModelStats,
-        decision: StepDecision,
-        averagings: Sequence[Averaging],
-    ) -> None:
+    def add(self, rule: StepRule, stats: ModelStats, decision: StepDecision) -> None:
         """Count a step, without a visit to the host.
 
         Args:
             rule: The step rule.
             stats: What it saw.
             decision: What it answered.
-            averagings: How each parameter group averages.
         """
         row, names = _row(rule, stats, decision, first=not self.samples and not self._last)
         if self._sums is None or names != self._names or self._sums.device != row.device:
@@ -124,9 +116,6 @@ class Tally:
         # Not in place: it may have been made in another inference mode.
         self._sums = self._sums + row
         self.samples += 1
-        self.lacks_momentum = all(
-            not isinstance(own.decay, Tensor) and own.decay == 0.0 for own in averagings
-        )
 
     def read(self) -> None:
         """Bring the sums of a full window to the host, the only visit, and start another one."""

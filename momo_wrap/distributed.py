@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 ProcessGroup: TypeAlias = "dist.ProcessGroup | Literal['auto'] | None"
 Ranks: TypeAlias = "dist.ProcessGroup | None"
+# The loss of a step, its sums, its penalty, its offsets, what was measured of the last one, and
+# the bound of the batch.
+Known: TypeAlias = (
+    "tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]"
+)
 
 # Classes of tensors that are whole, told at once where there are thousands.
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -76,20 +81,20 @@ def ranks_of(process_group: ProcessGroup) -> dist.ProcessGroup | None:
     return group if group is not None and dist.get_world_size(group) > 1 else None
 
 
-def reduced(
-    loss: Tensor, sums: Tensor, more: Sequence[Tensor | None], group: dist.ProcessGroup
-) -> tuple[Tensor, Tensor, list[Any]]:
-    """Average losses and bounds over the ranks, and add up sums and penalties, in one all-reduce.
+def reduced(tensors: Known, group: dist.ProcessGroup) -> Known:
+    """Average losses and bounds over the ranks, and add up what is summed up, in one all-reduce.
 
-    Sums and penalties are those of this rank, each times `shards` of its parameters. What is None
-    in `more` stays so.
+    Sums are those of this rank, each times `shards` of its parameters.
     """
-    known = [loss, sums, *(tensor for tensor in more if tensor is not None)]
+    known = [tensor for tensor in tensors if tensor is not None]
     packed = torch.cat([tensor.reshape(-1) for tensor in known]) / dist.get_world_size(group)
     dist.all_reduce(packed, group=group)
     parts = iter(packed.split([tensor.numel() for tensor in known]))
-    loss, sums = next(parts).view_as(loss), next(parts).view_as(sums)
-    return loss, sums, [None if own is None else next(parts).view_as(own) for own in more]
+    loss, sums, *others = [None if t is None else next(parts).view_as(t) for t in tensors]
+    assert loss is not None
+    assert sums is not None
+    penalty, offsets, probed, shift = others
+    return loss, sums, penalty, offsets, probed, shift
 
 
 def any_rank(flag: Tensor, group: dist.ProcessGroup | None) -> Tensor:

@@ -17,7 +17,7 @@ value is at r* = r (o - σ/2)/(o - σ) of a step that was r long.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -29,6 +29,7 @@ from momo_wrap.checks.losses import checked_loss
 from momo_wrap.distributed import reshard
 from momo_wrap.engine.blocks import real
 from momo_wrap.engine.copies import Copies
+from momo_wrap.engine.random_states import differ, random_states, set_random_states
 from momo_wrap.engine.scalars import Scalar, as_scalar
 from momo_wrap.rules import ModelStats, StepRule
 
@@ -47,11 +48,13 @@ class Before:
 
     Args:
         params: What is about to move, with λ, where the base adds λ x to its gradient, else 0, and
-            its `shards`. It is copied.
+            its `shards`.
+        moving: What is measured and copied for each: the parameter, or the anchor that moves as the
+            model says, see `momo_wrap.adapters.Adapter.moving`.
         wants_probe: Whether the loss of the next batch is to be evaluated here, too.
 
     Attributes:
-        params, wants_probe: As they were given.
+        params, moving, wants_probe: As they were given.
         predicted: By how much the model predicts the loss to fall, with λ ‖x‖²/2 in it; 0-dim.
         groups: The parameter group of each parameter, until λ is known.
     """
@@ -59,9 +62,15 @@ class Before:
     predicted: Tensor
     groups: Sequence[int]
 
-    def __init__(self, params: Sequence[tuple[Tensor, Scalar, int]], *, wants_probe: bool) -> None:
-        self.params, self.wants_probe = params, wants_probe
-        self._copies = Copies([(param, shards) for param, _, shards in params])
+    def __init__(
+        self,
+        params: Sequence[tuple[Tensor, Scalar, int]],
+        moving: Sequence[Tensor],
+        *,
+        wants_probe: bool,
+    ) -> None:
+        self.params, self.moving, self.wants_probe = params, moving, wants_probe
+        self._copies = Copies(_with_shards(params, moving))
 
     @property
     def previous(self) -> list[Tensor]:
@@ -73,20 +82,27 @@ class Before:
     def restored(
         cls,
         params: Sequence[tuple[Tensor, Scalar, int]],
+        moving: Sequence[Tensor],
         predicted: Tensor,
         wants_probe: bool,
         previous: Sequence[Tensor],
     ) -> Before:
         """Return what was kept before, of parameters that have moved since."""
-        before = cls(params, wants_probe=wants_probe)
+        before = cls(params, moving, wants_probe=wants_probe)
         before.predicted = predicted
         torch._foreach_copy_(before.previous, list(previous))
         return before
 
-    def again(self, params: Sequence[tuple[Tensor, Scalar, int]], *, wants_probe: bool) -> bool:
-        """Copy the parameters anew, into the same memory, where they are the same; else False."""
-        self.params, self.wants_probe = params, wants_probe
-        return self._copies.take([(param, shards) for param, _, shards in params])
+    def again(
+        self,
+        params: Sequence[tuple[Tensor, Scalar, int]],
+        moving: Sequence[Tensor],
+        *,
+        wants_probe: bool,
+    ) -> bool:
+        """Copy all anew, into the same memory, where it is the same that moves; else False."""
+        self.params, self.moving, self.wants_probe = params, moving, wants_probe
+        return self._copies.take(_with_shards(params, moving))
 
     def predict(self, stats: ModelStats, theta: Tensor, decays: Sequence[Scalar]) -> None:
         """Take in what the model predicts of a fraction θ of the step, and λ of each group."""
@@ -100,7 +116,8 @@ class Before:
     def __reduce__(self) -> tuple[object, ...]:
         # The copies share memory, which pickle would undo.
         previous = [value.clone() for value in self.previous]
-        return Before.restored, (self.params, self.predicted, self.wants_probe, previous)
+        known = (self.params, self.moving, self.predicted, self.wants_probe)
+        return Before.restored, (*known, previous)
 
     def measure(
         self,
@@ -127,7 +144,7 @@ class Before:
             it had been as steep all the way as it is at the end, shape [2], with λ ‖x‖²/2 in the
             loss as it was at that step; None where there is no way back.
         """
-        now = [real(param) for param, _, _ in self.params]
+        now = [real(moving) for moving in self.moving]
         pairs = zip(now, self.previous, strict=True)
         if not all(param.shape == previous.shape for param, previous in pairs):
             return None
@@ -142,16 +159,16 @@ class Before:
     ) -> Tensor:
         """Return by how much the loss has fallen, from the same random numbers."""
         devices = {p.device for p in now if p.device.type not in _WITHOUT_STATE}
-        states = _random_states(devices)
+        states = random_states(devices)
         try:
             with self._moved_back(now):
                 then = _evaluate(probe, like)
-            drawn = any(map(_differ, states, _random_states(devices)))
+            drawn = any(map(differ, states, random_states(devices)))
             if drawn or not own_loss:
-                _set_random_states(devices, states)  # the same random numbers for both
+                set_random_states(devices, states)  # the same random numbers for both
                 loss = _evaluate(probe, like)
         finally:
-            _set_random_states(devices, states)
+            set_random_states(devices, states)
             self._reshard()
         return then - as_scalar(loss, like)
 
@@ -181,7 +198,7 @@ class Before:
             for decay, before, x in self._decayed(now)
         ]
         parts = []
-        for part, shards in self._copies.slopes(now):
+        for part, shards in self._copies.slopes(now, [param.grad for param, _, _ in self.params]):
             part = as_scalar(part, like)
             parts.append(part if sign * shards == 1 else part * (sign * shards))
         slope = parts[0] if len(parts) == 1 else torch.stack([like.new_zeros(()), *parts]).sum()
@@ -226,7 +243,7 @@ def measured(
 def before_step(
     rule: StepRule,
     early: ModelStats,
-    movable: Callable[[], Sequence[tuple[Tensor, int, int]]],
+    movable: Callable[[], Sequence[tuple[Tensor, int, int, Tensor]]],
     last: Before | None,
 ) -> Before | None:
     """Return what is to be kept of a step that is about to be taken; None where nothing is.
@@ -242,12 +259,20 @@ def before_step(
             "one of them for all. Capture with a rule that measures nothing: "
             "MoMoWrapper(optimizer, MoMo())."
         )
-    moving = movable()
-    params, before = [(param, 0.0, shards) for param, _, shards in moving], last
-    if before is None or not before.again(params, wants_probe=probe):
-        before = Before(params, wants_probe=probe)
-    before.groups = [group for _, group, _ in moving]
+    found, before = movable(), last
+    params, moving = [(param, 0.0, shards) for param, _, shards, _ in found], [m for *_, m in found]
+    # A probe would see how parameters have moved, which the model of an anchor does not predict.
+    probe = probe and all(param is its for param, _, _, its in found)
+    if before is None or not before.again(params, moving, wants_probe=probe):
+        before = Before(params, moving, wants_probe=probe)
+    before.groups = [group for _, group, _, _ in found]
     return before
+
+
+def _with_shards(
+    params: Sequence[tuple[Tensor, Scalar, int]], moving: Sequence[Tensor]
+) -> list[tuple[Tensor, int]]:
+    return [(its, shards) for its, (_, _, shards) in zip(moving, params, strict=True)]
 
 
 def _predicted(stats: ModelStats, theta: Tensor) -> Tensor:
@@ -266,21 +291,3 @@ def _evaluate(probe: Probe, like: Tensor) -> Tensor:
 def probed_loss(probe: Probe) -> Loss:
     """Return what a probe returns, and refuse what is no loss."""
     return checked_loss(probe(), "the probe returned", _INSTEAD)
-
-
-def _random_states(devices: Iterable[torch.device]) -> list[Tensor]:
-    """Return the states of the random number generators of the CPU and of devices."""
-    own = [torch.get_device_module(device).get_rng_state(device) for device in devices]
-    return [torch.get_rng_state(), *own]
-
-
-def _set_random_states(devices: Iterable[torch.device], states: Sequence[Tensor]) -> None:
-    """Set the states that `_random_states` returned."""
-    torch.set_rng_state(states[0])
-    for device, state in zip(devices, states[1:], strict=True):
-        torch.get_device_module(device).set_rng_state(state, device)
-
-
-def _differ(one: Tensor, other: Tensor) -> bool:
-    """Return whether two states, which are on the host, differ."""
-    return not torch.equal(one, other)

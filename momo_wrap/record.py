@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,6 @@ from momo_wrap.diagnosis import WINDOW, Diagnosis, Tally
 from momo_wrap.distributed import ProcessGroup, ranks_of
 from momo_wrap.engine.scalars import as_scalar
 from momo_wrap.joint import members
-from momo_wrap.model import Averaging
 from momo_wrap.rules import ModelStats, StepDecision, StepRule
 from momo_wrap.state.memory import Memory
 from momo_wrap.warning import MoMoWarning, users_level
@@ -131,14 +129,15 @@ class Results:
             {name: self.rule.advice[name] for name in symptoms},
         )
 
-    def _sample(self, averagings: Sequence[Averaging]) -> None:
+    def _sample(self, *, lacks_momentum: bool) -> None:
         """Count the symptoms of the step that was just taken; warn of what was there for long."""
         assert self._outcome.of_step is not None
         stats, decision, *_ = self._outcome.of_step
         if stats.loss.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return  # a replay would not come here
         tally = self._outcome.tally
-        tally.add(self.rule, stats, decision, averagings)
+        tally.add(self.rule, stats, decision)
+        tally.lacks_momentum = lacks_momentum
         is_full = tally.samples == WINDOW
         if is_full:
             tally.read()

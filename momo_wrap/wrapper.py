@@ -178,7 +178,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Saves
                 parameters moved back to where they were before the last step.
             lower_bound: A number that the loss of this batch can't go below, such as the loss that
                 a teacher has, in the place of the rule's: a one-element tensor on any device, or a
-                number. The model of the loss is cut at the average of the bounds, equation (18).
+                number. The model of the loss is cut at the average of the bounds, equation (20).
 
         Returns:
             The loss, as it was given, or the mean or sum of those that were recorded. None where
@@ -258,18 +258,17 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Saves
         form = self.weight_decay_form or self.rule.weight_decay_form
         step = bases.observe(form, foreseen, memory.reach)
         try:
-            sums, penalty = step.sums, step.penalty
-            if group is not None:
-                own = penalty, probed, shift
-                loss, sums, (penalty, probed, shift) = reduced(loss, sums, own, group)
-                if before is not None and probed is not None:
-                    known = (*before.seen(probed), *known[3:])
+            own = (loss, step.sums, step.penalty, step.offsets, probed, shift)
+            found = own if group is None else reduced(own, group)
+            loss, sums, penalty, offsets, probed, shift = found
+            if group is not None and before is not None and probed is not None:
+                known = (*before.seen(probed), *known[3:])
             given = loss
-            loss = loss if shift is None else loss - shift  # (18)
+            loss = loss if shift is None else loss - shift  # (20)
             if penalty is not None:  # in the base's gradient it is not clipped
                 loss = loss + (penalty.sum() if clipping is None else penalty.sum() / clipping)
-            coefficients = memory.coefficients(step.averagings)
-            model = MomentumModel.of(memory.averages, coefficients, loss, clipping)  # (1), (2)
+            coefficients = memory.coefficients(step.averagings)  # (1), (2)
+            model = MomentumModel.of(memory.averages, coefficients, loss, clipping, offsets)
             stats = model.stats(sums, loss, bound, bases.largest_lr, known)
             decision = self.rule(stats, memory.rule)  # (3)
             theta = checked_theta(decision, memory.rule, sums.shape[1])
@@ -282,7 +281,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Saves
         memory.write(model.after(sums, theta), decision.memory, step.reach)  # (5)
         pending.clipping, self._outcome.of_step = None, (stats, decision, given, bases.sign, shift)
         if memory.steps % SAMPLED_EVERY == 0:
-            self._sample(step.averagings)
+            self._sample(lacks_momentum=step.lacks_momentum)
 
     @property
     def adapter(self) -> Adapter | list[Adapter]:

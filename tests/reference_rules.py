@@ -76,6 +76,16 @@ def dec_sps(bound: float, c: float) -> Rule:
 
 
 def ngn(bound: float) -> Rule:
+    """Of the loss of the batch: γ = α/(1 + α ‖d‖²/(2 f)), relative to α."""
+
+    def theta(seen: Seen) -> float:
+        gap = seen.loss + (seen.height - seen.value) - bound
+        return 2 * gap / (2 * gap + seen.decrease) if gap > 0 else 0.0
+
+    return theta
+
+
+def model_ngn(bound: float) -> Rule:
     """From r = sqrt(f): the Gauss-Newton step minimises (r + r' s)² + s²/α along the direction."""
 
     def theta(seen: Seen) -> float:

@@ -87,6 +87,12 @@ def test_table_of_passes_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) ->
     assert fusion.table(measured["families"]) in (ROOT / "docs" / "performance.md").read_text()
 
 
+def test_table_of_sixteen_bits_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = load_script("benchmarks/sixteen_bits", monkeypatch)
+    measured = json.loads((ROOT / "docs" / "results" / "sixteen_bits.json").read_text())
+    assert script.table(measured) in (ROOT / "docs" / "performance.md").read_text()
+
+
 def test_table_of_small_models_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
     benchmark = load_script("benchmarks/small_models", monkeypatch)
     result = json.loads((ROOT / "docs/results/small_models.json").read_text())

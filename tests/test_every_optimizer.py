@@ -105,6 +105,9 @@ def check_it_falls_resumes_and_keeps_to_a_bound(name: str) -> None:
     rule.lower_bound = (start + end) / 2  # reached on the way
     bounded.go_on()
     assert -0.01 < (bounded.loss().item() - rule.lower_bound) / (start - end) < 0.4
+    if name in SCHEDULE_FREE:  # the anchor may be beyond it already, and then stays
+        bounded = Run(name, rule).go_on(2 * HALF)
+        assert bounded.loss().item() > rule.lower_bound - 0.01 * (start - end)
     assert any(0.0 < record.theta < 1.0 for record in bounded.records)
 
 

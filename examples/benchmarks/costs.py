@@ -30,6 +30,8 @@ class Cost:
         launches: The number of kernels launched; None on a CPU.
         synchronisations: How often the host waited for the device; None on a CPU.
         warm_up_seconds: The time of the first steps, compilation included.
+        foreseen: The share of the steps in which the fraction that is taken was foreseen; None: not
+            a wrapped optimizer.
     """
 
     optimizer: str
@@ -44,6 +46,7 @@ class Cost:
     launches: int | None
     synchronisations: int | None
     warm_up_seconds: float
+    foreseen: float | None = None
 
 
 def costs_of(measurements: Sequence[Measurement], case: Case, bandwidth: float) -> list[Cost]:
@@ -80,6 +83,7 @@ def _cost(
         launches=None if calls is None else calls.launches,
         synchronisations=None if calls is None else calls.synchronisations,
         warm_up_seconds=measurement.warm_up_seconds,
+        foreseen=measurement.foreseen,
     )
 
 

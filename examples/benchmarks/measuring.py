@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from momo_wrap import MoMoWrapper
+
 Step = Callable[[], object]
 
 WARM_UP_STEPS = 3  # the first makes the state, and compiles; the second may compile anew
@@ -59,6 +61,7 @@ class Measurement:
     temporary_bytes: int
     calls: DeviceCalls | None
     warm_up_seconds: float
+    foreseen: float | None
 
 
 @dataclass
@@ -68,6 +71,8 @@ class _Running:
     contender: Contender
     optimizer: Optimizer
     loss: Tensor
+    steps: int = 0
+    foreseen: int = 0
 
     @classmethod
     def make(cls, contender: Contender, case: Case, gradients: list[Tensor], seed: int) -> _Running:
@@ -80,11 +85,19 @@ class _Running:
         return cls(contender, contender.make(params), torch.tensor(1.0, device=device))
 
     def step(self) -> None:
-        """Take one step. No method does less work at some losses than at others."""
+        """Take one step, and count those in which the fraction that is taken was foreseen."""
         if self.contender.is_bare:
             self.optimizer.step()
         else:
             self.optimizer.step(loss=self.loss)  # type: ignore[call-overload]
+        if isinstance(self.optimizer, MoMoWrapper):
+            self.steps += 1
+            self.foreseen += self.optimizer._memory.reach is not None
+
+    @property
+    def share_foreseen(self) -> float | None:
+        """The share of the steps so far, None where nothing is foreseen."""
+        return self.foreseen / self.steps if self.steps else None
 
 
 def measure(
@@ -109,12 +122,15 @@ def _measure_batch(
     warm_up = [sum(seconds(r.step, device) for _ in range(WARM_UP_STEPS)) for r in running]
     temporary = [temporary_bytes(r.step, device) for r in running]
     calls = [device_calls(r.step) if device.type == "cuda" else None for r in running]
+    for each in running:
+        each.steps = each.foreseen = 0
     times = interleaved_seconds([r.step for r in running], device, rounds, seed)
+    foreseen = [r.share_foreseen for r in running]
     del running, gradients
     _release(device)
     return [
         Measurement(*parts)
-        for parts in zip(contenders, times, temporary, calls, warm_up, strict=True)
+        for parts in zip(contenders, times, temporary, calls, warm_up, foreseen, strict=True)
     ]
 
 

@@ -120,10 +120,12 @@ SUMMARY = (
     "AdamW(fused)",
     "AdamW(fused) wrapped",
     "AdamW(fused) wrapped, compiled",
+    "AdamW(fused) wrapped, compiled, foreseen",
     "MomoAdam (momo-opt)",
     "SGD-M(fused)",
     "SGD-M(fused) wrapped",
     "SGD-M(fused) wrapped, compiled",
+    "SGD-M(fused) wrapped, compiled, foreseen",
     "Momo (momo-opt)",
 )
 
@@ -134,6 +136,9 @@ COLUMNS: dict[str, Callable[[Cost], str]] = {
     "/ momo-opt": lambda cost: _number(cost.over_momo_opt, 2),
     "/ limit": lambda cost: _number(cost.over_limit, 2),
     "temporary MiB": lambda cost: _number(cost.temporary_mib, 1),
+}
+FORESEEN: dict[str, Callable[[Cost], str]] = {
+    "foreseen": lambda cost: _number(cost.foreseen, 2),
 }
 CUDA_COLUMNS: dict[str, Callable[[Cost], str]] = {
     "launches": lambda cost: _number(cost.launches, 0),
@@ -149,6 +154,8 @@ def table(costs: Sequence[Cost], names: Sequence[str] | None = None) -> str:
         names: Of which optimizers; None: of all.
     """
     columns = dict(COLUMNS)
+    if any(cost.foreseen is not None for cost in costs):
+        columns |= FORESEEN
     if any(cost.launches is not None for cost in costs):
         columns |= CUDA_COLUMNS
     rows = [

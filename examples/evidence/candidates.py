@@ -18,7 +18,7 @@ from problems import train
 from tasks import DESIGN
 
 from momo_wrap import MoMo, MoMoStar, StepRule, TrustedMoMo, sweep
-from momo_wrap.research import NGN, LimitedGrowth, PerGroup, TrustRegion, WarmTarget
+from momo_wrap.research import LimitedGrowth, ModelNGN, PerGroup, TrustRegion, WarmTarget
 from momo_wrap.sweep import OptimizerFactory
 
 CANDIDATES = RESULTS / "candidates.csv"
@@ -29,7 +29,7 @@ RULES: dict[str, Callable[[], StepRule]] = {
     "MoMoStar": MoMoStar,
     "WarmTarget(steps=20)": partial(WarmTarget, steps=20),
     "LimitedGrowth(factor=1.1)": partial(LimitedGrowth, factor=1.1),
-    "NGN": NGN,
+    "ModelNGN": ModelNGN,
     "PerGroup": PerGroup,
     "TrustRegion": TrustRegion,
     "TrustedMoMo": TrustedMoMo,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Callable
 from pathlib import Path
 
 from problems import Schedule, constant, warmup_and_linear_decay
+
+from momo_wrap import sweep
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "evidence"
 LEARNING_RATES = [float(f"{10 ** (-4 + 2 * i / 3):.3g}") for i in range(10)]
@@ -27,15 +28,8 @@ def forget(path: Path, text: str) -> int:
     """
     if not path.exists():
         return 0
-    with path.open(newline="", encoding="utf-8") as file:
-        head, *rows = csv.reader(file)
-    method = head.index("optimizer")
-    kept = [row for row in rows if text not in row[method]]
-    beside = path.with_name(path.name + ".part")
-    with beside.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([head, *kept])
-    beside.replace(path)  # whole, or as it was
-    return len(rows) - len(kept)
+    methods = {name for name in sweep.load(path)["optimizer"] if text in name}
+    return sweep.forget(path, optimizer=methods)
 
 
 def run_from_command_line(run: Callable[[int | None], None], doc: str | None) -> None:

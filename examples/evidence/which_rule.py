@@ -2,9 +2,9 @@
 
     python examples/evidence/which_rule.py      # what is missing; ten minutes on one core
 
-trains Adam and SGD-M with each rule. The best learning rate is that of the bare base on the task, in
-docs/results/evidence/constant.csv. The results in docs/results/evidence/which_rule.csv are taken up
-where they are, and the tables in docs/which_rule.md are written anew.
+trains Adam and SGD-M with each rule. The best learning rate is that of the bare base on the task,
+in docs/results/evidence/constant.csv. The results in docs/results/evidence/which_rule.csv are taken
+up where they are, and the tables in docs/which_rule.md are written anew.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from momo_wrap.research import (
     NGN,
     DecSPS,
     LimitedGrowth,
+    ModelNGN,
     MovingTarget,
     PerGroup,
     SPSMax,
@@ -54,6 +55,7 @@ RULES: dict[str, Callable[[], StepRule]] = {
         SPSSafe,
         DecSPS,
         NGN,
+        ModelNGN,
         MovingTarget,
         WarmTarget,
         LimitedGrowth,
@@ -115,9 +117,7 @@ def _table(results: pd.DataFrame, base: str) -> str:
     ]
     rows = []
     for name, method in zip(("bare", *(f"`{rule}`" for rule in RULES)), methods(base), strict=True):
-        cells = [
-            _cell(results, task, method, rate) for task, its in grid.items() for rate in its
-        ]
+        cells = [_cell(results, task, method, rate) for task, its in grid.items() for rate in its]
         rows.append([name, *cells])
     return table(head, rows)
 

@@ -22,7 +22,7 @@ class AheadStep(PlannedStep):
         θ is read on the CPU alone, where nothing is waited for.
         """
         foreseen = self._engine.foreseen
-        if foreseen is not None and torch.equal(foreseen.theta, thetas):
+        if foreseen is not None and torch.equal(foreseen.theta.to(thetas), thetas):
             self.reach = self._longest(thetas * self._rates.pull)
         if self.reach is not None and self._limit is not None and bool(self.reach <= self._limit):
             self._parts = [
@@ -35,9 +35,8 @@ class AheadStep(PlannedStep):
         """Put back what was moved ahead; see `BaseStep`."""
         for kind, blocks in self._parts:
             nothing = torch.zeros((), device=kind.device, dtype=kind.dtype)
-            for block in blocks:
-                if block.ahead is not None:
-                    self._engine.move(self._formula, block, 1.0, nothing)
+            moved = [(block, 1.0, nothing) for block in blocks if block.is_ahead]
+            self._engine.move(self._formula, moved)
 
     def _sums(self) -> Tensor:
         """Return the sums, and move the parameters ahead where that is safe."""
@@ -47,8 +46,9 @@ class AheadStep(PlannedStep):
             pull, keep = foreseen.theta * self._rates.pull, self._rates.keep
             if self._rates.scaled_decay is not None:
                 keep = 1.0 - pull * self._rates.scaled_decay
-            moves = not self._engine.bounds_moves and _can_be_undone(pull, keep)
-            if self._engine.has_stepped or moves:
+            engine = self._engine
+            can_move = engine.moves_ahead and _can_be_undone(pull, keep, self._limit)
+            if engine.has_stepped or can_move:
                 self._plan_move(pull, keep, self._limit)
         try:
             return super()._sums()
@@ -59,21 +59,22 @@ class AheadStep(PlannedStep):
     def _plan_move(self, pull: Tensor, keep: Tensor | None, limit: Tensor) -> None:
         """Tell each block by what its parameters are moved ahead, or were by the base.
 
-        Blocks of several groups, which no kernel takes, are not.
+        Blocks of several groups, which no kernel takes, are not, nor are those whose direction
+        could not be computed again, as it depends on where the parameters are.
         """
-        given = [pull] if keep is None else [pull, keep]
+        given, engine = [pull] if keep is None else [pull, keep], self._engine
         for kind, blocks in self._parts:
             its = _like(kind, torch.stack(given))
-            most = _like(kind, limit.new_full((), torch.inf) if self._engine.has_stepped else limit)
+            most = None if engine.bounds_moves else _like(kind, limit)
+            by_group = [Ahead(*its.select(1, i).unbind()) for i in range(engine.plan.groups)]
+            by_group = [ahead._replace(limit=most) for ahead in by_group]
             for block in blocks:
-                if len(block.groups) == 1:
-                    own = its.select(1, block.groups[0])
-                elif self._engine.has_stepped and block.packing is not None:
-                    index = self._engine.plan.index(block.packing.groups).to(kind.device)
-                    own = block.packing.spread(its.index_select(1, index))
-                else:
-                    continue
-                block.ahead = Ahead(own[0], own[1] if len(given) > 1 else None, most)
+                if len(block.groups) == 1 and not block.reads_param:
+                    block.ahead = by_group[block.groups[0]]
+                elif engine.has_stepped and block.packing is not None:
+                    index = engine.plan.index(block.packing.groups).to(kind.device)
+                    block.ahead = Ahead(*block.packing.spread(its.index_select(1, index)).unbind())
+                block.is_ahead = engine.has_stepped
 
     def _longest(self, pull: Tensor) -> Tensor | None:
         """Return by how much the element that moves most is moved; None where it is not known."""
@@ -92,9 +93,9 @@ class AheadStep(PlannedStep):
         return (torch.stack(largest).to(pull) * pull.index_select(0, index)).amax()
 
 
-def _can_be_undone(pull: Tensor, keep: Tensor | None) -> bool:
+def _can_be_undone(pull: Tensor, keep: Tensor | None, limit: Tensor) -> bool:
     """Return whether all moves are finite, and weight decay leaves enough to be divided by."""
-    fits = (pull >= 0) & (pull < torch.inf)
+    fits = (pull >= 0) & (pull < torch.inf) & (limit >= 0)
     return bool((fits if keep is None else fits & (keep >= 0.5)).all())
 
 

@@ -29,6 +29,8 @@ class BaseStep(ABC):
         penalty: λ ‖x‖²/2 of each group, of shape [groups], where the base adds λ x to the
             gradients, so that they are those of the loss and this; None: nowhere.
         coupled_decay: λ of each group where there is a penalty, 0 in other groups.
+        offsets: ⟨g, z - x⟩ of each group, of shape [groups], where the model is taken at another
+            place z than the parameters x; None: nowhere.
         reach: After `apply`, what `momo_wrap.engine.ahead.Foreseen` has of this step.
     """
 
@@ -36,7 +38,15 @@ class BaseStep(ABC):
     sums: Tensor
     penalty: Tensor | None = None
     coupled_decay: Sequence[Scalar] = ()
+    offsets: Tensor | None = None
     reach: Tensor | None = None
+
+    @property
+    def lacks_momentum(self) -> bool:
+        """Whether the parameters move by the gradients of single batches."""
+        decays = [averaging.decay for averaging in self.averagings]
+        none = all(not isinstance(decay, Tensor) and decay == 0.0 for decay in decays)
+        return none and self.offsets is None
 
     @abstractmethod
     def apply(self, thetas: Tensor) -> Tensor:
@@ -95,6 +105,10 @@ class Adapter(ABC):
         Some tools save only what a fresh optimizer of the base's class has in its state.
         """
         return False
+
+    def moving(self, base: Optimizer, param: Tensor) -> Tensor:
+        """Return what moves by the step that the model is about: the parameter, or its anchor."""
+        return param
 
     def check_entry(self, where: str, param: Tensor, entry: Mapping[str, Any]) -> None:
         """Refuse a loaded state of a parameter that the adapter can't go on from.

@@ -16,7 +16,7 @@ from momo_wrap.adapters.base import BaseStep
 from momo_wrap.adapters.rates import Rates
 from momo_wrap.engine.blocks import Block
 from momo_wrap.engine.kind import Kind
-from momo_wrap.engine.passes import Engine, Formula, Product
+from momo_wrap.engine.passes import Engine, Formula, Move, Product
 from momo_wrap.engine.scalars import Scalar
 from momo_wrap.model import Averaging
 
@@ -201,12 +201,9 @@ class PlannedStep(BaseStep):
         found: list[Tensor] = []
         index: list[int] = []
         for kind, blocks in self._parts:
-            room, parts = kind.limit, []
-            for block in blocks:
-                room -= block.numel
-                part = self._engine.sum_up(self._formula, block, products, keep=room >= 0)
-                parts.append(part.view(len(products), -1))
-                index += block.groups
+            its_products = self._engine.sum_up(self._formula, blocks, products, kind.limit)
+            parts = [part.view(len(products), -1) for part in its_products]
+            index += [group for block in blocks for group in block.groups]
             its = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
             found.append(its.to(plan.like))
         if len(found) == 1 and index == list(range(plan.groups)):
@@ -226,6 +223,7 @@ class PlannedStep(BaseStep):
                 coefficients.append(keep.to(device=kind.device, dtype=kind.dtype))
             one = self._engine.plan.groups == 1
             of_group = [[v.view(())] if one else v.unbind() for v in coefficients]
+            moves: list[Move] = []
             for block in blocks:
                 packing = block.packing
                 if packing is None or packing.index is None:
@@ -233,7 +231,8 @@ class PlannedStep(BaseStep):
                 else:
                     pieces = torch.stack(coefficients).index_select(1, packing.index)
                     own = list(packing.spread(pieces).unbind())
-                engine.move(self._formula, block, own[1] if len(own) > 1 else 1.0, own[0])
+                moves.append((block, own[1] if len(own) > 1 else 1.0, own[0]))
+            engine.move(self._formula, moves)
         self._parts = []
         return pull if rates.lr is rates.pull else thetas * rates.lr
 

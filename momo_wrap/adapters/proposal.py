@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from momo_wrap.adapters.anchored import ANCHOR, PROPOSED_ANCHOR
 from momo_wrap.adapters.base import maximizes
 from momo_wrap.adapters.planned_step import Reading
 from momo_wrap.engine.blocks import Block
@@ -127,7 +128,9 @@ class Proposal:
                     block.write("param", block.flat("proposed"))
                     block.write("proposed", proposed)
 
-    def readings(self, momentum: str | None, scalars: Sequence[dict[str, Scalar]]) -> list[Reading]:
+    def readings(
+        self, momentum: str | None, scalars: Sequence[dict[str, Scalar]], anchor: str | None
+    ) -> list[Reading]:
         """Return what the sums are made of, after the parameters were put back."""
         readings = []
         for cell in self._plan.cells:
@@ -135,6 +138,9 @@ class Proposal:
             if momentum is not None:
                 buffers = [_buffer(self._base, momentum, param) for param in cell.params]
             columns = {"proposed": [self._old[_PARAM][i] for i in cell.positions]}
+            if anchor is not None:
+                columns[ANCHOR] = self._now(anchor, cell.positions)
+                columns[PROPOSED_ANCHOR] = [self._old[anchor][i] for i in cell.positions]
             readings.append(Reading(buffers or None, columns, scalars[cell.group]))
         return readings
 

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from momo_wrap.adapters.anchored import (
+    ANCHOR,
+    DRIFT,
+    PROPOSED_ANCHOR,
+    Anchored,
+    DriftOfGroup,
+    check_anchor,
+    offsets,
+    part_of_the_way,
+)
 from momo_wrap.adapters.base import (
     Adapter,
     BaseStep,
@@ -52,12 +61,18 @@ class ProposingAdapter(Adapter):
             first gradient. Without `momentum`, `beta=0` takes the gradient itself as d.
         averaging: Instead of `beta`, how a parameter group averages, from the group and the base's
             state.
-        iterates: Names in the base's state of further copies of the parameters that move with them,
-            such as the sequence z of a schedule-free method. They keep the fraction θ of their
-            moves as well, and cost a copy each. One that is not there yet starts at the parameter.
+        iterates: Names in the base's state of further copies of the parameters that move with
+            them. They keep the fraction θ of their moves as well, and cost a copy each. One that is
+            not there yet starts at the parameter.
+        anchor: The name of the one of the iterates, such as the sequence z of a schedule-free
+            method, at which and along whose move the model is taken, equations (18) and (19); it
+            need not be among `iterates`. `beta` is then 0 by default. None: the parameters.
+        drift: How far the parameters go by themselves towards the anchor in a step, which is not
+            cut: the fraction c of the distance, from a parameter group as it is after the step.
+            None: not at all, so that their whole move is cut.
 
     Raises:
-        TypeError: `momentum` is not a string.
+        TypeError: `momentum` or `anchor` is not a string, or there is a `drift` without an anchor.
         ValueError: `beta` is out of range, or comes with `averaging`.
     """
 
@@ -70,6 +85,8 @@ class ProposingAdapter(Adapter):
         *,
         averaging: AveragingOfGroup | None = None,
         iterates: Sequence[str] = (),
+        anchor: str | None = None,
+        drift: DriftOfGroup | None = None,
     ) -> None:
         if not (momentum is None or isinstance(momentum, str)):
             raise TypeError(
@@ -81,21 +98,28 @@ class ProposingAdapter(Adapter):
                 "ProposingAdapter got beta and averaging, expected one of them. Put the decay into "
                 "averaging: averaging=lambda group, state: Averaging(beta, 1 - beta)."
             )
-        beta = 0.9 if beta is None else beta
+        check_anchor(anchor, drift)
+        if beta is None:
+            beta = 0.9 if anchor is None else 0.0
         if not 0.0 <= beta < 1.0:
             raise ValueError(
                 f"beta must be at least 0 and below 1, got {beta}. Write "
                 "ProposingAdapter(beta=0.9)."
             )
         self.momentum, self.beta, self.iterates = momentum, beta, tuple(iterates)
-        self._averaging = averaging
+        self.anchor, self._averaging, self._drift = anchor, averaging, drift
+        if anchor is not None and anchor not in self.iterates:
+            self.iterates += (anchor,)
         self.keeps_averages = momentum is None and (averaging is not None or beta != 0.0)
 
     def __repr__(self) -> str:
         averaging = getattr(self._averaging, "__qualname__", repr(self._averaging))
         how = f"beta={self.beta}" if self._averaging is None else f"averaging={averaging}"
         iterates = f", iterates={self.iterates}" if self.iterates else ""
-        return f"ProposingAdapter(momentum={self.momentum!r}, {how}{iterates})"
+        anchor = "" if self.anchor is None else f", anchor={self.anchor!r}"
+        drift = getattr(self._drift, "__qualname__", repr(self._drift))
+        drift = "" if self._drift is None else f", drift={drift}"
+        return f"ProposingAdapter(momentum={self.momentum!r}, {how}{iterates}{anchor}{drift})"
 
     def memory(self, base: Optimizer) -> int:
         """Return how many bytes a step needs beyond the base's own; the average stays after it.
@@ -121,6 +145,8 @@ class ProposingAdapter(Adapter):
 
     def _keeps_gradients(self, averaging: Averaging) -> bool:
         """Return whether the gradients have to be kept while the base steps."""
+        if self.anchor is not None:
+            return True
         depends_on_state = self.momentum is None and self._averaging is not None
         return averaging.uses_gradient or averaging.is_gradient or depends_on_state
 
@@ -133,6 +159,11 @@ class ProposingAdapter(Adapter):
         """Return whether the average that the adapter keeps is missing; see `Adapter`."""
         states = [base.state.get(param, {}) for param in group["params"]]
         return self.keeps_averages and not any(GRAD_AVG_KEY in state for state in states)
+
+    def moving(self, base: Optimizer, param: Tensor) -> Tensor:
+        """Return the anchor of a parameter, where it is there already; see `Adapter`."""
+        moving: Tensor = base.state.get(param, {}).get(self.anchor, param)
+        return moving
 
     def check_entry(self, where: str, param: Tensor, entry: Mapping[str, Any]) -> None:
         """Refuse an average of another shape than the parameter's; see `Adapter`."""
@@ -159,16 +190,26 @@ class ProposingAdapter(Adapter):
             done = True
         finally:
             proposal.put_back(done=done)
-        return PlannedStep(
-            self,
+        scalars = _buffer_scales(averagings, engine)
+        if self.anchor is not None:
+            drifts = [0.0 if self._drift is None else self._drift(group) for group in groups]
+            scalars = [{**own, DRIFT: c} for own, c in zip(scalars, drifts, strict=True)]
+        readings = proposal.readings(self.momentum, scalars, self.anchor)
+        negate = maximizes(base, groups[0])
+        step = PlannedStep(
+            self if self.anchor is None else Anchored(),
             engine,
-            proposal.readings(self.momentum, _buffer_scales(averagings, engine)),
+            readings,
             averagings,
             Rates.of(groups, None, plan.like),
-            negate=maximizes(base, groups[0]),
-            fleeting=frozenset({"proposed"}),
+            negate=negate,
+            fleeting=frozenset({"proposed", ANCHOR, PROPOSED_ANCHOR}),
             moving=proposal.further_moves(),
         )
+        if self.anchor is not None:
+            anchors = [reading.tensors[ANCHOR] for reading in readings]
+            step.offsets = offsets(engine, anchors, negate=negate)
+        return step
 
     def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
         """Return no values besides those of the averaging."""
@@ -180,10 +221,7 @@ class ProposingAdapter(Adapter):
 
     def moved(self, block: Block, direction: Tensor, keep: Scalar, pull: Tensor) -> Tensor:
         """Return x + θ (x_proposed - x), which is x_proposed itself where θ is 1."""
-        x = block.flat("param")
-        moved = torch.lerp(x, block.flat("proposed"), pull)
-        # A proposal that overflowed does not count where nothing moves.
-        return x.copy_(torch.where(pull == 0, x, moved))
+        return part_of_the_way(block, block.flat("param"), pull)
 
 
 def _buffer_scales(averagings: Sequence[Averaging], engine: Engine) -> list[dict[str, Scalar]]:

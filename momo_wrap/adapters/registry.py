@@ -19,6 +19,7 @@ from momo_wrap.adapters.proposing import ProposingAdapter
 from momo_wrap.adapters.radam import RAdamAdapter
 from momo_wrap.adapters.rmsprop import RMSpropAdapter
 from momo_wrap.adapters.sgd import SGDAdapter
+from momo_wrap.engine.scalars import Scalar
 from momo_wrap.joint import members
 from momo_wrap.model import Averaging
 from momo_wrap.warning import users_level
@@ -48,12 +49,24 @@ def _muon_averaging(group: ParamGroup, _: State) -> Averaging:
     return Averaging(momentum, 1.0 - momentum)
 
 
+def _schedule_free_drift(group: ParamGroup) -> Scalar:
+    """Return the weight of the newest z in the average x of a schedule-free optimizer."""
+    total, steps = group["weight_sum"], group["k" if "k" in group else "step"]
+    weight = steps ** group["r"] * group["lr_max"] ** group["weight_lr_power"]
+    share: Scalar = weight / total if total != 0.0 else 0.0
+    decoupling = group.get("decoupling_c", 0.0)
+    return min(1.0, share * (1.0 - group["betas"][0]) * decoupling) if decoupling > 0 else share
+
+
 # What the proposing adapter should know of an optimizer, where it is not the usual.
-_SCHEDULE_FREE = ProposingAdapter(iterates=("z",))
+_SCHEDULE_FREE = ProposingAdapter(anchor="z", drift=_schedule_free_drift)
 _proposing: dict[str, ProposingAdapter] = {
     "torch.optim.Muon": ProposingAdapter("momentum_buffer", averaging=_muon_averaging),
     # Its result, the average of the parameters, is that of where they really were.
     "torch.optim.asgd.ASGD": ProposingAdapter(iterates=("ax",)),
+    "momo_wrap.research.heavy_ball.HeavyBall": ProposingAdapter(
+        anchor="z", drift=lambda group: 1.0 - group["momentum"]
+    ),
     "schedulefree.adamw_schedulefree.AdamWScheduleFree": _SCHEDULE_FREE,
     "schedulefree.radam_schedulefree.RAdamScheduleFree": _SCHEDULE_FREE,
     "schedulefree.sgd_schedulefree.SGDScheduleFree": _SCHEDULE_FREE,

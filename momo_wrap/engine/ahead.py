@@ -7,9 +7,9 @@ something back, a second pass puts the parameters back and moves them:
     s = clip(θ° α u, -l, l) ,    x <- keep° x - s
     x <- (x + s)/keep° ,         x <- keep x - θ α u
 
-Where θ° is right, this is bit for bit what two passes do. Where it is not, it differs from that by
-a few units in the last place of max(|x|, l), so that l, a small multiple of what the last step has
-moved, keeps a spike of the gradient from costing digits.
+Where θ° is right and l holds nothing back, this is bit for bit what two passes do. Else it differs
+by a few units in the last place of max(|x|, l), so that l, a small multiple of what the last step
+has moved, keeps a spike of the gradient from costing digits.
 """
 
 from __future__ import annotations
@@ -46,16 +46,17 @@ class Ahead(NamedTuple):
     Attributes:
         pull: θ° α.
         keep: keep°, what weight decay leaves; None: all.
-        limit: l.
+        limit: l; None: u is bounded anyway.
     """
 
     pull: Tensor
-    keep: Tensor | None
-    limit: Tensor
+    keep: Tensor | None = None
+    limit: Tensor | None = None
 
     def step(self, direction: Tensor) -> Tensor:
         """Return s of a direction u."""
-        return (direction * self.pull).clamp(-self.limit, self.limit)
+        step = direction * self.pull
+        return step if self.limit is None else step.clamp(-self.limit, self.limit)
 
     def move(self, x: Tensor, direction: Tensor) -> Tensor:
         """Return parameters moved ahead, in place."""

@@ -105,7 +105,8 @@ class Block:
         numel: The number of elements.
         direction: What is kept of the first pass for the second, of the block's flat shape.
         largest: The largest absolute value of u, 0-dim, where the first pass has asked for it.
-        ahead: By what the first pass is to move the parameters, and then has; None: not at all.
+        ahead: By what the first pass is to move the parameters; None: not at all.
+        is_ahead: Whether they have been moved by that.
     """
 
     pieces: Mapping[str, list[Tensor]]
@@ -122,6 +123,7 @@ class Block:
     direction: Tensor | None = None
     largest: Tensor | None = None
     ahead: Ahead | None = None
+    is_ahead: bool = False
     _copies: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _spread: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
@@ -185,6 +187,11 @@ class Block:
         return None if isinstance(value, Tensor) else value
 
     @property
+    def reads_param(self) -> bool:
+        """Whether the direction depends on the parameters: by a gradient that λ x is added to."""
+        return bool(self.decayed) and ("buffer" in self.decayed or self.number("grad_scale") != 0.0)
+
+    @property
     def is_stored_in_full(self) -> bool:
         """Whether all columns are stored in the dtype of computation."""
         return all(pieces[0].dtype is self.dtype for pieces in self.pieces.values())
@@ -213,6 +220,10 @@ class Block:
         self._copies.pop(column, None)
         if self.packing is not None and self.pieces[column][0].dtype is self.dtype:
             self._copies[column] = values
+
+    def hold(self, column: str, values: Tensor) -> None:
+        """Let `flat` return values until `forget`, without rounding them to the column's dtype."""
+        self._copies[column] = values
 
     def replaced(self, columns: Mapping[str, Tensor]) -> Block:
         """Return the block with other values in some columns; the columns themselves stay."""

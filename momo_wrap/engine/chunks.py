@@ -64,6 +64,12 @@ def split(tensors: list[Tensor], limit: int, *, whole: bool) -> Iterator[list[Te
         yield from split(list(views), limit, whole=whole)
 
 
+def lie_alike(tensors: list[Tensor]) -> bool:
+    """Return whether tensors of one shape lie in memory alike and without gaps."""
+    plain = all(tensor.is_contiguous() for tensor in tensors)
+    return plain or all(tensor.is_contiguous() for tensor in _in_memory_order(tensors))
+
+
 def _in_memory_order(tensors: list[Tensor]) -> list[Tensor]:
     """Permute the dimensions of tensors with equal strides, the largest stride first."""
     strides = tensors[0].stride()

@@ -16,7 +16,8 @@ class Copies:
     """Copies of parameters, as real tensors of what is on this rank, in float32 at least.
 
     Args:
-        params: The parameters, each with its `momo_wrap.distributed.shards`.
+        params: The parameters, or what moves in their place, each with the
+            `momo_wrap.distributed.shards` of the parameter.
 
     Attributes:
         values: The copies, in their order. Those of small ones of one kind lie side by side.
@@ -57,26 +58,38 @@ class Copies:
         torch._foreach_copy_(self.values, now)
         return True
 
-    def slopes(self, now: Sequence[Tensor]) -> list[tuple[Tensor, int]]:
+    def slopes(
+        self, now: Sequence[Tensor], all_grads: Sequence[Tensor | None]
+    ) -> list[tuple[Tensor, int]]:
         """Return ⟨g, x - x'⟩, in parts, each with the `shards` of its parameters.
 
         The copies of small parameters are used up, so that nothing more is allocated.
 
         Args:
             now: The parameters x' as they are, real tensors of what is on this rank.
+            all_grads: The gradients g.
         """
-        found = [(self._of_small(flat, its, now), shards) for flat, shards, its in self._flat]
+        found = [
+            (self._of_small(flat, its, now, all_grads), shards) for flat, shards, its in self._flat
+        ]
         for i in self._large:
-            param, shards = self._params[i]
-            if _is_dense(param.grad):
-                found.append((_of_large(self.values[i], now[i], real(param.grad)), shards))
+            grad = all_grads[i]
+            if _is_dense(grad):
+                part = _of_large(self.values[i], now[i], real(grad))
+                found.append((part, self._params[i][1]))
         return found
 
-    def _of_small(self, flat: Tensor, indices: Sequence[int], now: Sequence[Tensor]) -> Tensor:
+    def _of_small(
+        self,
+        flat: Tensor,
+        indices: Sequence[int],
+        now: Sequence[Tensor],
+        all_grads: Sequence[Tensor | None],
+    ) -> Tensor:
         torch._foreach_sub_([self.values[i] for i in indices], [now[i] for i in indices])
         moved, grads = [], []
         for i in indices:
-            grad = self._params[i][0].grad
+            grad = all_grads[i]
             if _is_dense(grad):
                 moved.append(self.values[i])
                 grads.append(real(grad))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from operator import attrgetter, is_
 from typing import Any, Protocol, TypeAlias
@@ -31,6 +31,8 @@ _ASKED: tuple[Callable[[Tensor], object], ...] = (
 _KEPT = ("buffer_scale", "grad_scale", "coupled_decay")
 # The names of a scalar and of two columns, of which "u" is the direction: their inner product.
 Product: TypeAlias = tuple[str, str, str]
+# A block, what is kept of its parameters, and what the direction is multiplied with.
+Move: TypeAlias = tuple[Block, Scalar, Tensor]
 
 
 class Formula(Protocol):
@@ -56,13 +58,15 @@ class Engine:
         weight_sums: From how each group averages at this step to R_k of each, of shape [groups].
         settings: A count of the changes that settings of the groups have seen.
         foreseen: What is expected of this step; None: nothing.
-        foresees: Whether it can move parameters ahead, see `momo_wrap.engine.ahead`.
-        bounds_moves: Whether a spike of the gradient can't make its moves much longer.
+        foresees: Whether it, or the base, can move parameters ahead, see `momo_wrap.engine.ahead`.
+        moves_ahead: Whether the first pass of this step can.
+        bounds_moves: Whether a spike of the gradient can't make the base's moves much longer.
         has_stepped: Whether the base has taken the step already, at θ° of the learning rates.
     """
 
     plan: Plan
     foresees = False
+    moves_ahead = False
     has_stepped = False
     bounds_moves = False
 
@@ -119,37 +123,43 @@ class Engine:
         return {**kept, **formula.scalars(read)}
 
     def sum_up(
-        self, formula: Formula, block: Block, products: Sequence[Product], *, keep: bool
-    ) -> Tensor:
-        """Return inner products over a block.
+        self, formula: Formula, blocks: Sequence[Block], products: Sequence[Product], room: int
+    ) -> list[Tensor]:
+        """Return inner products over blocks.
 
         Args:
-            formula: What makes a direction u of the block.
-            block: With the columns and scalars that formula and products ask for.
+            formula: What makes a direction u of a block.
+            blocks: With the columns and scalars that formula and products ask for. Where `ahead` is
+                set, the parameters are moved as well, afterwards; it is unset where they were not.
             products: Which ones.
-            keep: Whether to remember the direction for the move.
+            room: How many elements of directions may be remembered for the move.
 
         Returns:
-            Shape [products], or [products, runs] where the block has several runs of groups.
+            For each block a tensor of shape [products], or [products, runs] where the block has
+            several runs of groups.
         """
-        direction = formula.preconditioned(block)
-        found = inner_products(block, direction, products)
-        block.forget(keep_param=keep)
-        if keep:
-            block.direction = direction
+        found = []
+        for block in blocks:
+            room -= block.numel
+            direction = formula.preconditioned(block)
+            found.append(inner_products(block, direction, products))
+            block.forget(keep_param=room >= 0)
+            if room >= 0:
+                block.direction = direction
         return found
 
-    def move(self, formula: Formula, block: Block, keep: Scalar, pull: Tensor) -> None:
-        """Move the parameters of a block, x <- keep x - pull u, from where they were."""
-        direction = block.direction
-        if direction is None:
-            direction = formula.preconditioned(block)
-        block.direction = None
-        if block.ahead is not None:
-            block.write_back("param", block.ahead.put_back(block.flat("param"), direction))
-            block.ahead = None
-        block.write_back("param", formula.moved(block, direction, keep, pull))
-        block.forget()
+    def move(self, formula: Formula, moves: Iterable[Move]) -> None:
+        """Move the parameters of blocks, x <- keep x - pull u, from where they were."""
+        for block, keep, pull in moves:
+            direction = block.direction
+            if direction is None:
+                direction = formula.preconditioned(block)
+            block.direction = None
+            if block.ahead is not None:
+                block.hold("param", block.ahead.put_back(block.flat("param"), direction))
+                block.ahead = None
+            block.write_back("param", formula.moved(block, direction, keep, pull))
+            block.forget()
 
 
 def _sizes(params: Sequence[Tensor]) -> list[object]:

@@ -1,13 +1,11 @@
-"""Engines that update the state of a base in its stead, and the choice among all."""
+"""Engines that update the state of a base in its stead."""
 
 from __future__ import annotations
 
 import functools
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,58 +14,13 @@ from torch.optim import Optimizer
 from momo_wrap.engine.ahead import Ahead
 from momo_wrap.engine.blocks import Block, joined
 from momo_wrap.engine.chunks import most_elements, split
-from momo_wrap.engine.passes import Engine, Formula, Product, inner_products
+from momo_wrap.engine.passes import Engine, Formula, Move, Product, inner_products
 from momo_wrap.engine.plan import Plan
 from momo_wrap.engine.scalars import Scalar
 from momo_wrap.fast import kernels
+from momo_wrap.fast.batches import batches, filled, is_gradient
 from momo_wrap.fast.replacing import has_own_step, is_plain, mark_stepped
-from momo_wrap.fast.stepping import BOUNDED, SteppingEngine
 from momo_wrap.fast.updates import UPDATES, Update
-
-# Below that many parameters, compiling takes longer than it saves in thousands of steps.
-_WORTHWHILE_ELEMENTS = 2**24
-# Below that many, sums that are known later cost less than to foresee θ.
-_WORTH_FORESEEING = 2**20
-_FULL = (torch.float32, torch.float64, torch.complex64, torch.complex128)
-
-
-def choose_engine(
-    compiled: bool | Literal["auto"], base: Optimizer, adapter: object, params: Sequence[Tensor]
-) -> type[Engine]:
-    """Return the engine for a base optimizer.
-
-    Args:
-        compiled: Whether to compile; left to choose, where it is sure to work and to pay.
-        base: The optimizer.
-        adapter: What reads it.
-        params: The parameters that can move.
-    """
-    update = UPDATES.get((type(base), type(adapter)))
-    on_host = all(param.device.type == "cpu" for param in params)
-    if update is None or (not compiled and not on_host):
-        return Engine
-    if compiled is True:
-        return CompiledEngine
-    if not on_host:
-        return Engine
-    # Counted first, because a model of many small parameters should not pay for more.
-    elements = sum(param.numel() for param in params)
-    if compiled and elements >= _WORTHWHILE_ELEMENTS and _has_compiler():
-        return CompiledEngine
-    # On the CPU a base goes from tensor to tensor, with a fused kernel or with many operations.
-    fused = [bool(group.get("fused")) for group in base.param_groups]
-    # In lower precision it rounds more often than a base that is to be the same.
-    is_full = all(param.dtype in _FULL for param in params)
-    if all(fused) and is_full and type(base) in BOUNDED and elements >= _WORTH_FORESEEING:
-        return SteppingEngine
-    updates = compiled and update.pays_uncompiled and not any(fused) and is_full
-    return UpdatingEngine if updates else Engine
-
-
-@functools.cache
-def _has_compiler() -> bool:
-    names = (*os.environ.get("CXX", "g++").split()[:1], "clang++", "cl")
-    return any(shutil.which(name) for name in names)
 
 
 class UpdatingEngine(Engine):
@@ -106,13 +59,18 @@ class UpdatingEngine(Engine):
         return found if self._update is None else {**found, **self._update.scalars(read)}
 
     def sum_up(
-        self, formula: Formula, block: Block, products: Sequence[Product], *, keep: bool
-    ) -> Tensor:
+        self, formula: Formula, blocks: Sequence[Block], products: Sequence[Product], room: int
+    ) -> list[Tensor]:
         """Update the state and return inner products; see `Engine`."""
-        if self._update is not None:
+        if self._update is None:
+            return super().sum_up(formula, blocks, products, room)
+        found = []
+        for block in blocks:
             for column, values in self._update.updated(block).items():
                 block.overwrite(column, values)
-        return super().sum_up(formula, block, products, keep=keep)
+            found += super().sum_up(formula, [block], products, room)
+            room -= block.numel
+        return found
 
 
 class CompiledEngine(UpdatingEngine):
@@ -125,7 +83,8 @@ class CompiledEngine(UpdatingEngine):
 
     def replaces_step(self, base: Optimizer, formula: Formula, plan: Plan) -> bool:
         """Return whether kernels update the state; see `Engine`."""
-        self.whole = super().replaces_step(base, formula, plan)
+        self.whole = self.moves_ahead = super().replaces_step(base, formula, plan)
+        self.bounds_moves = self._update is not None and self._update.bounds_moves
         return self.whole
 
     def _is_possible(self, params: Sequence[Tensor]) -> bool:
@@ -145,52 +104,67 @@ class CompiledEngine(UpdatingEngine):
         }
 
     def sum_up(
-        self, formula: Formula, block: Block, products: Sequence[Product], *, keep: bool
-    ) -> Tensor:
+        self, formula: Formula, blocks: Sequence[Block], products: Sequence[Product], room: int
+    ) -> list[Tensor]:
         """Update the state and return inner products; see `Engine`."""
-        update, ahead, block.ahead = self._update, block.ahead, None
+        update = self._update
+        for block in blocks:
+            # What is rounded to 16 bits when it is stored would be rounded twice.
+            if update is None or not block.is_stored_in_full:
+                block.ahead = None
         if update is None:
-            return super().sum_up(formula, block, products, keep=keep)
-        # What is rounded to 16 bits when it is stored would be rounded twice.
-        ahead = ahead if block.is_stored_in_full else None
-        scales = [] if ahead is None else [scale for scale in ahead if scale is not None]
-        measures = self.foreseen is not None
-        form = (measures, len(scales))
-        traced = functools.partial(_update_and_sum, update, formula, tuple(products), measures)
-        key = ("sum up", type(update), type(formula), form, *products)
-        needs_param = bool(block.decayed) or any("param" in product for product in products)
-        needs_param |= ahead is not None
-        done = _run(traced, key, block, *scales, needs_grad=True, needs_param=needs_param)
-        if done is None:
-            several = [traced(small)[0][0] for small in _pieces(block)]
-        else:
-            several, block.largest, block.ahead = [done[0][0]], done[0][1], ahead
-        block.forget()
-        return several[0] if len(several) == 1 else torch.stack(several).sum(0)
+            return super().sum_up(formula, blocks, products, room)
+        measures = self.foreseen is not None and not self.bounds_moves
+        reads_param = any("param" in product for product in products)
+        scales, found = [_scales(block.ahead) for block in blocks], {}
+        for indices in batches(blocks, scales):
+            some = [blocks[i] for i in indices]
+            form = (measures, _form(some[0].ahead))
+            traced = functools.partial(_update_and_sum, update, formula, tuple(products), form)
+            key = ("sum up", type(update), type(formula), form, *products)
+            needs_param = reads_param or bool(some[0].decayed) or some[0].ahead is not None
+            its = scales[indices[0]]
+            done = _run(traced, key, some, its, needs_grad=True, needs_param=needs_param)
+            for i, block in zip(indices, some, strict=True):
+                if done is None:
+                    block.ahead = None
+                    several = [traced(small)[0][0] for small in _pieces(block)]
+                    found[i] = several[0] if len(several) == 1 else torch.stack(several).sum(0)
+                block.forget()
+            for i, (values, largest) in zip(indices, done or (), strict=done is not None):
+                found[i], blocks[i].largest = values, largest
+                blocks[i].is_ahead = blocks[i].ahead is not None
+        return [found[i] for i in range(len(blocks))]
 
-    def move(self, formula: Formula, block: Block, keep: Scalar, pull: Tensor) -> None:
-        """Move the parameters of a block; see `Engine`."""
+    def move(self, formula: Formula, moves: Iterable[Move]) -> None:
+        """Move the parameters of blocks; see `Engine`."""
         if self._update is None:
-            super().move(formula, block, keep, pull)
+            super().move(formula, moves)
             return
-        scales, ahead = [pull, keep] if isinstance(keep, Tensor) else [pull], block.ahead
-        moved = [] if ahead is None else [scale for scale in ahead if scale is not None]
-        key = ("move", type(formula), len(scales), len(moved))
-        traced = functools.partial(_move, formula, len(scales))
-        needs_grad = block.number("grad_scale") != 0.0
-        done = _run(traced, key, block, *scales, *moved, needs_grad=needs_grad, needs_param=True)
-        if done is None:
-            for small in _pieces(block):
-                super().move(formula, small, keep, pull)
-        block.ahead = None
-        block.forget()
+        given = list(moves)
+        blocks = [block for block, _, _ in given]
+        own = [[pull, keep] if isinstance(keep, Tensor) else [pull] for _, keep, pull in given]
+        scales = [[*its, *_scales(b.ahead)] for its, b in zip(own, blocks, strict=True)]
+        for indices in batches(blocks, scales):
+            some, first = [blocks[i] for i in indices], blocks[indices[0]]
+            form = (len(own[indices[0]]), _form(first.ahead))
+            traced = functools.partial(_move, formula, form)
+            key = ("move", type(formula), form)
+            needs_grad = first.number("grad_scale") != 0.0
+            its = scales[indices[0]]
+            done = _run(traced, key, some, its, needs_grad=needs_grad, needs_param=True)
+            for i, block in zip(indices, some, strict=True):
+                if done is None:
+                    super().move(formula, [(s, *given[i][1:]) for s in _pieces(block)])
+                block.ahead = None
+                block.forget()
 
 
 def _update_and_sum(
     update: Update,
     formula: Formula,
     products: Sequence[Product],
-    measures: bool,
+    form: tuple[bool, Form],
     block: Block,
     *ahead: Tensor,
 ) -> kernels.Done:
@@ -201,59 +175,75 @@ def _update_and_sum(
     block = block.replaced(new)
     direction = formula.preconditioned(block)
     found = inner_products(block, direction, products)
-    largest = direction.abs().amax() if measures else None
+    largest = direction.abs().amax() if form[0] else None
     if not ahead:
         return (found, largest), tuple(new)
-    block.write_back("param", _ahead_of(ahead).move(block.flat("param"), direction))
+    block.write_back("param", _ahead_of(ahead, form[1]).move(block.flat("param"), direction))
     return (found, largest), (*new, "param")
 
 
-def _move(formula: Formula, own: int, block: Block, *scales: Tensor) -> kernels.Done:
+def _move(formula: Formula, form: tuple[int, Form], block: Block, *scales: Tensor) -> kernels.Done:
     """Move the parameters of a block, x <- keep x - pull u; return what was written."""
+    own, of_ahead = form
     direction = formula.preconditioned(block)
-    if len(scales) > own:
-        x = _ahead_of(scales[own:]).put_back(block.flat("param"), direction)
-        block.write_back("param", x)
+    if of_ahead:
+        ahead = _ahead_of(scales[own:], of_ahead)
+        block.write_back("param", ahead.put_back(block.flat("param"), direction))
     pull, *keep = scales[:own]
     moved = formula.moved(block, direction, keep[0] if keep else 1.0, pull)
     block.write_back("param", moved)
     return None, ("param",)
 
 
-def _ahead_of(scales: Sequence[Tensor]) -> Ahead:
+# Which of its values an `Ahead` has.
+Form: TypeAlias = tuple[bool, ...]
+
+
+def _form(ahead: Ahead | None) -> Form:
+    return () if ahead is None else tuple(scale is not None for scale in ahead)
+
+
+def _scales(ahead: Ahead | None) -> list[Tensor]:
+    return [] if ahead is None else [scale for scale in ahead if scale is not None]
+
+
+def _ahead_of(scales: Sequence[Tensor], form: Form) -> Ahead:
     """Return what a kernel has got one by one."""
-    pull, *keep, limit = scales
-    return Ahead(pull, keep[0] if keep else None, limit)
+    given = iter(scales)
+    return Ahead(*[next(given) if there else None for there in form])  # type: ignore[arg-type]
 
 
 def _run(
     traced: Callable[..., kernels.Done],
     key: object,
-    block: Block,
-    *scales: Tensor,
+    blocks: Sequence[Block],
+    scales: Sequence[Tensor],
+    *,
     needs_grad: bool,
     needs_param: bool,
-) -> kernels.Done | None:
-    """Run a pass as a kernel over the columns that it needs; None where there is no kernel.
+) -> list[Any] | None:
+    """Run a pass over blocks as a kernel, over the columns that it needs; None: there is none.
 
     A column is a view where it has one piece that lies in memory without gaps, otherwise a copy, in
     the column's own dtype, that is brought back.
     """
-    if len(block.groups) > 1:
+    first = blocks[0]
+    if len(first.groups) > 1:
         return None
-    is_gradient = block.pieces["buffer"][0].is_set_to(block.pieces["grad"][0])
-    needless = {"param": not needs_param, "grad": is_gradient or not needs_grad}
-    names = [name for name in block.pieces if not needless.get(name)]
-    flat = {name: [joined(block.pieces[name])] for name in names}
-    scalars = {name: block.scalar(name) for name in (*block.scalars, *block.names)}
-    form = (block.negated, block.dtype, block.shards, block.decayed)
-    part = Block(flat, scalars, *form)
-    done = kernels.run(traced, key, part, *scales)
-    for column in done[1] if done is not None else ():
-        pieces = block.pieces[column]
-        if len(pieces) > 1 or not pieces[0].is_contiguous():
-            block.write(column, flat[column][0])
-    return done
+    needless = {"param": not needs_param, "grad": is_gradient(first) or not needs_grad}
+    names = [name for name in first.pieces if not needless.get(name)]
+    columns = [{name: joined(block.pieces[name]) for name in names} for block in blocks]
+    scalars = {name: first.scalar(name) for name in (*first.scalars, *first.names)}
+    form = (first.negated, first.dtype, first.shards, first.decayed)
+    done = kernels.run(traced, key, filled(columns), scalars, form, scales)
+    if done is None:
+        return None
+    for block, flat, (_, changed) in zip(blocks, columns, done, strict=False):
+        for column in changed:
+            pieces = block.pieces[column]
+            if len(pieces) > 1 or not pieces[0].is_contiguous():
+                block.write(column, flat[column])
+    return [result for result, _ in done[: len(blocks)]]
 
 
 def _pieces(block: Block) -> Iterator[Block]:

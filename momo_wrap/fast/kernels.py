@@ -11,7 +11,7 @@ import itertools
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from momo_wrap.engine.blocks import Block
 from momo_wrap.engine.compat import is_dispatched_by_a_mode
+from momo_wrap.engine.scalars import Scalar
 
 # Without it, the values that the state gets are computed twice, in a loop that sums up and in one
 # that writes: Inductor's code generator for CPUs fuses them only if the sum reads what was
@@ -29,6 +30,8 @@ _ONE_LOOP: dict[str, str | int | bool | Callable[..., Any]] = {"realize_reads_th
 
 # What a pass returns: a result, and the names of the columns that it has changed.
 Done: TypeAlias = tuple[Any, tuple[str, ...]]
+# The columns that are negated, the dtype of computation, the shards, the columns with decay.
+BlockForm: TypeAlias = tuple[frozenset[str], torch.dtype, int, frozenset[str]]
 
 _PASS = "momo_wrap_pass"
 _numbers = itertools.count()
@@ -58,29 +61,42 @@ def can_compile(params: Iterable[Tensor]) -> bool:
     return all(p.device.type not in {"meta", *failures} for p in params)
 
 
-def run(traced: Callable[..., Done], key: object, block: Block, *scales: Tensor) -> Done | None:
-    """Run a compiled pass over a block, each column with one flat piece; None where it can't be.
+def run(
+    traced: Callable[..., Done],
+    key: object,
+    columns: Sequence[Mapping[str, Tensor]],
+    scalars: Mapping[str, Scalar],
+    form: BlockForm,
+    scales: Sequence[Tensor],
+) -> list[Done] | None:
+    """Run a compiled pass over several blocks; None where it can't be.
 
-    `traced` makes a result of a block and `scales`, and names the columns that it has changed. It
-    is compiled once for a `key`, what it depends on besides the kinds of tensors.
+    Args:
+        traced: Makes a result of a block and `scales`, and names the columns that it has changed.
+            It is compiled once for a `key`, and the number of blocks.
+        key: What it depends on besides the kinds of tensors.
+        columns: The flat columns of each block.
+        scalars: The values that all have.
+        form: What else they are, see `Block`.
+        scales: What the pass gets besides.
     """
-    first = block.pieces["buffer"][0]
+    first = columns[0]["buffer"]
     if first.device.type in failures:
         return None
-    columns = {name: pieces[0].detach() for name, pieces in block.pieces.items()}
-    numbers = {k: v for k, v in block.scalars.items() if not isinstance(v, Tensor)}
+    flat = [{name: its.detach() for name, its in own.items()} for own in columns]
+    numbers = {k: v for k, v in scalars.items() if not isinstance(v, Tensor)}
     # Detached, or else a kernel would depend on the shape of what they are views of.
-    scalars = {k: v.detach() for k, v in block.scalars.items() if isinstance(v, Tensor)}
+    tensors = {k: v.detach() for k, v in scalars.items() if isinstance(v, Tensor)}
     untraced = _untraced.runs
     try:
         kernel = _kernel(
             _Pass(traced, key),
             frozenset(numbers.items()),
-            (block.negated, block.dtype, block.shards, block.decayed),
+            form,
             # Variants of a kernel that torch would make anyway, of which it makes a few only.
-            (min(2, first.numel()), *(column.dtype for column in columns.values())),
+            (len(flat), min(2, first.numel()), *(its.dtype for its in flat[0].values())),
         )
-        return kernel(columns, scalars, *scales)
+        return kernel(flat, tensors, *scales)
     except Exception as error:
         # What a compiler that fails raises depends on the release of torch. Nothing has been
         # written by then. It has where the pass was begun, as it is or as a kernel.
@@ -102,10 +118,10 @@ class _Pass:
 def _kernel(
     its: _Pass,
     constants: frozenset[tuple[str, float]],
-    form: tuple[frozenset[str], torch.dtype, int, frozenset[str]],
+    form: BlockForm,
     variant: tuple[int | torch.dtype, ...],
-) -> Callable[..., Done]:
-    """Return a compiled pass over the flat tensors of a block."""
+) -> Callable[..., list[Done]]:
+    """Return a compiled pass over the flat tensors of blocks."""
     # What `torch.compile` imports, where the warnings that this gives do no harm.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -114,17 +130,22 @@ def _kernel(
     # Outside, because torch 2.8 fails on a set that is read within.
     numbers = dict(constants)
 
-    def over(columns: dict[str, Tensor], scalars: Mapping[str, Tensor], *scales: Tensor) -> Any:
+    def over(
+        columns: list[dict[str, Tensor]], scalars: Mapping[str, Tensor], *scales: Tensor
+    ) -> Any:
         if not torch.compiler.is_dynamo_compiling():
             _untraced.runs += 1
-        pieces = {name: [tensor] for name, tensor in columns.items()}
-        block = Block(pieces, {**numbers, **scalars}, *form)
-        return its.traced(block, *scales)
+        done = []
+        for own in columns:
+            pieces = {name: [tensor] for name, tensor in own.items()}
+            block = Block(pieces, {**numbers, **scalars}, *form)
+            done.append(its.traced(block, *scales))
+        return done
 
     # Torch counts the variants of a code, of which it makes a few; here each kernel has its own.
     over.__code__ = over.__code__.replace(co_name=f"{_PASS}_{next(_numbers)}")
-    options = _ONE_LOOP if all(kind in _FULL for kind in variant[1:]) else {}
-    compiled: Callable[..., Done] = torch.compile(
+    options = _ONE_LOOP if all(kind in _FULL for kind in variant[2:]) else {}
+    compiled: Callable[..., list[Done]] = torch.compile(
         over, dynamic=True, fullgraph=True, options=options
     )
     return compiled

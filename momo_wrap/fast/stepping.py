@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from momo_wrap.distributed import local
 from momo_wrap.engine.blocks import Block
+from momo_wrap.engine.chunks import lie_alike
 from momo_wrap.engine.passes import Engine, Formula, Product, inner_products
 from momo_wrap.fast.replacing import has_own_step, is_plain
-
-# Their moves are bounded by the learning rate, however large a gradient is.
-BOUNDED = (torch.optim.Adam, torch.optim.AdamW)
 
 
 class SteppingEngine(Engine):
@@ -32,23 +30,27 @@ class SteppingEngine(Engine):
             return None
         thetas = foreseen.theta.expand(len(groups)).tolist()
         ahead = [lr * theta for lr, theta in zip(lrs, thetas, strict=True)]
+        # Where they lie otherwise, the fused kernel of torch goes wrong.
+        pairs = zip(self.plan.params, self.plan.grads, strict=True)
+        if not all(grad is None or lie_alike([local(param), grad]) for param, grad in pairs):
+            return None
         # What weight decay leaves is divided by when the step is undone.
         decays = zip(ahead, [group["weight_decay"] for group in groups], strict=True)
         self.has_stepped = all(lr >= 0 and lr * decay <= 0.5 for lr, decay in decays)
         return ahead if self.has_stepped else None
 
     def sum_up(
-        self, formula: Formula, block: Block, products: Sequence[Product], *, keep: bool
-    ) -> Tensor:
+        self, formula: Formula, blocks: Sequence[Block], products: Sequence[Product], room: int
+    ) -> list[Tensor]:
         """Return inner products, with the parameters as they were before; see `Engine`."""
-        ahead = block.ahead
-        if ahead is None:
-            return super().sum_up(formula, block, products, keep=keep)
-        direction = formula.preconditioned(block)
-        before = block
-        if any("param" in product for product in products):
-            x = ahead.put_back(block.flat("param").clone(), direction)
-            before = block.replaced({"param": x})
-        found = inner_products(before, direction, products)
-        block.forget()
+        if not self.has_stepped:
+            return super().sum_up(formula, blocks, products, room)
+        found = []
+        for block in blocks:
+            direction, before = formula.preconditioned(block), block
+            if block.ahead is not None and any("param" in product for product in products):
+                x = block.ahead.put_back(block.flat("param").clone(), direction)
+                before = block.replaced({"param": x})
+            found.append(inner_products(before, direction, products))
+            block.forget()
         return found

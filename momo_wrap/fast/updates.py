@@ -24,9 +24,12 @@ class Update:
 
     Attributes:
         pays_uncompiled: Whether it is faster than the base's own also where it is not compiled.
+        bounds_moves: Whether the learning rate bounds the base's moves, however large a gradient
+            is: those of Adam by α (1 - β1)/sqrt(1 - β2).
     """
 
     pays_uncompiled = False
+    bounds_moves = False
 
     def is_ready(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> bool:
         """Return whether the base has made its state for some parameters of a group."""
@@ -55,6 +58,7 @@ class AdamUpdate(Update):
     """The update of both moments, with or without amsgrad, and of the step counts."""
 
     pays_uncompiled = True
+    bounds_moves = True
 
     def is_ready(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> bool:
         """Return whether there is a state, that of amsgrad included, with usual step counts."""
@@ -91,6 +95,12 @@ class AdamUpdate(Update):
 def _is_count(step: object) -> bool:
     """Return whether a step count is one that torch would have made; others are in files."""
     return isinstance(step, Tensor) and step.is_floating_point()
+
+
+class RAdamUpdate(AdamUpdate):
+    """Adam's update; the first moves are not divided by the second moment."""
+
+    bounds_moves = False
 
 
 class NAdamUpdate(AdamUpdate):
@@ -134,7 +144,7 @@ UPDATES: dict[tuple[type[Optimizer], type], Update] = {
     (torch.optim.SGD, SGDAdapter): Update(),
     (torch.optim.Adam, AdamAdapter): AdamUpdate(),
     (torch.optim.AdamW, AdamAdapter): AdamUpdate(),
-    (torch.optim.RAdam, RAdamAdapter): AdamUpdate(),
+    (torch.optim.RAdam, RAdamAdapter): RAdamUpdate(),
     (torch.optim.NAdam, NAdamAdapter): NAdamUpdate(),
     (torch.optim.Adamax, AdamaxAdapter): AdamaxUpdate(),
 }

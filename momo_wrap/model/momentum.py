@@ -125,6 +125,7 @@ class MomentumModel:
         coefficients: Coefficients,
         loss: Tensor,
         clipping: Tensor | None = None,
+        offsets: Tensor | None = None,
     ) -> MomentumModel:
         """Take in the loss of this step, equations (1) and (2).
 
@@ -134,6 +135,8 @@ class MomentumModel:
             coefficients: How the groups average.
             loss: The loss at the current parameters, 0-dim.
             clipping: c, by which gradients were multiplied, 0-dim; None: they were not.
+            offsets: ⟨g, z - x⟩ of each group, [groups], where the model is taken at another place
+                z than the parameters x; None: nowhere.
 
         Returns:
             The model. Nothing is changed.
@@ -141,8 +144,10 @@ class MomentumModel:
         c = coefficients
         if len(averages) > 4:
             clipping = torch.ones_like(loss) if clipping is None else clipping
-            return cls._of_clipped(averages, c, loss, clipping)
+            return cls._of_clipped(averages, c, loss, clipping, offsets)
         intake = torch.addcmul(c.intake, c.loss_intake, loss)
+        if offsets is not None:
+            intake[1].addcmul_(intake[3], offsets)  # (18)
         averages = torch.addcmul(intake, averages, c.decay)  # (1)
         sums, weights = averages.split_with_sizes([2, 2])
         scales = c.buffer_scale / torch.addcmul(c.uncorrected, c.corrected, weights)  # p
@@ -151,23 +156,33 @@ class MomentumModel:
             return cls(averages, scale, scale * weights[1], sums / weights)  # (2)
         shown, normalisers = scales * sums, torch.addcmul(c.grad_scale, scales, weights)  # ρ
         shown[0].addcmul_(c.grad_scale, loss)
+        if offsets is not None:
+            shown[1].addcmul_(c.grad_scale, offsets)
         return cls(averages, scales[1], normalisers[1], shown / normalisers)  # (2)
 
     @classmethod
     def _of_clipped(
-        cls, averages: Tensor, c: Coefficients, loss: Tensor, clipping: Tensor
+        cls,
+        averages: Tensor,
+        c: Coefficients,
+        loss: Tensor,
+        clipping: Tensor,
+        offsets: Tensor | None,
     ) -> MomentumModel:
         """Take in a loss whose gradient was multiplied by `clipping`, equation (2'')."""
         nothing, _, loss_weight, weight = c.intake.unbind()
         clipped = loss_weight * clipping
-        intake = torch.stack([clipped * loss, nothing, clipped, weight, weight * clipping])
+        offsets = nothing if offsets is None else offsets  # of the clipped gradient
+        shift = weight * offsets
+        intake = torch.stack([clipped * loss, shift, clipped, weight, weight * clipping])
         averages = torch.addcmul(intake, averages, c.decay)
         losses, moves, loss_weights, weights, clipped_weights = averages.unbind()
         scale = c.buffer_scale / torch.addcmul(c.uncorrected, c.corrected, weights)  # p
         own = c.grad_scale * clipping
         normaliser = torch.addcmul(own, scale, clipped_weights)  # ρ
         mean = torch.addcmul(own * loss, scale, losses) / torch.addcmul(own, scale, loss_weights)
-        return cls(averages, scale, normaliser, torch.stack([mean, scale * moves / normaliser]))
+        displacement = torch.addcmul(c.grad_scale * offsets, scale, moves) / normaliser
+        return cls(averages, scale, normaliser, torch.stack([mean, displacement]))
 
     def stats(
         self,

@@ -4,17 +4,19 @@ They work with every base, weight decay and several groups, and are saved with t
 `MoMo` is. What they are called by is their source; where several statistics of the paper have to
 share the single θ of a step, the docstring says what was changed. `PerGroup` alone has a θ for each
 parameter group. None is recommended over `MoMo`:
-defaults are plausible, not tuned.
+defaults are plausible, not tuned. `HeavyBall` is a base optimizer, over which some of them are
+methods with heavy-ball momentum.
 
 Example:
     >>> optimizer = MoMoWrapper(torch.optim.SGD(model.parameters(), lr=1.0), NGN())
 """
 
 from momo_wrap.research.dec_sps import DecSPS
+from momo_wrap.research.heavy_ball import HeavyBall
 from momo_wrap.research.limited_growth import LimitedGrowth
 from momo_wrap.research.moving_target import MovingTarget
 from momo_wrap.research.muon_max import MuonMax
-from momo_wrap.research.ngn import NGN
+from momo_wrap.research.ngn import NGN, ModelNGN
 from momo_wrap.research.per_group import PerGroup
 from momo_wrap.research.scheduled_bound import LinearSchedule, PowerLaw, ScheduledBound
 from momo_wrap.research.sps_max import SPSMax
@@ -25,8 +27,10 @@ from momo_wrap.research.warm_target import WarmTarget
 __all__ = [
     "NGN",
     "DecSPS",
+    "HeavyBall",
     "LimitedGrowth",
     "LinearSchedule",
+    "ModelNGN",
     "MovingTarget",
     "MuonMax",
     "PerGroup",

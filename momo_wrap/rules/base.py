@@ -91,11 +91,7 @@ def checked_theta(decision: object, memory: Mapping[str, Tensor], groups: int) -
     for name in ("theta", "theta_uncapped"):
         value: object = getattr(decision, name)
         if not (isinstance(value, Tensor) and tuple(value.shape) in ((), (groups,))):
-            raise TypeError(
-                f"The rule's {name} must be a 0-dim tensor, or one of shape [{groups}] with a "
-                f"value for each parameter group, got {_form(value)}. Compute it from the tensors "
-                "in stats, or from those in stats.by_group."
-            )
+            raise no_fraction(name, value, groups)
     new: Mapping[str, object] = decision.memory
     for name, value in new.items():
         if not (isinstance(value, Tensor) and value.dim() == 0):
@@ -115,6 +111,15 @@ def checked_theta(decision: object, memory: Mapping[str, Tensor], groups: int) -
             "is one loss, and one bound for it. Return stats.lower_bound, or a 0-dim tensor."
         )
     return decision.theta
+
+
+def no_fraction(name: str, value: object, groups: int) -> TypeError:
+    """Return what is raised where what a rule has given has not the form of a θ."""
+    return TypeError(
+        f"The rule's {name} must be a 0-dim tensor, or one of shape [{groups}] with a value for "
+        f"each parameter group, got {_form(value)}. Compute it from the tensors in stats, or from "
+        "those in stats.by_group."
+    )
 
 
 def _form(value: object) -> str:

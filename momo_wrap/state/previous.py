@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.adapters.base import check_shape
+from momo_wrap.adapters.base import Adapter, check_shape
 from momo_wrap.distributed import shards
 from momo_wrap.engine.blocks import real
 from momo_wrap.engine.scalars import Scalar, as_scalar, numbers_of
@@ -58,11 +58,13 @@ def with_previous(
 
 
 @torch.no_grad()
-def take_previous(base: Optimizer, like: Tensor) -> Before | None:
-    """Take out of a base what `with_previous` put into the state dict that was loaded."""
+def take_previous(pairs: Sequence[tuple[Optimizer, Adapter]], like: Tensor) -> Before | None:
+    """Take out of the bases what `with_previous` put into the state dict that was loaded."""
     found: list[tuple[Tensor, Scalar, int]] = []
+    moving: list[Tensor] = []
     values: list[Tensor] = []
-    for index, group in enumerate(base.param_groups):
+    groups = [(base, adapter, group) for base, adapter in pairs for group in base.param_groups]
+    for index, (base, adapter, group) in enumerate(groups):
         decay = group.pop(_DECAY, 0.0)
         for position, param in enumerate(group["params"]):
             entry = base.state.get(param)
@@ -72,9 +74,10 @@ def take_previous(base: Optimizer, like: Tensor) -> Before | None:
             check_shape(where, param, _PREVIOUS, entry[_PREVIOUS])
             values.append(real(entry.pop(_PREVIOUS)))
             found.append((param, decay, shards(param)))
+            moving.append(adapter.moving(base, param))
             if not entry:
                 del base.state[param]
-    predicted, probe = (base.param_groups[0].pop(name, None) for name in (_PREDICTED, _PROBE))
+    predicted, probe = (groups[0][2].pop(name, None) for name in (_PREDICTED, _PROBE))
     if not found or predicted is None:
         return None
-    return Before.restored(found, as_scalar(predicted, like), bool(probe), values)
+    return Before.restored(found, moving, as_scalar(predicted, like), bool(probe), values)

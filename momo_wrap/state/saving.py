@@ -44,5 +44,5 @@ class SavesMemory(SharedStateOptimizer):
         like = scalar_template(self.param_groups, None if last is None else last.averages)
         bound = signed_bound(self.rule, self._bases.sign)
         self._memory = Memory(self.rule.initial_memory(bound), like)
-        self._pending.before = take_previous(self.base, like)
+        self._pending.before = take_previous(self._bases.pairs, like)
         self._memory.prepare(self._bases.pairs, like)

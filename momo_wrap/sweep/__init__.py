@@ -1,4 +1,4 @@
-"""Learning rate sweeps: many runs in parallel, a file of results, tolerances and figures.
+"""Learning rate sweeps: many runs in parallel on Optuna, tolerances, figures and a report.
 
 Example:
     >>> results = sweep.run(train, {"AdamW": adamw}, [1e-3, 1e-2, 1e-1], range(3), "sweep.csv")
@@ -9,28 +9,35 @@ Example:
 try:
     import matplotlib  # noqa: F401
     import numpy  # noqa: F401
+    import optuna  # noqa: F401
     import pandas  # noqa: F401
+    import psutil  # noqa: F401
     import tqdm  # noqa: F401
 except ImportError as error:
     raise ImportError(
         f"momo_wrap.sweep needs {error.name}, which is not installed: pip install momo_wrap[sweep]"
     ) from error
 
+from momo_wrap.sweep.at_random import at_random_lr
 from momo_wrap.sweep.comparing import tolerance
 from momo_wrap.sweep.curves import load_curves
 from momo_wrap.sweep.grid import OptimizerFactory, Train
+from momo_wrap.sweep.kept import forget, load
 from momo_wrap.sweep.plots import plot_losses, plot_scores, plot_step_sizes
-from momo_wrap.sweep.results_file import load
+from momo_wrap.sweep.report import report
 from momo_wrap.sweep.running import run
 
 __all__ = [
     "OptimizerFactory",
     "Train",
+    "at_random_lr",
+    "forget",
     "load",
     "load_curves",
     "plot_losses",
     "plot_scores",
     "plot_step_sizes",
+    "report",
     "run",
     "tolerance",
 ]

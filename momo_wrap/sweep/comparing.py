@@ -53,7 +53,7 @@ def tolerance(
     frames = []
     for task in _in_order(results, "task"):
         values = medians(results, task, column, higher_is_better)
-        frames.append(_of_task(task, values, _margin(margin, task), higher_is_better))
+        frames.append(_of_task(task, values, margin_of(margin, task), higher_is_better))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -123,19 +123,27 @@ def values_by_seed(
     return table.reindex(columns=pd.MultiIndex.from_product([names, seeds]))
 
 
+def near(
+    values: pd.DataFrame, middle: pd.DataFrame, margin: float, higher_is_better: bool
+) -> pd.DataFrame:
+    """Tell which values are within the margin of the best median; see `tolerance`."""
+    sign = 1.0 if higher_is_better else -1.0
+    best = float((sign * middle).to_numpy().max())
+    slack = _ROUNDING * max(abs(best), margin) if math.isfinite(best) else 0.0
+    return np.isfinite(values) & (sign * values >= best - margin - slack)
+
+
 def _of_task(
     task: str, values: pd.DataFrame, margin: float, higher_is_better: bool
 ) -> pd.DataFrame:
     sign = 1.0 if higher_is_better else -1.0
     gains = sign * values
-    best = float(gains.to_numpy().max())
-    threshold = best - margin
-    slack = _ROUNDING * max(abs(best), margin) if math.isfinite(best) else 0.0
+    threshold = float(gains.to_numpy().max()) - margin
+    tolerated = near(values, values, margin, higher_is_better)
     rows = []
     for name in values.columns:
         own = gains[name]
-        tolerated = np.isfinite(own) & (own >= threshold - slack)
-        lowest, highest = _widest(list(values.index), list(tolerated))
+        lowest, highest = _widest(list(values.index), list(tolerated[name]))
         decades = math.log10(highest / lowest) if lowest == lowest else -math.inf
         interval = {"decades": decades, "lowest": lowest, "highest": highest}
         own_best = {
@@ -158,14 +166,21 @@ def _widest(rates: list[float], tolerated: list[bool]) -> tuple[float, float]:
     return (widest[0], widest[-1]) if widest else (math.nan, math.nan)
 
 
-def _margin(margin: float | Mapping[str, float], task: str) -> float:
-    if isinstance(margin, Mapping):
-        if task not in margin:
-            raise ValueError(f"margin has no entry for task {task!r}, only {list(margin)}.")
-        margin = margin[task]
-    if not 0 <= margin < math.inf:
-        raise ValueError(f"The margin must be finite and not negative, got {margin}.")
-    return float(margin)
+def margin_of(margin: float | Mapping[str, float], task: str) -> float:
+    """Return the margin of a task."""
+    own = of_task("margin", margin, task)
+    if not 0 <= own < math.inf:
+        raise ValueError(f"The margin must be finite and not negative, got {own}.")
+    return own
+
+
+def of_task(name: str, value: float | Mapping[str, float], task: str) -> float:
+    """Return a number that may be given for each task."""
+    if isinstance(value, Mapping):
+        if task not in value:
+            raise ValueError(f"{name} has no entry for task {task!r}, only {list(value)}.")
+        return float(value[task])
+    return float(value)
 
 
 def _check_columns(results: pd.DataFrame, column: str) -> None:

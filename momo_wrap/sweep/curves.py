@@ -13,30 +13,17 @@ from urllib.parse import quote
 import pandas as pd
 
 from momo_wrap.sweep.grid import Run
-from momo_wrap.sweep.results_file import load
+from momo_wrap.sweep.kept import load, selected
 
 
 def curve_path(results_path: Path, run: Run) -> Path:
-    """Return where the curve of a run is kept.
-
-    Args:
-        results_path: The file of results.
-        run: The run.
-
-    Returns:
-        A path in a folder beside it; different runs have different ones.
-    """
+    """Return where the curve of a run is kept, in a folder beside the file of results."""
     name = f"{run.task}, {run.optimizer}, lr {run.lr!r}, seed {run.seed}"
     return results_path.with_name(f"{results_path.stem}_curves") / f"{quote(name, safe=' ,+')}.csv"
 
 
 def write_curve(path: Path, curve: Mapping[str, Sequence[float]]) -> None:
-    """Write a curve, so that there is a whole file or none.
-
-    Args:
-        path: Where to.
-        curve: Columns of equal length by name.
-    """
+    """Write a curve, columns of equal length by name, so that there is a whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     with unfinished.open("w", newline="") as file:
@@ -46,11 +33,14 @@ def write_curve(path: Path, curve: Mapping[str, Sequence[float]]) -> None:
     unfinished.replace(path)
 
 
-def load_curves(path: str | PathLike[str], **selection: Any) -> dict[str, pd.DataFrame]:
+def load_curves(
+    path: str | PathLike[str], storage: str | PathLike[str] | None = None, **selection: Any
+) -> dict[str, pd.DataFrame]:
     """Load the curves of a sweep that returned some.
 
     Args:
-        path: The file of results, as given to `run`.
+        path: The CSV file that was given to `run`; the curves are in a folder beside it.
+        storage: The storage that was given to `run`.
         **selection: Columns of the results and the value that they must have, or a list of those
             that they may have: `optimizer="AdamW + MoMo", seed=0`.
 
@@ -59,24 +49,24 @@ def load_curves(path: str | PathLike[str], **selection: Any) -> dict[str, pd.Dat
         are left out that are the same for all. Runs that have no curve are left out.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: There is no such file; or a curve is on another machine.
         ValueError: A name in `selection` is no column.
 
     Example:
         >>> plot_step_sizes(load_curves("sweep.csv", optimizer="AdamW + MoMo", seed=0), "lr.png")
     """
-    results = load(path)
-    for name, value in selection.items():
-        if name not in results.columns:
-            raise ValueError(f"The results have no column {name!r}, only {list(results.columns)}.")
-        values = list(value) if isinstance(value, (list, tuple, set, range)) else [value]
-        results = results[results[name].isin(values)]
+    results = selected(load(path, storage), selection)
     results = results[results["curve"] != ""].sort_values(["task", "optimizer", "lr", "seed"])
     parts = [("task", "{}"), ("optimizer", "{}"), ("lr", "lr {:g}"), ("seed", "seed {}")]
-    varying = [(name, form) for name, form in parts if results[name].nunique() > 1]
+    varying = [part for part in parts if results[part[0]].nunique() > 1]
     folder = Path(path).parent
+    if missing := [curve for curve in results["curve"] if not (folder / curve).exists()]:
+        raise FileNotFoundError(
+            f"{len(missing)} curves are not in {folder}, the first is {missing[0]}. They are on "
+            "the machines that trained their runs: copy the folder, or select other runs."
+        )
     curves = {}
     for row in results.to_dict("records"):
-        label = ", ".join(form.format(row[name]) for name, form in varying or parts)
+        label = ", ".join(form.format(row[column]) for column, form in varying or parts)
         curves[label] = pd.read_csv(folder / row["curve"])
     return curves

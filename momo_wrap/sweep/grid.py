@@ -36,19 +36,7 @@ class Functions(NamedTuple):
 def named_functions(
     train: Train | Mapping[str, Train], optimizers: Mapping[str, OptimizerFactory]
 ) -> Functions:
-    """Return the functions by name.
-
-    Args:
-        train: One train function, which gives its name to its task, or several by task.
-        optimizers: The factories.
-
-    Returns:
-        The functions.
-
-    Raises:
-        TypeError: One can't be called, or there is no mapping.
-        ValueError: There is none, or a name can't be written into a line of a file.
-    """
+    """Return the functions by name; a single train function gives its name to its task."""
     if not isinstance(train, Mapping):
         train = {getattr(train, "__name__", "train"): train}
     if not isinstance(optimizers, Mapping):
@@ -71,20 +59,7 @@ def named_functions(
 def all_runs(
     functions: Functions, learning_rates: Iterable[float], seeds: Iterable[int]
 ) -> list[Run]:
-    """Return the runs of a sweep, seed by seed, so that a part of it covers the whole grid.
-
-    Args:
-        functions: The tasks and optimizers.
-        learning_rates: The learning rates.
-        seeds: The seeds.
-
-    Returns:
-        The runs.
-
-    Raises:
-        TypeError: A learning rate is no number, or a seed no integer.
-        ValueError: A learning rate is not positive, one occurs twice, or there is none.
-    """
+    """Return the runs of a sweep, seed by seed, so that a part of it covers the whole grid."""
     rates = sorted(_learning_rate(lr) for lr in learning_rates)
     numbers = [_seed(seed) for seed in seeds]
     _check_distinct("learning_rates", rates)
@@ -93,22 +68,11 @@ def all_runs(
     return [Run(task, optimizer, lr, seed) for seed, task, lr, optimizer in grid]
 
 
-def pickled(functions: Functions) -> bytes:
-    """Return the functions as other processes can load them.
-
-    Args:
-        functions: The tasks and optimizers.
-
-    Returns:
-        The pickled functions.
-
-    Raises:
-        TypeError: One can't be pickled.
-    """
+def check_picklable(functions: Functions) -> None:
+    """Raise where other processes can't be given a function."""
     for kind, named in (("train", functions.tasks), ("optimizers", functions.optimizers)):
         for name, function in named.items():
             _check_picklable(f"{kind}[{name!r}]", function)
-    return pickle.dumps(functions)
 
 
 def _check_picklable(name: str, function: object) -> None:

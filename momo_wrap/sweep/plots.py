@@ -52,8 +52,8 @@ def plot_scores(
     Raises:
         ValueError: There are several tasks and none is named; runs or scores are missing.
     """
-    drawing = _Drawing(results, _only_task(results, task), "score", higher_is_better)
-    figure = drawing.figure(label, limits, margin)
+    one = _only_task(results, task)
+    figure = draw(results, one, "score", higher_is_better, margin, label, limits)
     figure.savefig(path)
     return figure
 
@@ -84,8 +84,7 @@ def plot_losses(
     Raises:
         ValueError: There are several tasks and none is named; runs or losses are missing.
     """
-    drawing = _Drawing(results, _only_task(results, task), "loss", higher_is_better=False)
-    figure = drawing.figure(label, limits, margin)
+    figure = draw(results, _only_task(results, task), "loss", False, margin, label, limits)
     figure.savefig(path)
     return figure
 
@@ -109,18 +108,14 @@ def plot_step_sizes(
     """
     if not curves:
         raise ValueError("There are no curves; a train function returns one under 'curve'.")
-    frames = {title: _step_sizes(title, curve, step) for title, curve in curves.items()}
+    frames = {title: step_sizes(title, curve, step) for title, curve in curves.items()}
     columns = min(_PANELS_PER_ROW, len(frames))
     rows = math.ceil(len(frames) / columns)
     figure = Figure(figsize=(1.2 + 3 * columns, 0.9 + 2.4 * rows), dpi=150, layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    low, high = _positive_range(list(frames.values()))
+    low, high = positive_range(list(frames.values()))
     for axes, (title, frame) in zip(grid.flat, frames.items(), strict=False):
-        sizes = frame["effective_lr"].clip(lower=low)
-        axes.plot(frame[step], sizes, ".", color=_COLOURS[0], markersize=3, label="effective lr")
-        axes.plot(frame[step], frame["lr"], "--", color=_COLOURS[1], label="cap (lr)")
-        axes.set(title=title, yscale="log", ylim=(low, high))
-        axes.title.set_fontsize("medium")
+        draw_step_sizes(axes, title, frame, step, (low, high))
     for axes in grid.flat[len(frames) :]:
         axes.set_visible(False)
     figure.supxlabel(step)
@@ -131,75 +126,71 @@ def plot_step_sizes(
     return figure
 
 
-class _Drawing:
-    """Medians and bands of a column of one task.
-
-    Args:
-        results: The results.
-        task: The task.
-        column: What is drawn.
-        higher_is_better: Whether failed runs are drawn at the lower edge or the upper.
-    """
-
-    def __init__(
-        self, results: pd.DataFrame, task: str, column: str, higher_is_better: bool
-    ) -> None:
-        self.task, self.higher_is_better = task, higher_is_better
-        self.is_loss = column == "loss"
-        self.medians = medians(results, task, column, higher_is_better)
-        self.by_seed = values_by_seed(results, task, column, higher_is_better)
-        rows = results[results["task"] == task]
-        self.styles = _styles(rows, list(self.medians.columns))
-
-    def figure(
-        self, label: str, limits: tuple[float, float] | None, margin: float | None
-    ) -> Figure:
-        """Return the figure; see `plot_scores`."""
-        figure = Figure(figsize=(7.5, 5), dpi=150, layout="constrained")
-        axes = figure.subplots()
-        low, high = self._limits() if limits is None else limits
-        if self.is_loss and low > 0:
-            axes.set_yscale("log")
-        for name, style in self.styles.items():
-            rates = self.medians.index.to_numpy()
-            seeds = self.by_seed[name].clip(low, high)
-            axes.fill_between(
-                rates, seeds.min(axis=1), seeds.max(axis=1), color=style["color"], alpha=0.15, lw=0
-            )
-            axes.plot(rates, self.medians[name].clip(low, high), label=name, clip_on=False, **style)
-        if margin is not None:
-            self._draw_margin(axes, margin)
-        axes.set(xscale="log", ylim=(low, high), xlabel="learning rate (wrapped: upper bound)")
-        axes.set(ylabel=label, title=self.task)
-        axes.grid(alpha=0.3)
-        _legend_below(figure, axes)
-        return figure
-
-    def _limits(self) -> tuple[float, float]:
-        """Return the range of the finite values, with some room around."""
-        values = self.by_seed.to_numpy()
-        finite = values[np.isfinite(values)]
-        if not len(finite):
-            raise ValueError(f"All runs of task {self.task!r} failed, see the messages.")
-        low, high = finite.min(), finite.max()
-        if self.is_loss:
-            high = min(high, 100 * float(np.median(finite)))
-        if self.is_loss and low > 0:
-            return low / 1.3, high * 1.3
-        room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-        return low - room, high + room
-
-    def _draw_margin(self, axes: Axes, margin: float) -> None:
-        values = self.medians.to_numpy()
-        best = values.max() if self.higher_is_better else values.min()
-        ends = sorted([best, best - margin if self.higher_is_better else best + margin])
-        axes.axhspan(*ends, color="0.85", zorder=0, label=f"within {margin:g} of the best")
+def draw(
+    results: pd.DataFrame,
+    task: str,
+    column: str,
+    higher_is_better: bool,
+    margin: float | None = None,
+    label: str | None = None,
+    limits: tuple[float, float] | None = None,
+    size: tuple[float, float] = (7.5, 5.0),
+) -> Figure:
+    """Draw medians and bands of a column of one task, see `plot_scores`."""
+    middle = medians(results, task, column, higher_is_better)
+    by_seed = values_by_seed(results, task, column, higher_is_better)
+    is_loss = column == "loss"
+    low, high = _limits(task, by_seed.to_numpy(), is_loss) if limits is None else limits
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    axes = figure.subplots()
+    rates = middle.index.to_numpy()
+    for name, style in _styles(results[results["task"] == task], list(middle.columns)).items():
+        seeds, colour = by_seed[name].clip(low, high), style["color"]
+        ends = (seeds.min(axis=1), seeds.max(axis=1))
+        axes.fill_between(rates, *ends, color=colour, alpha=0.15, lw=0)
+        axes.plot(rates, middle[name].clip(low, high), label=name, clip_on=False, **style)
+    if margin is not None:
+        values = middle.to_numpy()
+        best = values.max() if higher_is_better else values.min()
+        edges = sorted([best, best - margin if higher_is_better else best + margin])
+        axes.axhspan(*edges, color="0.85", zorder=0, label=f"within {margin:g} of the best")
+    axes.set(xscale="log", xlabel="learning rate (wrapped: upper bound)")
+    axes.set(yscale="log" if is_loss and low > 0 else "linear", ylim=(low, high))
+    axes.set(ylabel=column if label is None else label, title=task)
+    axes.grid(alpha=0.3)
+    _legend_below(figure, axes, size[0])
+    return figure
 
 
-def _legend_below(figure: Figure, axes: Axes) -> None:
+def draw_step_sizes(
+    axes: Axes, title: str, frame: pd.DataFrame, step: str, limits: tuple[float, float]
+) -> None:
+    """Draw the effective step sizes of one run against their cap."""
+    sizes = frame["effective_lr"].clip(lower=limits[0])
+    axes.plot(frame[step], sizes, ".", color=_COLOURS[0], markersize=3, label="effective lr")
+    axes.plot(frame[step], frame["lr"], "--", color=_COLOURS[1], label="cap (lr)")
+    axes.set(title=title, yscale="log", ylim=limits)
+    axes.title.set_fontsize("medium")
+
+
+def _limits(task: str, values: Any, is_loss: bool) -> tuple[float, float]:
+    """Return the range of the finite values, with some room around."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        raise ValueError(f"All runs of task {task!r} failed, see the messages.")
+    low, high = finite.min(), finite.max()
+    if is_loss:
+        high = min(high, 100 * float(np.median(finite)))
+    if is_loss and low > 0:
+        return low / 1.3, high * 1.3
+    room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - room, high + room
+
+
+def _legend_below(figure: Figure, axes: Axes, width: float) -> None:
     """Put the legend below the axes, where it covers nothing, in as many columns as have room."""
     handles, labels = axes.get_legend_handles_labels()
-    room = 105 // (max(map(len, labels)) + 12)  # characters in the width of the figure
+    room = int(14 * width) // (max(map(len, labels)) + 12)  # characters in the width
     columns = max(1, min(math.ceil(len(labels) / 2), room))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=3.5)
 
@@ -240,7 +231,8 @@ def _only_task(results: pd.DataFrame, task: str | None) -> str:
     return tasks[0] if task is None else task
 
 
-def _step_sizes(title: str, curve: Any, step: str) -> pd.DataFrame:
+def step_sizes(title: str, curve: Any, step: str) -> pd.DataFrame:
+    """Return the effective step sizes and caps of a curve, of the first group."""
     frame = pd.DataFrame(curve)
     chosen = {}
     for name in ("effective_lr", "lr"):
@@ -254,7 +246,7 @@ def _step_sizes(title: str, curve: Any, step: str) -> pd.DataFrame:
     return pd.DataFrame({step: frame[step], **chosen})
 
 
-def _positive_range(frames: list[pd.DataFrame]) -> tuple[float, float]:
+def positive_range(frames: list[pd.DataFrame]) -> tuple[float, float]:
     """Return the range of a logarithmic axis for all curves."""
     values = np.concatenate([frame[["effective_lr", "lr"]].to_numpy().ravel() for frame in frames])
     values = values[np.isfinite(values) & (values > 0)]

@@ -1,180 +1,95 @@
-"""Runs in several processes, of which one that dies costs its own run and no other."""
+"""Processes that train the runs of a sweep."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
-from collections import deque
-from collections.abc import Iterable, Iterator
-from multiprocessing.connection import Connection, wait
+import time
+from collections.abc import Callable
+from contextlib import closing
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from momo_wrap.sweep.grid import Functions, Run
-from momo_wrap.sweep.results_file import Row
-from momo_wrap.sweep.training import empty_row, execute, one_line
+from momo_wrap.sweep.storage import Storage
+from momo_wrap.sweep.training import execute
+
+_LOOK = 0.3  # seconds between two looks at what has ended
+_LOST = 10  # so many processes may be killed before their first run
 
 
 class Work(NamedTuple):
-    """What the processes of a sweep are given.
+    """What the processes of a sweep are given; `where` and `name` are those of its storage."""
 
-    Attributes:
-        functions: The pickled functions.
-        results_path: The file of results.
-        threads: The number of threads of each process.
-    """
-
-    functions: bytes
-    results_path: Path
+    runs: list[Run]
+    functions: Functions
+    where: str
+    name: str
+    path: Path
     threads: int
+    settings: dict[str, Any]
 
 
-def default_processes(threads: int) -> int:
-    """Return how many processes fill the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)) // threads)
-    return max(1, (os.cpu_count() or 1) // threads)
+def train_here(work: Work, storage: Storage, look: Callable[[], int]) -> None:
+    """Train runs in this process until `look` finds none without a result, of others neither."""
+    while look():
+        storage.release()
+        _train(work, storage, look)
+        if look():
+            time.sleep(_LOOK)
 
 
-def in_this_process(
-    runs: Iterable[Run], functions: Functions, results_path: Path, threads: int
-) -> Iterator[Row]:
-    """Execute runs one after another.
-
-    Args:
-        runs: The runs.
-        functions: The tasks and optimizers.
-        results_path: The file of results.
-        threads: The number of threads.
-
-    Yields:
-        The row of each.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+def train_in_processes(
+    work: Work, storage: Storage, processes: int, look: Callable[[], int]
+) -> None:
+    """Train runs in spawned processes, which end with this one; see `train_here`."""
+    context = multiprocessing.get_context("spawn")
+    workers: list[Any] = []
+    lost = 0
     try:
-        for run in runs:
-            yield execute(run, functions, results_path)
+        while look():
+            ended = [worker for worker in workers if worker.exitcode is not None]
+            storage.release()
+            for worker in ended:
+                workers.remove(worker)
+                if worker.exitcode and not storage.has_claimed(worker.pid):
+                    lost += 1
+                    _check_loss(worker.exitcode, lost)
+            for _ in range(min(len(storage.open_runs(work.runs)), processes - len(workers))):
+                # Not daemonic: a train function may start processes, such as a DataLoader's.
+                workers.append(context.Process(target=_serve, args=(work,)))
+                workers[-1].start()
+            wait([worker.sentinel for worker in workers], _LOOK) if workers else time.sleep(_LOOK)
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+
+
+def _train(work: Work, storage: Storage, look: Callable[[], object]) -> None:
+    """Train runs as long as there are some that nobody trains; look after each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(work.threads)
+    try:
+        while claim := storage.claim(work.runs):
+            with storage.training(claim):
+                row = execute(claim.run, work.functions, work.path, work.settings)
+            storage.finish(claim, row)
+            look()
     finally:
         torch.set_num_threads(before)
 
 
-def in_processes(runs: Iterable[Run], work: Work, processes: int) -> Iterator[Row]:
-    """Execute runs in spawned processes, which end with this one.
-
-    Args:
-        runs: The runs.
-        work: What the processes are given.
-        processes: The number of processes.
-
-    Yields:
-        The row of each, in the order in which they end.
-
-    Raises:
-        RuntimeError: A process can't be started, or can't load the functions.
-    """
-    waiting = deque(runs)
-    workers = [_Worker(work) for _ in range(min(processes, len(waiting)))]
-    try:
-        for worker in workers:
-            worker.begin(waiting.popleft())
-        while busy := {worker.connection: worker for worker in workers if worker.run is not None}:
-            for connection in wait(list(busy)):
-                worker = busy[connection]  # type: ignore[index]
-                row = worker.answer()
-                if row is None:  # it is ready, and has begun
-                    continue
-                if not worker.process.is_alive() and waiting:
-                    workers.remove(worker)
-                    worker = _Worker(work)
-                    workers.append(worker)
-                if waiting:
-                    worker.begin(waiting.popleft())
-                yield row
-    finally:
-        for worker in workers:
-            worker.stop()
-
-
-class _Worker:
-    """A process that executes one run after another."""
-
-    def __init__(self, work: Work) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, other_end = context.Pipe()
-        # Not daemonic: a train function may start processes of its own, such as a DataLoader's.
-        self.process = context.Process(target=_serve, args=(other_end,))
-        self.process.start()
-        other_end.close()  # or the end of the process would not end the connection
-        self._is_ready = False
-        self._work = work
-        self.run: Run | None = None
-
-    def begin(self, run: Run) -> None:
-        self.run = run
-        try:
-            if not self._is_ready:
-                self.connection.send(self._work)
-            self.connection.send(run)
-        except OSError:
-            pass  # it has died; `answer` tells
-
-    def answer(self) -> Row | None:
-        """Return the row of the run, or None where the process tells that it is ready."""
-        assert self.run is not None
-        try:
-            received = self.connection.recv()
-        except (EOFError, OSError):
-            self.process.join()
-            received = self._epitaph(self.run)
-        if not self._is_ready:
-            if received is not None:
-                raise RuntimeError(received)
-            self._is_ready = True
-            return None
-        self.run = None
-        row: Row = received
-        return row
-
-    def stop(self) -> None:
-        self.connection.close()
-        self.process.terminate()
-        self.process.join()
-
-    def _epitaph(self, run: Run) -> Row | str:
-        code = self.process.exitcode
-        if not self._is_ready:
-            return (
-                f"A process of the sweep ended with exit code {code} before its first run; its "
-                'error is above. A script must call run under `if __name__ == "__main__":`, '
-                "since the processes import it. To find other errors, run with processes=0."
-            )
-        row = empty_row(run)
-        return {**row, "status": "error", "message": f"The process ended with exit code {code}."}
-
-
-def _serve(connection: Connection) -> None:
-    """Execute runs until the connection ends."""
+def _serve(work: Work) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep's own process answers to it
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        work: Work = connection.recv()
-        torch.set_num_threads(work.threads)
-        try:
-            functions: Functions = pickle.loads(work.functions)
-        except Exception as error:  # whatever the import of the user's module raises
-            connection.send(_unusable(error))
-            return
-        connection.send(None)
-        while True:
-            connection.send(execute(connection.recv(), functions, work.results_path))
-    except (EOFError, OSError):
-        return  # the sweep is over
+    with closing(Storage(work.where, work.name)) as storage:
+        _train(work, storage, lambda: None)
 
 
 def _end_with_parent() -> None:
@@ -185,10 +100,11 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _unusable(error: Exception) -> str:
-    reason = one_line(f"{type(error).__name__}: {error}")
-    return (
-        f"A process of the sweep can't load the functions: {reason}. They must be at the top level "
-        "of a module or script that can be imported; from a notebook, put them into a file, or "
-        "run with processes=0."
-    )
+def _check_loss(code: int, lost: int) -> None:
+    if code > 0 or lost == _LOST:
+        raise RuntimeError(
+            f"A process of the sweep ended with exit code {code} before its first run; its error "
+            "is above. The functions must be at the top level of a module or script that can be "
+            'imported, and a script must call run under `if __name__ == "__main__":`. From a '
+            "notebook, or to find other errors, run with processes=0."
+        )

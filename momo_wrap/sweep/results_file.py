@@ -1,27 +1,21 @@
-"""The file of results: one line per finished run, whole even where a sweep is killed."""
+"""The rows of a sweep, as a table and in the CSV file that they are exported to and taken from."""
 
 from __future__ import annotations
 
 import csv
-import io
 import json
+import math
 import os
-import sys
-from collections.abc import Mapping
-from os import PathLike
+import platform
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+import torch
 
+import momo_wrap
 from momo_wrap.sweep.grid import Run
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-if sys.platform != "win32":
-    import fcntl
 
 # `results` and `settings` are JSON objects: their names differ between tasks and sweeps, and a run
 # that fails knows of none.
@@ -34,121 +28,59 @@ VERSIONS = ("momo_wrap", "torch", "python")
 Row = dict[str, Any]
 
 
-class ResultsFile:
-    """A file of results that this process alone may add to.
-
-    Each row is written at once and reaches the disk before the next run is begun. What a killed
-    process left of a row lacks the end of the line, and is removed.
-
-    Args:
-        path: The CSV file; it is made if there is none.
-
-    Attributes:
-        rows: The rows in it.
-
-    Raises:
-        ValueError: It is no file of results.
-        RuntimeError: Another sweep is writing to it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
-        self._file = path.open("ab", buffering=0)
-        try:
-            self._lock()
-            self._remove_unfinished()
-            self.rows = read(path)
-            if path.stat().st_size == 0:
-                self._write(COLUMNS)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def finished(self) -> set[Run]:
-        """Return the runs that there are results of, also of those that failed."""
-        return {key(row) for row in self.rows}
-
-    def append(self, row: Row) -> None:
-        """Add a row, and wait until it is on the disk.
-
-        Args:
-            row: A value for each of `COLUMNS`.
-
-        Raises:
-            OSError: It could not be written wholly. The next sweep removes what was.
-        """
-        self._write([_cell(row[name]) for name in COLUMNS])
-        self.rows.append(row)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()  # releases the lock
-
-    def _write(self, cells: Any) -> None:
-        line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(cells)
-        data = line.getvalue().encode()
-        if self._file.write(data) != len(data):
-            raise OSError(f"A row could not be written wholly to {self._path}; is the disk full?")
-        os.fsync(self._file.fileno())
-
-    def _lock(self) -> None:
-        if sys.platform == "win32":
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(
-                f"Another sweep is writing to {self._path}. Wait for it, or give another path."
-            ) from None
-
-    def _remove_unfinished(self) -> None:
-        data = self._path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        # The header of a file that is something else is not ours to remove.
-        if whole or ",".join(COLUMNS).encode().startswith(data):
-            os.truncate(self._path, whole)
-
-
 def key(row: Row) -> Run:
     """Return the run that a row is of."""
-    return Run(row["task"], row["optimizer"], row["lr"], row["seed"])
+    return Run(*(row[name] for name in Run._fields))
 
 
-def read(path: Path) -> list[Row]:
-    """Return the rows of a file of results; none where it is empty.
+def empty_row(run: Run) -> Row:
+    """Return the row of a run that has no results yet."""
+    texts = dict.fromkeys((*COLUMNS, "traceback"), "")
+    nothing = dict.fromkeys(("score", "loss", "seconds"), math.nan)
+    packed: Row = {"results": {}, "settings": {}, "wrapped": False}
+    return {**texts, **run._asdict(), **versions(), **nothing, **packed}
 
-    Args:
-        path: The file.
 
-    Returns:
-        The rows.
+def versions() -> dict[str, str]:
+    """Return the versions of what the results depend on."""
+    own = (momo_wrap.__version__, str(torch.__version__), platform.python_version())
+    return dict(zip(VERSIONS, own, strict=True))
 
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It has other columns, or a line that is damaged or repeats a run.
-    """
+
+def to_text(row: Row) -> dict[str, str]:
+    """Return the values of a row as texts, which hold any number."""
+    return {name: _cell(row[name]) for name in (*COLUMNS, "traceback")}
+
+
+def from_text(texts: Mapping[str, str]) -> Row:
+    """Return the row of which these are the values."""
+    row: Row = dict(texts)
+    for name in ("lr", "score", "loss", "seconds"):
+        row[name] = float(row[name] or "nan")
+    row["seed"] = int(row["seed"])
+    row["wrapped"] = row["wrapped"] == "True"
+    for name in ("results", "settings"):
+        row[name] = json.loads(row[name])
+        if not isinstance(row[name], dict):
+            raise ValueError(f"{name} is no JSON object")  # noqa: TRY004 - the file is at fault
+    return row
+
+
+def read(path: Path) -> dict[Run, Row]:
+    """Return the rows of a file of results; none where there is none, or it is empty."""
+    if not path.exists() or path.stat().st_size == 0:
+        return {}
     with path.open(newline="", encoding="utf-8") as file:
-        lines = list(csv.reader(file))
-    if not lines:
-        return []
-    if tuple(lines[0]) != COLUMNS:
+        head, *lines = csv.reader(file)
+    if tuple(head) != COLUMNS:
         raise ValueError(
             f"{path} is not a file of results of this version of momo_wrap.sweep: its columns are "
-            f"{lines[0]}, expected {list(COLUMNS)}. Give another path."
+            f"{head}, expected {list(COLUMNS)}. Give another path."
         )
     rows: dict[Run, Row] = {}
-    for number, line in enumerate(lines[1:], start=2):
+    for number, line in enumerate(lines, start=2):
         try:
-            row = _parsed(line)
+            row = from_text({**dict(zip(COLUMNS, line, strict=True)), "traceback": ""})
         except ValueError as error:
             raise ValueError(
                 f"Line {number} of {path} is no row of results ({error}): {','.join(line)!r}. "
@@ -159,69 +91,29 @@ def read(path: Path) -> list[Row]:
                 f"Line {number} of {path} is a second row of the run ({key(row)}). Remove one."
             )
         rows[key(row)] = row
-    return list(rows.values())
+    return rows
 
 
-def load(path: str | PathLike[str]) -> pd.DataFrame:
-    """Load a file of results.
-
-    Args:
-        path: The file that was given to `run`.
-
-    Returns:
-        One row per run. What the runs returned beyond score and loss, and the settings, are
-        columns of their own, missing where a run has none. `status` is "ok", "diverged" or
-        "error", with the reason in `message`.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no file of results.
-    """
-    return table(read(Path(path)))
+def write(path: Path, rows: Iterable[Row]) -> None:
+    """Write a file of results, without tracebacks, so that there is a whole one at any time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows([texts[name] for name in COLUMNS] for texts in map(to_text, rows))
+    unfinished.replace(path)
 
 
-def table(rows: list[Row]) -> pd.DataFrame:
+def table(rows: Iterable[Row]) -> pd.DataFrame:
     """Return rows as a table, see `load`."""
     packed = ("results", "settings")
     flat = [
         {**{n: v for n, v in row.items() if n not in packed}, **row["results"], **row["settings"]}
         for row in rows
     ]
-    return pd.DataFrame(flat, columns=None if rows else [n for n in COLUMNS if n not in packed])
-
-
-def check_settings(rows: list[Row], settings: Mapping[str, Any], path: Path) -> None:
-    """Refuse to add to results that were made with other settings.
-
-    Args:
-        rows: The rows that there are.
-        settings: Those of this sweep.
-        path: The file, for the message.
-
-    Raises:
-        ValueError: The settings differ.
-    """
-    for row in rows:
-        if row["settings"] != settings:
-            raise ValueError(
-                f"The results in {path} were made with the settings {row['settings']}, this sweep "
-                f"has {dict(settings)}. Give another path, or the same settings."
-            )
-
-
-def _parsed(line: list[str]) -> Row:
-    if len(line) != len(COLUMNS):
-        raise ValueError(f"{len(line)} values instead of {len(COLUMNS)}")
-    row: Row = dict(zip(COLUMNS, line, strict=True))
-    for name in ("lr", "score", "loss", "seconds"):
-        row[name] = float(row[name] or "nan")
-    row["seed"] = int(row["seed"])
-    row["wrapped"] = row["wrapped"] == "True"
-    for name in ("results", "settings"):
-        row[name] = json.loads(row[name])
-        if not isinstance(row[name], dict):
-            raise ValueError(f"{name} is no JSON object")  # noqa: TRY004 - the file is at fault
-    return row
+    names = [name for name in (*COLUMNS, "traceback") if name not in packed]
+    return pd.DataFrame(flat, columns=None if flat else names)
 
 
 def _cell(value: Any) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import closing
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,20 +19,14 @@ from momo_wrap.sweep.grid import (
     Run,
     Train,
     all_runs,
+    check_picklable,
     named_functions,
-    pickled,
 )
-from momo_wrap.sweep.processes import Work, default_processes, in_processes, in_this_process
-from momo_wrap.sweep.results_file import (
-    COLUMNS,
-    VERSIONS,
-    ResultsFile,
-    Row,
-    check_settings,
-    key,
-    table,
-)
-from momo_wrap.sweep.training import plain, versions
+from momo_wrap.sweep.kept import Kept
+from momo_wrap.sweep.processes import Work, train_here, train_in_processes
+from momo_wrap.sweep.results_file import COLUMNS, VERSIONS, Row, key, table, versions
+from momo_wrap.sweep.storage import Storage
+from momo_wrap.sweep.training import plain
 
 
 def run(
@@ -40,6 +36,7 @@ def run(
     seeds: Iterable[int],
     path: str | PathLike[str],
     *,
+    storage: str | PathLike[str] | None = None,
     settings: Mapping[str, Any] | None = None,
     processes: int | None = None,
     threads: int = 1,
@@ -57,19 +54,24 @@ def run(
     The runs are spread over processes that are spawned, so that functions must be at the top level
     of a module or script, and a script must call this under `if __name__ == "__main__":`.
 
-    Each run that ends adds a line to the CSV file. Called again, also after it was killed, the
-    sweep takes up the runs that have no line. A run that fails has one too: its `status` is
-    "diverged" where loss or score are not finite or a `FloatingPointError` was raised, and "error"
-    after any other exception or the death of its process, with the reason in `message`. Delete the
-    line to repeat the run. The changes that a file can't tell, those of the train function above
-    all, belong in `settings`.
+    Each run is a trial of an Optuna study. Called again, also after it was killed, or by several
+    processes or machines at once, the sweep takes up the runs that have no result and that nobody
+    trains; it returns when all have ended. A run whose process is killed is begun again. One that
+    fails is kept: its `status` is "diverged" where loss or score are not finite or a
+    `FloatingPointError` was raised, and "error" after any other exception, or where its process has
+    died five times; see `message` and `traceback`. `forget` lets it be repeated. The changes that
+    can't be told from what is stored, those of the train function above all, belong in `settings`.
 
     Args:
         train: The train function, whose name is that of its task; or several by task.
         optimizers: Functions `factory(params, lr)` that return an optimizer, by name.
         learning_rates: The learning rates, positive.
         seeds: The seeds.
-        path: The CSV file. Curves are kept in a folder beside it.
+        path: The CSV file that all results are written to in the end, and those that it has already
+            are taken from. Curves are kept in a folder beside it.
+        storage: Where the trials are kept: the path of a journal, or the URL of a database such as
+            "postgresql://user@host/database", which many machines may share; the study in it is
+            named like the CSV file. None: a journal beside the CSV file.
         settings: What else the results depend on, such as `{"epochs": 20}`; kept with each row.
         processes: The number of processes; None: as many as fill the cores; 0: run in this
             process, for notebooks and debugging.
@@ -77,75 +79,68 @@ def run(
         progress: Whether to show a progress bar.
 
     Returns:
-        The rows of this call's runs, see `load`. The file may have more, which `load` returns too.
+        The rows of this call's runs, see `load`. There may be more, which `load` returns too.
 
     Raises:
         TypeError: A function can't be called or sent to other processes; a value has a wrong type.
         ValueError: A list is empty or has a value twice; the file is no file of results, or its
             results were made with other settings.
-        RuntimeError: Another sweep is writing to the file, or no process can load the functions.
+        RuntimeError: No process can load the functions, or reach the storage.
     """
     functions = named_functions(train, optimizers)
     runs = all_runs(functions, learning_rates, seeds)
     kept = _plain_settings(settings)
     _check_counts(processes, threads)
-    processes = default_processes(threads) if processes is None else processes
-    path = Path(path).absolute()  # the train function may change the directory
-    payload = pickled(functions) if processes else b""
-    with ResultsFile(path) as file:
-        check_settings(file.rows, kept, path)
-        _warn_of_versions(file.rows, path)
-        finished = file.finished()
-        rest = [run for run in runs if run not in finished]
-        if processes:
-            rows = in_processes(rest, Work(payload, path, threads), processes)
-        else:
-            rows = in_this_process(rest, functions, path, threads)
-        done = len(runs) - len(rest)
-        bar = tqdm(total=len(runs), initial=done, unit="run", disable=not progress)
-        _collect(rows, file, kept, bar)
-        wanted = _in_order(file.rows, runs)
-    _warn_of_errors(wanted, path)
+    processes = _fill_cores(threads) if processes is None else processes
+    if processes:
+        check_picklable(functions)
+    with closing(Kept(path, storage)) as sweep:
+        rows = sweep.rows()
+        _check_settings(rows.values(), kept, sweep.path)
+        _warn_of_versions(rows.values(), sweep.path)
+        rest = [run for run in runs if run not in rows]
+        try:
+            if rest:
+                _check_settings([{"settings": sweep.trials().agree(kept)}], kept, sweep.path)
+                work = Work(rest, functions, sweep.where, sweep.name, sweep.path, threads, kept)
+                done = len(runs) - len(rest)
+                bar = tqdm(total=len(runs), initial=done, unit="run", disable=not progress)
+                _train(work, sweep.trials(), processes, bar)
+        finally:
+            rows = sweep.rows()
+            sweep.export(rows, runs)
+    wanted = [rows[run] for run in runs]
+    _warn_of_errors(wanted)
     return table(wanted)
 
 
-def _collect(rows: Iterator[Row], file: ResultsFile, settings: dict[str, Any], bar: tqdm) -> None:
-    """Write each row as it comes."""
-    failed = 0
-    names = {row["task"]: _names(row) for row in reversed(file.rows) if row["status"] == "ok"}
+def _train(work: Work, trials: Storage, processes: int, bar: tqdm) -> None:
     with bar:
-        try:
-            for row in rows:
-                row = {**_consistent(row, names, settings), "settings": settings}
-                file.append(row)
-                if row["status"] == "error":
-                    failed += 1
-                    bar.set_postfix(failed=failed)
-                    if failed == 1:  # do not let an evening's sweep fail run by run in silence
-                        bar.write(f"Failed ({key(row)}): {row['message']}", file=sys.stderr)
-                bar.update()
-        finally:
-            rows.close()  # type: ignore[attr-defined]
+        look = _Look(trials, set(work.runs), bar)
+        if processes:
+            train_in_processes(work, trials, processes, look)
+        else:
+            train_here(work, trials, look)
 
 
-def _consistent(row: Row, names: dict[str, set[str]], settings: dict[str, Any]) -> Row:
-    """Return the row, as failed where it would mix other results into the columns of its task."""
-    if row["status"] != "ok":
-        return row
-    given = _names(row)
-    expected = names.setdefault(row["task"], given)
-    if given != expected:
-        message = f"It returned {sorted(given)}, earlier runs of its task {sorted(expected)}."
-        return {**row, "status": "error", "message": message}
-    if both := sorted(given & settings.keys()):
-        message = f"It returned {both}, which is the name of a setting."
-        return {**row, "status": "error", "message": message, "results": {}}
-    return row
+class _Look:
+    """Counts the runs without a result, and shows how far the sweep is."""
 
+    def __init__(self, trials: Storage, runs: set[Run], bar: tqdm) -> None:
+        self._trials, self._rest, self._bar = trials, runs, bar
+        self._failed = 0
 
-def _names(row: Row) -> set[str]:
-    """Return the names of what a run that did not fail has returned."""
-    return {*row["results"], *(name for name in ("loss", "score") if row[name] == row[name])}
+    def __call__(self) -> int:
+        results = self._trials.results()
+        for run in self._rest & results.keys():
+            self._rest.remove(run)
+            self._bar.update()
+            if results[run]["status"] == "error":
+                self._failed += 1
+                self._bar.set_postfix(failed=self._failed)
+                if self._failed == 1:  # do not let an evening's sweep fail run by run in silence
+                    self._bar.write(f"Failed ({run}): {results[run]['message']}", file=sys.stderr)
+        return len(self._rest)
 
 
 def _plain_settings(settings: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -162,7 +157,23 @@ def _check_counts(processes: int | None, threads: int) -> None:
         raise ValueError(f"threads must be at least 1, got {threads}.")
 
 
-def _warn_of_versions(rows: list[Row], path: Path) -> None:
+def _fill_cores(threads: int) -> int:
+    """Return how many processes fill the cores that this process may use."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return max(1, cores // threads)
+
+
+def _check_settings(rows: Iterable[Row], settings: dict[str, Any], path: Path) -> None:
+    for row in rows:
+        if row["settings"] != settings:
+            raise ValueError(
+                f"The results in {path} were made with the settings {row['settings']}, this sweep "
+                f"has {settings}. Give another path, or the same settings."
+            )
+
+
+def _warn_of_versions(rows: Iterable[Row], path: Path) -> None:
     now = versions()
     others = {tuple(row[name] for name in VERSIONS) for row in rows} - {tuple(now.values())}
     if others:
@@ -176,17 +187,12 @@ def _warn_of_versions(rows: list[Row], path: Path) -> None:
         )
 
 
-def _warn_of_errors(rows: list[Row], path: Path) -> None:
+def _warn_of_errors(rows: list[Row]) -> None:
     failed = [row for row in rows if row["status"] == "error"]
     if failed:
         warnings.warn(
             f"{len(failed)} of {len(rows)} runs failed, the first ({key(failed[0])}) with: "
-            f"{failed[0]['message']} They count as the worst. Delete their lines in {path} and "
-            "call run again to repeat them.",
+            f"{failed[0]['message']} They count as the worst. To repeat them, call "
+            "momo_wrap.sweep.forget with status='error', and run again.",
             stacklevel=3,
         )
-
-
-def _in_order(rows: list[Row], runs: list[Run]) -> list[Row]:
-    by_run = {key(row): row for row in rows}
-    return [by_run[run] for run in runs]

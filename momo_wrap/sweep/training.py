@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import numbers
-import platform
 import random
 import time
 import traceback
@@ -20,7 +19,7 @@ from torch.optim import Optimizer
 import momo_wrap
 from momo_wrap.sweep.curves import curve_path, write_curve
 from momo_wrap.sweep.grid import Functions, OptimizerFactory, Run
-from momo_wrap.sweep.results_file import COLUMNS, Row
+from momo_wrap.sweep.results_file import COLUMNS, Row, empty_row
 
 _LONGEST_TEXT = 500
 
@@ -40,51 +39,26 @@ class _Observed:
         return optimizer
 
 
-def execute(run: Run, functions: Functions, results_path: Path) -> Row:
-    """Train, and return the row of results; an exception of the run becomes one too.
-
-    Args:
-        run: What to train.
-        functions: The tasks and optimizers.
-        results_path: The file of results, beside which the curve is written.
-
-    Returns:
-        The row, in which the settings are still missing.
-    """
-    row = empty_row(run)
+def execute(run: Run, functions: Functions, results_path: Path, settings: Row) -> Row:
+    """Train, and return the row of results; an exception of the run becomes one too."""
+    row = {**empty_row(run), "settings": settings}
     factory = _Observed(functions.optimizers[run.optimizer])
     _seed_everything(run.seed)
     begin = time.perf_counter()
     try:
         returned = functions.tasks[run.task](run.lr, factory, run.seed)
         row["seconds"] = round(time.perf_counter() - begin, 3)
-        row.update(_results(returned))
+        row.update(_results(returned, settings))
         if "curve" in returned:
             path = curve_path(results_path, run)
             write_curve(path, _curve(returned["curve"]))
             row["curve"] = path.relative_to(results_path.parent).as_posix()
     except FloatingPointError as error:  # what `nonfinite="raise"` and anomaly checks raise
         row.update(status="diverged", message=_reason(error))
-    except Exception as error:
-        row.update(status="error", message=_reason(error))
+    except (Exception, SystemExit) as error:
+        row.update(status="error", message=_reason(error), traceback=traceback.format_exc())
     row["seconds"] = round(time.perf_counter() - begin, 3)
     return {**row, "wrapped": factory.wrapped, "base": factory.base}
-
-
-def empty_row(run: Run) -> Row:
-    """Return the row of a run that has no results yet."""
-    row: Row = {**dict.fromkeys(COLUMNS, ""), **run._asdict(), **versions()}
-    nothing = dict.fromkeys(("score", "loss", "seconds"), math.nan)
-    return {**row, **nothing, "results": {}, "settings": {}, "wrapped": False}
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what the results depend on."""
-    return {
-        "momo_wrap": momo_wrap.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def one_line(text: str) -> str:
@@ -94,18 +68,7 @@ def one_line(text: str) -> str:
 
 
 def plain(name: str, value: Any) -> int | float | str | bool:
-    """Return a scalar as Python's own type.
-
-    Args:
-        name: What it is called, for the message.
-        value: A number, a one-element tensor or array, a text or a bool.
-
-    Returns:
-        The value.
-
-    Raises:
-        TypeError: It is something else.
-    """
+    """Return a number, one-element tensor, text or bool as Python's own type."""
     if isinstance(value, str):
         return one_line(value)
     if isinstance(value, (Tensor, np.ndarray, np.generic)) and math.prod(value.shape) == 1:
@@ -120,7 +83,7 @@ def plain(name: str, value: Any) -> int | float | str | bool:
     )
 
 
-def _results(returned: Any) -> Row:
+def _results(returned: Any, settings: Row) -> Row:
     """Return what of a row comes from the train function."""
     if not isinstance(returned, Mapping):
         raise TypeError(
@@ -137,8 +100,8 @@ def _results(returned: Any) -> Row:
             )
         given["loss"] = plain("loss", curve["loss"][-1])
     main: Row = {name: float(given.pop(name)) for name in ("loss", "score") if name in given}
-    if taken := sorted(given.keys() & set(COLUMNS)):
-        raise ValueError(f"Results can't be called {taken}: the file has such columns already.")
+    if taken := sorted(given.keys() & {*COLUMNS, "traceback", *settings}):
+        raise ValueError(f"Results can't be called {taken}: there are such columns already.")
     bad = [f"{name} is {value}" for name, value in main.items() if not math.isfinite(value)]
     return {
         **main,
@@ -156,7 +119,7 @@ def _curve(curve: Any) -> dict[str, list[float]]:
     return columns
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"{one_line(f'{type(error).__name__}: {error}')}{place}"

@@ -25,7 +25,7 @@ def train_each(makes: Sequence[MakeOptimizer], steps: int) -> list[Run]:
     ("size", "makes", "steps"),
     [
         (2, (training.sgd, training.per_group, training.joint), FEW),
-        (4, (training.proposing, *training.EVERY[-1:]), FEW),
+        (4, (training.proposing, training.anchored, *training.EVERY[-1:]), FEW),
         pytest.param(2, training.EVERY, STEPS, marks=pytest.mark.slow),
         pytest.param(4, training.EVERY, STEPS, marks=pytest.mark.slow),
     ],

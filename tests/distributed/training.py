@@ -20,8 +20,8 @@ from torch.distributed.tensor.parallel import (
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW
 
-from momo_wrap import MoMo, MoMoStar, MoMoWrapper, ProposingAdapter
-from momo_wrap.research import PerGroup
+from momo_wrap import MoMo, MoMoStar, MoMoWrapper, ProposingAdapter, TrustedMoMo
+from momo_wrap.research import HeavyBall, PerGroup
 from tests.distributed.parallel import (
     DTensor,
     Replicate,
@@ -121,6 +121,12 @@ def proposing_momentum(model: nn.Module) -> MoMoWrapper:
     return MoMoWrapper(base, MoMoStar(), adapter=averaging)
 
 
+def anchored(model: nn.Module) -> MoMoWrapper:
+    """Take the model at an anchor that the parameters follow, and measure slopes along its move."""
+    base = HeavyBall(two_groups(model, 1.0), momentum=0.7, weight_decay=1e-2)
+    return MoMoWrapper(base, TrustedMoMo(BOUND, start=0.5), max_grad_norm=1.0)
+
+
 def joint(model: nn.Module) -> MoMoWrapper:
     """Wrap two optimizers that are read in different ways."""
     matrices, vectors = two_groups(model, 1.0)
@@ -144,7 +150,17 @@ def clipped(model: nn.Module) -> MoMoWrapper:
 
 
 OTHERWISE = (clipped, sgd, adamw, proposing)
-UNCLIPPED = (sgd, nesterov, adamw, adamw_star, per_group, proposing, proposing_momentum, joint)
+UNCLIPPED = (
+    sgd,
+    nesterov,
+    adamw,
+    adamw_star,
+    per_group,
+    proposing,
+    proposing_momentum,
+    anchored,
+    joint,
+)
 ELEMENTWISE = (clipped, *UNCLIPPED)
 EVERY = (*ELEMENTWISE, muon) if TORCH >= (2, 9) else ELEMENTWISE
 

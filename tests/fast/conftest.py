@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from torch import Tensor
 
-from momo_wrap.engine.blocks import Block
 from momo_wrap.fast import kernels
+from momo_wrap.fast.batches import FILLING_ELEMENTS
 from momo_wrap.testing.blocks import block_elements
 from tests.mixture import BLOCK
 
@@ -30,10 +29,11 @@ def compiled_blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     run = kernels.run
 
-    def spy(traced: Callable[..., Any], key: Any, block: Block, *scales: Tensor) -> Any:
-        result = run(traced, key, block, *scales)
+    def spy(traced: Callable[..., Any], key: Any, columns: Any, *more: Any) -> Any:
+        result = run(traced, key, columns, *more)
         if result is not None and key[0] == "sum up":
-            sizes.append(block.pieces["buffer"][0].numel())
+            found = [own["buffer"].numel() for own in columns]
+            sizes.extend(size for size in found if size != FILLING_ELEMENTS)
         return result
 
     monkeypatch.setattr(kernels, "run", spy)

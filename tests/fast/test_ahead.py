@@ -27,10 +27,10 @@ from momo_wrap import (
     TrustedMoMo,
 )
 from momo_wrap.engine.ahead import Ahead
-from momo_wrap.fast import CompiledEngine, kernels
-from momo_wrap.fast import engine as fast_engine
+from momo_wrap.fast import CompiledEngine, batches, choice, kernels
 from momo_wrap.fast.stepping import SteppingEngine
 from momo_wrap.research import SPSMax
+from momo_wrap.testing.blocks import block_elements
 from tests.problems import Problem, flat
 
 Make = Callable[[Any], Optimizer]
@@ -67,11 +67,12 @@ class Passes:
         self.sums = self.moves = self.ahead = 0
         run = kernels.run
 
-        def spy(traced: Any, key: Any, block: Any, *scales: Tensor) -> Any:
+        def spy(traced: Any, key: Any, columns: Any, *more: Any) -> Any:
+            *_, scales = more
             self.moves += key[0] == "move"
             self.sums += key[0] == "sum up"
             self.ahead += key[0] == "sum up" and bool(scales)
-            return run(traced, key, block, *scales)
+            return run(traced, key, columns, *more)
 
         monkeypatch.setattr(kernels, "run", spy)
 
@@ -157,6 +158,28 @@ def test_a_run_that_is_cut_at_every_step_takes_two_passes(groups: int, passes: P
     assert (moves, ahead) == (sums, 0)
     assert optimizer.last_step is not None
     assert 0.0 < optimizer.last_step.theta < 1.0
+
+
+@pytest.mark.parametrize(("count", "calls"), [(1, 1), (3, 1), (4, 1), (9, 3)])
+@pytest.mark.parametrize("base", ["SGD", "AdamW"])
+def test_several_blocks_share_a_call(base: str, count: int, calls: int, passes: Passes) -> None:
+    """Four at most; where there are fewer, others are added, which change nothing."""
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(200 + i, generator=generator) for i in range(count)]
+    ends = []
+    for compiled in (True, False):
+        params = [tensor.clone().requires_grad_() for tensor in start]
+        with block_elements(512):
+            optimizer = MoMoWrapper(BASES[base](params), compiled=compiled)
+            for _ in range(4):
+                passes.taken()
+                loss = sum((param.square().mean() for param in params), torch.zeros(()))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step(loss=loss)
+        ends.append(flat(params))
+        assert passes.taken() == ((calls, 0, calls) if compiled else (0, 0, 0))
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
 
 
 class Told(StepRule):
@@ -253,7 +276,7 @@ def test_a_spike_costs_no_digits() -> None:
 
 
 def test_a_spike_that_is_right_is_taken_whole() -> None:
-    """Bit for bit, though it was held back in the first pass."""
+    """To rounding, since it was held back in the first pass."""
 
     def ends() -> Tensor:
         problem = Problem(dtype=torch.float32)
@@ -318,7 +341,7 @@ class Failing(MoMo):
 def test_what_raises_in_the_rule_puts_parameters_back(compiled: bool) -> None:
     """To rounding, as one moves there and back."""
     problem = Problem(dtype=torch.float64)
-    with patch.object(fast_engine, "_WORTH_FORESEEING", 0):
+    with patch.object(choice, "_WORTH_FORESEEING", 0):
         base = AdamW(problem.params, lr=0.01, fused=True)
         optimizer = MoMoWrapper(base, rule := Failing(), compiled=compiled)
         for _ in range(5):
@@ -330,6 +353,110 @@ def test_what_raises_in_the_rule_puts_parameters_back(compiled: bool) -> None:
         rule.error = None
         optimizer.step(loss=problem.gradients())
     assert (flat(problem.params) - before).abs().max() > 1e-4
+
+
+class Interrupted(BaseException):
+    """Stands for whatever raises in the middle of a pass."""
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_what_raises_between_blocks_puts_those_back_that_have_moved(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = Problem(dtype=torch.float64)
+    with block_elements(8), patch.object(batches, "_TOGETHER", 1):
+        optimizer = MoMoWrapper(BASES[name](problem.params), MoMo(), compiled=True)
+        for _ in range(5):
+            optimizer.step(loss=problem.gradients())
+        before, loss, calls, run = flat(problem.params), problem.gradients(), [0], kernels.run
+
+        def fails(*given: Any) -> Any:
+            calls[0] += 1
+            if calls[0] == 2:
+                raise Interrupted
+            return run(*given)
+
+        monkeypatch.setattr(kernels, "run", fails)
+        with pytest.raises(Interrupted):
+            optimizer.step(loss=loss)
+    assert calls[0] > 2
+    assert (flat(problem.params) - before).abs().max() < 1e-15
+
+
+# Bases whose direction has a gradient in it to which weight decay is added.
+DECAYED: dict[str, Make] = {
+    "SGD": lambda params: SGD(params, lr=0.01, weight_decay=0.1),
+    "Nesterov": lambda params: SGD(
+        params, lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.1, maximize=True
+    ),
+    "NAdam": lambda params: torch.optim.NAdam(params, lr=0.01, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("base", DECAYED)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_directions_that_depend_on_the_parameters(base: str, groups: int) -> None:
+    """They can't be computed again where the parameters have moved."""
+    fractions = [1.0, 1.0, 1.0, 0.5, 1.0, 1.0, 0.0, 1.0]
+    settings: dict[str, Any] = {"dtype": torch.float64, "groups": groups, "steps": len(fractions)}
+    with block_elements(8):
+        found, _ = run(DECAYED[base], Told(fractions, [1.0] * 8), **settings)
+        with two_passes():
+            expected, _ = run(DECAYED[base], Told(fractions, [1.0] * 8), **settings)
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).abs().max() <= 1e-14
+
+
+class Foreseeing(MoMo):
+    """Foresees what it is told to."""
+
+    theta: Any = None
+
+    def foresee(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> Any:
+        return self.theta
+
+
+@pytest.mark.parametrize("wrong", [1.0, torch.ones(3), "all"])
+def test_what_is_foreseen_must_be_a_fraction(wrong: object) -> None:
+    problem = Problem(dtype=torch.float32)
+    rule = Foreseeing()
+    optimizer = MoMoWrapper(BASES["AdamW"](problem.params), rule, compiled=True)
+    for _ in range(4):
+        optimizer.step(loss=problem.gradients())
+    before, rule.theta, loss = flat(problem.params), wrong, problem.gradients()
+    with pytest.raises(TypeError, match=r"rule's foresee must be a 0-dim tensor"):
+        optimizer.step(loss=loss)
+    assert torch.equal(flat(problem.params), before)
+
+
+def test_what_is_foreseen_may_be_of_any_dtype(passes: Passes) -> None:
+    """0.1 in double precision is the 0.1 of a decision in single precision."""
+    problem = Problem(dtype=torch.float32)
+    rule = Told([0.1] * 6, [])
+    foreseen = torch.tensor(0.1, dtype=torch.float64)
+    with patch.object(Told, "foresee", lambda *_: foreseen):
+        optimizer = MoMoWrapper(BASES["AdamW"](problem.params), rule, compiled=True)
+        for _ in range(6):
+            optimizer.step(loss=problem.gradients())
+    assert passes.taken()[2] > 0
+
+
+def test_one_element_that_is_nan_stays_alone() -> None:
+    """With a rule that goes on all the same."""
+    ends = []
+    for foreseen in (1.0, 0.5):
+        problem = Problem(dtype=torch.float32)
+        rule = Told([1.0] * 8, [foreseen] * 8)
+        optimizer = MoMoWrapper(BASES["SGD"](problem.params), rule, compiled=True)
+        for step in range(8):
+            for param in problem.params:
+                param.grad = torch.ones_like(param)
+            if step == 4:
+                problem.params[0].grad[0, 0] = math.nan  # type: ignore[index]
+            optimizer.step(loss=1.0)
+        ends.append(flat(problem.params))
+    assert ends[0].isnan().sum() == 1
+    torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-6, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
@@ -360,7 +487,7 @@ class TestFusedBase:
 
     @pytest.fixture(autouse=True)
     def of_any_size(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(fast_engine, "_WORTH_FORESEEING", 0)
+        monkeypatch.setattr(choice, "_WORTH_FORESEEING", 0)
 
     @staticmethod
     def make(params: Any) -> Optimizer:
@@ -416,6 +543,49 @@ class TestFusedBase:
         torch.testing.assert_close(
             optimizer.last_step.theta, other.last_step.theta, rtol=1e-7, atol=1e-9
         )
+
+    def test_16_bits_are_rounded_once_more(self) -> None:
+        """In a step that was not foreseen; against one step from the same state."""
+        problem = Problem(dtype=torch.bfloat16)
+        rule = Told([1.0] * 4 + [0.25], [1.0] * 5)
+        optimizer = MoMoWrapper(self.make(problem.params), rule, compiled=False)
+        for _ in range(4):
+            optimizer.step(loss=problem.gradients())
+        other = copy.deepcopy(optimizer)
+        start, loss = flat(problem.params).clone(), problem.gradients()
+        others = [param for group in other.param_groups for param in group["params"]]
+        for own, param in zip(others, problem.params, strict=True):
+            own.grad = param.grad
+        optimizer.step(loss=loss)
+        other.rule = Told([0.25], [0.5])
+        with two_passes():
+            other.step(loss=loss)
+        assert not torch.equal(start, flat(problem.params))
+        error = (flat(problem.params).float() - flat(others).float()).abs()
+        assert (
+            error <= torch.finfo(torch.bfloat16).eps * start.float().abs().clamp(min=0.01)
+        ).all()
+
+    @pytest.mark.parametrize("layout", ["gaps", "gradient"])
+    def test_where_the_fused_kernel_goes_wrong(self, layout: str) -> None:
+        """It takes all tensors of a parameter to lie in memory alike, and without gaps."""
+
+        def ends() -> Tensor:
+            wide = torch.arange(48.0).view(6, 8)
+            param = (wide[:, 2:5] if layout == "gaps" else wide[:3, :6].clone()).requires_grad_()
+            fractions = [1.0] * 4 + [0.5]
+            optimizer = MoMoWrapper(self.make([param]), Told(fractions, [1.0] * 5), compiled=False)
+            for step in range(5):
+                generator = torch.Generator().manual_seed(step)
+                param.grad = torch.randn(param.shape, generator=generator)
+                if layout == "gradient":
+                    param.grad = param.grad.t().contiguous().t()
+                optimizer.step(loss=1.0)
+            return param.detach().clone()
+
+        found = ends()
+        with two_passes():
+            assert torch.equal(found, ends())
 
     def test_who_watches_sees_a_step_at_learning_rate_0(self) -> None:
         problem = Problem(dtype=torch.float32)

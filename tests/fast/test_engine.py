@@ -85,7 +85,7 @@ def test_small_models_equal_the_bases_own_step(
     updated: list[type[Update]] = []
     update = UpdatingEngine.sum_up
 
-    def spy(self: UpdatingEngine, *args: Any, **more: Any) -> Tensor:
+    def spy(self: UpdatingEngine, *args: Any, **more: Any) -> list[Tensor]:
         if self._update is not None:
             updated.append(type(self._update))
         return update(self, *args, **more)

@@ -23,9 +23,9 @@ from momo_wrap import MoMoWrapper, adapter_for
 from momo_wrap.adapters import AdamAdapter
 from momo_wrap.checks.arguments import Compiled, check_compiled
 from momo_wrap.engine.passes import Engine
-from momo_wrap.fast import engine as fast_engine
-from momo_wrap.fast import kernels
-from momo_wrap.fast.engine import CompiledEngine, UpdatingEngine, choose_engine
+from momo_wrap.fast import choice, kernels
+from momo_wrap.fast.choice import choose_engine
+from momo_wrap.fast.engine import CompiledEngine, UpdatingEngine
 from momo_wrap.fast.stepping import SteppingEngine
 from tests.cases import ALGORITHMS, Case
 from tests.mixture import COMPILED, FEW, distance, set_gradients, snapshot, train, wrapped
@@ -323,7 +323,7 @@ def test_auto_is_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         optimizer = base([torch.empty(1)], fused=fused)
         return choose_engine(compiled, optimizer, adapter_for(optimizer), params)
 
-    monkeypatch.setattr(fast_engine, "_has_compiler", lambda: True)
+    monkeypatch.setattr(choice, "_has_compiler", lambda: True)
     assert chosen("auto", 2**24) is CompiledEngine
     assert chosen("auto", 2**24 - 2) is UpdatingEngine
     assert chosen("auto", 2**24, base=SGD) is CompiledEngine
@@ -337,7 +337,7 @@ def test_auto_is_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(True, 1) is CompiledEngine
     assert chosen(True, 1, base=torch.optim.Adagrad) is Engine
     assert chosen(False, 2**24) is Engine
-    monkeypatch.setattr(fast_engine, "_has_compiler", lambda: False)
+    monkeypatch.setattr(choice, "_has_compiler", lambda: False)
     assert chosen("auto", 2**24) is UpdatingEngine
     assert chosen(True, 1) is CompiledEngine
 
@@ -383,7 +383,7 @@ def test_another_default_device_at_a_step(kind: Any, compiled: Any) -> None:
 
 
 def test_auto_looks_for_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    find = fast_engine._has_compiler.__wrapped__
+    find = choice._has_compiler.__wrapped__
     monkeypatch.delenv("CXX", raising=False)
     assert find()
     monkeypatch.setenv("PATH", "")
@@ -392,7 +392,7 @@ def test_auto_looks_for_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_auto_compiles(compiled_blocks: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     for worthwhile in (2**24, 1000):
-        monkeypatch.setattr(fast_engine, "_WORTHWHILE_ELEMENTS", worthwhile)
+        monkeypatch.setattr(choice, "_WORTHWHILE_ELEMENTS", worthwhile)
         optimizer = wrapped(FEW[0], "auto")
         train(optimizer, [0, 1])
         assert bool(compiled_blocks) == (worthwhile == 1000)

@@ -22,6 +22,7 @@ from momo_wrap.research import (
     DecSPS,
     LimitedGrowth,
     LinearSchedule,
+    ModelNGN,
     MovingTarget,
     PerGroup,
     PowerLaw,
@@ -61,6 +62,7 @@ RULES: dict[str, tuple[StepRule, Reference]] = {
     ),
     "DecSPS": (DecSPS(BOUND, c=0.7), lambda: reference_rules.dec_sps(BOUND, 0.7)),
     "NGN": (NGN(BOUND), lambda: reference_rules.ngn(BOUND)),
+    "ModelNGN": (ModelNGN(BOUND), lambda: reference_rules.model_ngn(BOUND)),
     "linear": (
         ScheduledBound(FALLING, BOUND),
         lambda: reference_rules.scheduled(BOUND, lambda k: 3.0 - 2.8 * min(k / 20, 1.0)),
@@ -287,11 +289,14 @@ def test_warm_target_is_momo_after_the_warm_up() -> None:
 
 
 @given(value=st.floats(0.1, 1e3), decrease=st.floats(0.1, 1e3), bound=st.floats(-1.0, 0.05))
-def test_ngn_in_its_limits(value: float, decrease: float, bound: float) -> None:
+@pytest.mark.parametrize("kind", [NGN, ModelNGN])
+def test_ngn_in_its_limits(
+    kind: type[ModelNGN], value: float, decrease: float, bound: float
+) -> None:
     """Below both of its bounds, and near them for small and for large learning rates."""
     for lr in (1e-7, 1.0, 1e7):
         seen = stats(value, lr * decrease, bound)
-        theta = float(NGN(bound)(seen, {}).theta)
+        theta = float(kind(bound)(seen, {}).theta)
         polyak = float(MoMo(bound)(seen, {}).theta_uncapped)
         assert theta <= min(1.0, 2 * polyak) * (1 + 1e-12)
         assert theta >= min(1.0, 2 * polyak) / 2 * (1 - 1e-12)
@@ -377,14 +382,12 @@ def test_theta_is_a_fraction(
         value, decrease = data.draw(numbers), data.draw(numbers)
 
 
+RULES_WITHOUT_BOUND = [kind(-math.inf) for kind in (NGN, ModelNGN, WarmTarget, SPSMax, SPSSafe)]
+
+
 @given(value=numbers, decrease=numbers)
-@pytest.mark.parametrize(
-    "rule", [NGN(-math.inf), WarmTarget(-math.inf), SPSMax(-math.inf), SPSSafe(-math.inf)]
-)
-def test_without_a_bound_nothing_is_cut(
-    make: Callable[[float], StepRule], value: float, decrease: float
-) -> None:
-    rule = make(-math.inf)
+@pytest.mark.parametrize("rule", RULES_WITHOUT_BOUND)
+def test_without_a_bound_nothing_is_cut(rule: StepRule, value: float, decrease: float) -> None:
     memory = {name: scalar(start) for name, start in rule.initial_memory(-math.inf).items()}
     assert rule(stats(value, decrease, -math.inf), memory).theta == 1.0
 
@@ -571,7 +574,8 @@ def test_memory_of_one_name_means_one_thing() -> None:
 
 def test_table_of_the_page_has_every_rule() -> None:
     page = (Path(__file__).parents[2] / "docs" / "write_a_rule.md").read_text()
-    assert all(f"| `{name}" in page for name in research.__all__ if name not in SCHEDULES)
+    assert all(f"| `{name}" in page for name in research.__all__ if name not in OTHERS)
+    assert all(f"`{name}" in page for name in OTHERS)
 
 
-SCHEDULES = {"LinearSchedule", "PowerLaw"}
+OTHERS = {"HeavyBall", "LinearSchedule", "PowerLaw"}

@@ -46,7 +46,7 @@ def test_wrong_arguments(
 
 
 def test_function_that_other_processes_lack(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """As in a notebook, whose functions are in `__main__` here and nowhere there."""
     main = sys.modules["__main__"]
@@ -54,8 +54,9 @@ def test_function_that_other_processes_lack(
     monkeypatch.setattr(_only_here, "__module__", "__main__")
     monkeypatch.setattr(_only_here, "__qualname__", "only_here")
     train: dict[str, sweep.Train] = {"here": partial(quadratic), "only here": _only_here}
-    with pytest.raises(RuntimeError, match=r"can't load the functions: AttributeError.*only_here"):
+    with pytest.raises(RuntimeError, match=r"exit code 1 before its first run.*From a notebook"):
         sweep.run(train, {"SGD": bare}, [0.1], [0], tmp_path / "s.csv", processes=1)
+    assert "AttributeError: Can't get attribute 'only_here'" in capfd.readouterr().err
 
 
 def _only_here(lr: float, _make_optimizer: sweep.OptimizerFactory, seed: int) -> dict[str, Any]:

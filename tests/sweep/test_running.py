@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
-import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
 from momo_wrap import sweep
-from tests.sweep import killed
+from momo_wrap.sweep import storage
 from tests.sweep.training import (
-    LOG,
     OPTIMIZERS,
     bare,
     draws,
     faulty,
-    logged,
     quadratic,
     threads,
     two_kinds,
@@ -46,10 +41,7 @@ def test_every_combination_in_processes(tmp_path: Path) -> None:
     assert (results["score"] == -results["loss"]).all()
     again = sweep.run(quadratic, OPTIMIZERS, rates, range(2), path, processes=0, progress=False)
     assert again.equals(results)
-    loaded = sweep.load(path)
-    assert loaded.sort_values(["optimizer", "lr", "seed"], ignore_index=True).equals(
-        results.sort_values(["optimizer", "lr", "seed"], ignore_index=True)
-    )
+    assert sweep.load(path).equals(results)  # in the order of the grid, whichever ended first
 
 
 def test_loss_is_that_of_the_training(tmp_path: Path) -> None:
@@ -57,53 +49,31 @@ def test_loss_is_that_of_the_training(tmp_path: Path) -> None:
     assert results["loss"][0] == pytest.approx(3 * 0.8**8)  # each step is x <- 0.8 x
 
 
-def wait_for_lines(path: Path, count: int) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists() or path.read_bytes().count(b"\n") < count:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def test_goes_on_after_sigkill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, log = tmp_path / "sweep.csv", tmp_path / "log"
-    monkeypatch.setenv(LOG, str(log))
-    command = [sys.executable, "-m", "tests.sweep.killed", str(path)]
-    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL) as own:
-        wait_for_lines(path, 4)
-        own.kill()
-    before = sweep.load(path)
-    assert 3 <= len(before) < 12
-    with path.open("ab") as file:
-        file.write(b"logged,SGD,0.6,1,o")  # as if the kill had come in the middle of a write
-    results = sweep.run(logged, BARE, killed.RATES, killed.SEEDS, path, processes=0, progress=False)
-    assert len(results) == len(sweep.load(path)) == 12
-    runs = Counter(tuple(map(float, line.split())) for line in log.read_text().splitlines())
-    assert all(runs[lr, seed] == 1 for lr, seed in zip(before["lr"], before["seed"], strict=True))
-    # What was under way ran twice at most; the process ended with the sweep.
-    assert sum(runs.values()) <= 12 + 1
-
-
-def test_failures_are_rows(tmp_path: Path) -> None:
+def test_failures_are_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "DEATHS", 1)
     path = tmp_path / "sweep.csv"
-    with pytest.warns(UserWarning, match=r"7 of 10 runs failed, the first \(faulty, SGD, lr 1"):
-        results = sweep.run(faulty, BARE, [1], range(10), path, processes=1, progress=False)
+    with pytest.warns(UserWarning, match=r"8 of 11 runs failed, the first \(faulty, SGD, lr 1"):
+        results = sweep.run(faulty, BARE, [1], range(11), path, processes=1, progress=False)
     expected = [
         ("error", r"KeyError: 'two\\nlines, and \"quotes\"' \(training.py, line \d+\)"),
         ("diverged", "loss is nan"),
-        ("error", "The process ended with exit code 7"),
+        ("error", "Its process died, in 1 of 1 attempts"),
         ("diverged", "FloatingPointError: the loss is inf"),
         ("error", r"must return 'loss' or 'score', or a 'curve' with 'loss', got \['accuracy'\]"),
         ("error", "'loss' must be a number, a one-element tensor, a text or a bool, got Tensor"),
         ("error", r"equally long, got {'a': 1, 'b': 2}"),
         ("error", r"Results can't be called \['lr'\]"),
+        ("error", "SystemExit: enough"),
         ("error", "must return a dict with 'loss' or 'score', got float"),
         ("ok", ""),
     ]
     for row, (status, message) in zip(results.to_dict("records"), expected, strict=True):
         assert row["status"] == status, row
         assert re.search(message, row["message"]), row
+    assert "in faulty\n    raise KeyError" in results["traceback"][0]
+    assert set(results["traceback"][[1, 2, 10]]) == {""}
     assert results["score"][1] == 0.25
-    assert results["loss"][9] == 2.0
+    assert results["loss"][10] == 2.0
 
 
 def test_other_results_are_not_mixed_in(tmp_path: Path) -> None:
@@ -135,6 +105,7 @@ def test_other_versions_are_told(tmp_path: Path) -> None:
     path = tmp_path / "sweep.csv"
     sweep.run(quadratic, BARE, [0.1], [0], path, processes=0)
     path.write_text(path.read_text().replace(torch.__version__, "1.0"))
+    path.with_suffix(".journal").unlink()
     with pytest.warns(UserWarning, match=r"other versions \(momo_wrap .*, torch 1.0, python 3"):
         sweep.run(quadratic, BARE, [0.1], [0], path, processes=0)
 
@@ -177,3 +148,54 @@ def test_curves_are_kept_beside(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no column 'learning_rate', only"):
         sweep.load_curves(path, learning_rate=0.1)
     assert not list(tmp_path.rglob("*.tmp"))
+    (tmp_path / results["curve"].iloc[-1]).unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 curves are not in .*copy the folder"):
+        sweep.load_curves(path)
+
+
+def test_forgotten_runs_are_begun_again(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.csv"
+    first = sweep.run(quadratic, OPTIMIZERS, [0.1, 0.2], [0], path, processes=0)
+    assert sweep.forget(path, optimizer="SGD", lr=[0.2]) == 1
+    for left in (sweep.load(path), pd.read_csv(path)):
+        assert sorted(zip(left["optimizer"], left["lr"], strict=True)) == [
+            ("SGD", 0.1),
+            ("SGD + MoMo", 0.1),
+            ("SGD + MoMo", 0.2),
+        ]
+    assert sweep.forget(path, status="error") == 0
+    again = sweep.run(quadratic, OPTIMIZERS, [0.1, 0.2], [0], path, processes=0)
+    assert again.drop(columns="seconds").equals(first.drop(columns="seconds"))
+    assert (again["seconds"] != first["seconds"]).sum() <= 1
+    with pytest.raises(ValueError, match="no column 'method', only"):
+        sweep.forget(path, method="SGD")
+
+
+def test_results_are_taken_from_the_file_alone(tmp_path: Path) -> None:
+    """As in a fresh clone, where the file was committed and the journal was not."""
+    path, journal = tmp_path / "sweep.csv", tmp_path / "sweep.journal"
+    first = sweep.run(quadratic, BARE, [0.1], [0], path, processes=0)
+    journal.unlink()
+    before = path.read_bytes()
+    assert sweep.run(quadratic, BARE, [0.1], [0], path, processes=0).equals(first)
+    assert not journal.exists()
+    sweep.run(quadratic, BARE, [0.1, 0.2], [0], path, processes=0)
+    assert path.read_bytes().startswith(before)
+    assert sweep.forget(path, lr=0.1) == 1
+    assert list(sweep.load(path)["lr"]) == [0.2]
+
+
+def test_interrupted_run_is_given_back(tmp_path: Path) -> None:
+    """In a notebook, the process of the run that was interrupted lives on."""
+    path = tmp_path / "sweep.csv"
+
+    def interrupted(lr: float, _make_optimizer: sweep.OptimizerFactory, _seed: int) -> Any:
+        if lr == 0.2 and not (tmp_path / "once").exists():
+            (tmp_path / "once").touch()
+            raise KeyboardInterrupt
+        return {"loss": lr}
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(interrupted, BARE, [0.1, 0.2], [0], path, processes=0)
+    results = sweep.run(interrupted, BARE, [0.1, 0.2], [0], path, processes=0)
+    assert list(results["loss"]) == [0.1, 0.2]

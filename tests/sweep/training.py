@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch.optim import SGD, Optimizer
 from momo_wrap import MoMoWrapper, Recorder
 from momo_wrap.sweep import OptimizerFactory
 
-LOG = "MOMO_WRAP_TEST_LOG"
+LOG, PAUSE = "MOMO_WRAP_TEST_LOG", "MOMO_WRAP_TEST_PAUSE"
 
 
 def bare(params: Any, lr: float) -> Optimizer:
@@ -46,11 +47,18 @@ def quadratic(lr: float, make_optimizer: OptimizerFactory, seed: int) -> dict[st
 
 
 def logged(lr: float, make_optimizer: OptimizerFactory, seed: int) -> dict[str, Any]:
-    """Take a while, and leave a line in the log."""
+    """Train on random data, with pauses, and leave lines in the log."""
+    param = torch.randn(3, requires_grad=True)
+    optimizer = make_optimizer([param], lr)
     with Path(os.environ[LOG]).open("a") as log:
-        log.write(f"{lr} {seed}\n")
-    time.sleep(0.15)
-    return {"loss": lr}
+        log.write(f"{os.getpid()} {lr!r} {seed} {isinstance(optimizer, MoMoWrapper)}\n")
+    for _ in range(10):
+        time.sleep(float(os.environ.get(PAUSE, "0")))
+        loss = ((param - torch.randn(3)) ** 2).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step(lambda loss=loss: loss)  # type: ignore[misc]
+    return {"loss": loss.detach()}
 
 
 def threads(lr: float, make_optimizer: OptimizerFactory, seed: int) -> dict[str, Any]:
@@ -79,7 +87,9 @@ def faulty(lr: float, make_optimizer: OptimizerFactory, seed: int) -> Any:
         return {"loss": 1.0, "curve": {"a": [1.0], "b": [1.0, 2.0]}}
     if seed == 7:
         return {"loss": 1.0, "lr": 2.0}
-    return 1.0 if seed == 8 else {"curve": {"loss": [3.0, 2.0]}}
+    if seed == 8:
+        sys.exit("enough")
+    return 1.0 if seed == 9 else {"curve": {"loss": [3.0, 2.0]}}
 
 
 def two_kinds(lr: float, make_optimizer: OptimizerFactory, seed: int) -> dict[str, Any]:

@@ -1,0 +1,63 @@
+"""Which engine serves a base optimizer."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from momo_wrap.engine.passes import Engine
+from momo_wrap.fast.engine import CompiledEngine, UpdatingEngine
+from momo_wrap.fast.stepping import SteppingEngine
+from momo_wrap.fast.updates import UPDATES
+
+# Below that many parameters, compiling takes longer than it saves in thousands of steps.
+_WORTHWHILE_ELEMENTS = 2**24
+# Below that many, sums that are known later cost less than to foresee θ.
+_WORTH_FORESEEING = 2**20
+_FULL = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+
+def choose_engine(
+    compiled: bool | Literal["auto"], base: Optimizer, adapter: object, params: Sequence[Tensor]
+) -> type[Engine]:
+    """Return the engine for a base optimizer.
+
+    Args:
+        compiled: Whether to compile; left to choose, where it is sure to work and to pay.
+        base: The optimizer.
+        adapter: What reads it.
+        params: The parameters that can move.
+    """
+    update = UPDATES.get((type(base), type(adapter)))
+    on_host = all(param.device.type == "cpu" for param in params)
+    if update is None or (not compiled and not on_host):
+        return Engine
+    if compiled is True:
+        return CompiledEngine
+    if not on_host:
+        return Engine
+    # Counted first, because a model of many small parameters should not pay for more.
+    elements = sum(param.numel() for param in params)
+    if compiled and elements >= _WORTHWHILE_ELEMENTS and _has_compiler():
+        return CompiledEngine
+    # On the CPU a base goes from tensor to tensor, with a fused kernel or with many operations.
+    fused = [bool(group.get("fused")) for group in base.param_groups]
+    # In lower precision it rounds more often than a base that is to be the same.
+    is_full = all(param.dtype in _FULL for param in params)
+    if all(fused) and update.bounds_moves and elements >= _WORTH_FORESEEING:
+        return SteppingEngine
+    updates = compiled and update.pays_uncompiled and not any(fused) and is_full
+    return UpdatingEngine if updates else Engine
+
+
+@functools.cache
+def _has_compiler() -> bool:
+    names = (*os.environ.get("CXX", "g++").split()[:1], "clang++", "cl")
+    return any(shutil.which(name) for name in names)
