@@ -93,6 +93,6 @@ def examples(session: nox.Session) -> None:
     session.run("python", *sweeps, "--folder", session.create_tmp() + "/evidence")
     session.run("python", "examples/custom_adapter.py")
     session.run("python", "examples/custom_rule.py")
-    session.run("python", "examples/distillation.py")
     session.run("python", "examples/averaged_iterates.py")
+    session.run("python", "examples/distillation.py")
     session.run("python", "examples/benchmarks/step_cost.py", "--check")

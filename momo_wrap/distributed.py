@@ -18,11 +18,10 @@ if TYPE_CHECKING:
 
 ProcessGroup: TypeAlias = "dist.ProcessGroup | Literal['auto'] | None"
 Ranks: TypeAlias = "dist.ProcessGroup | None"
-# The loss of a step, its sums, its penalty, its offsets, what was measured of the last one, and
-# the bound of the batch.
-Known: TypeAlias = (
-    "tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]"
-)
+_Maybe: TypeAlias = "Tensor | None"
+# The loss of a step, its sums, its penalty, its offsets, what was measured of the last one, and the
+# shift of its bound.
+Known: TypeAlias = "tuple[Tensor, Tensor, _Maybe, _Maybe, _Maybe, _Maybe]"
 
 # Classes of tensors that are whole, told at once where there are thousands.
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -93,8 +92,7 @@ def reduced(tensors: Known, group: dist.ProcessGroup) -> Known:
     loss, sums, *others = [None if t is None else next(parts).view_as(t) for t in tensors]
     assert loss is not None
     assert sums is not None
-    penalty, offsets, probed, shift = others
-    return loss, sums, penalty, offsets, probed, shift
+    return loss, sums, others[0], others[1], others[2], others[3]
 
 
 def any_rank(flag: Tensor, group: dist.ProcessGroup | None) -> Tensor:

@@ -178,7 +178,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Saves
                 parameters moved back to where they were before the last step.
             lower_bound: A number that the loss of this batch can't go below, such as the loss that
                 a teacher has, in the place of the rule's: a one-element tensor on any device, or a
-                number. The model of the loss is cut at the average of the bounds, equation (20).
+                number. The model of the loss is cut at the average of the bounds, equation (18).
 
         Returns:
             The loss, as it was given, or the mean or sum of those that were recorded. None where
@@ -259,12 +259,12 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Saves
         step = bases.observe(form, foreseen, memory.reach)
         try:
             own = (loss, step.sums, step.penalty, step.offsets, probed, shift)
-            found = own if group is None else reduced(own, group)
-            loss, sums, penalty, offsets, probed, shift = found
+            own = own if group is None else reduced(own, group)
+            loss, sums, penalty, offsets, probed, shift = own
             if group is not None and before is not None and probed is not None:
                 known = (*before.seen(probed), *known[3:])
             given = loss
-            loss = loss if shift is None else loss - shift  # (20)
+            loss = loss if shift is None else loss - shift  # (18)
             if penalty is not None:  # in the base's gradient it is not clipped
                 loss = loss + (penalty.sum() if clipping is None else penalty.sum() / clipping)
             coefficients = memory.coefficients(step.averagings)  # (1), (2)

@@ -1,4 +1,4 @@
-"""Each rule at multiples of the best learning rate, in examples/evidence, and what is told of it."""
+"""Each rule at multiples of the best learning rate, in examples/evidence, and what its page has."""
 
 from __future__ import annotations
 

@@ -17,7 +17,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 
 from momo_wrap import MoMo, MoMoWrapper, TrustedMoMo
@@ -33,6 +32,8 @@ _TRAINING = 1400
 
 def train(rule: str, lr: float, seed: int) -> dict[str, float]:
     """Train once, and return the training loss, and in how many steps θ was not foreseen."""
+    from sklearn.datasets import load_digits  # the tables need it not
+
     inputs, targets = load_digits(return_X_y=True)
     x, y = torch.tensor(inputs / 16.0, dtype=torch.bfloat16), torch.tensor(targets)
     torch.manual_seed(seed)

@@ -23,7 +23,7 @@ ANCHOR, PROPOSED_ANCHOR, DRIFT = "anchor", "proposed_anchor", "drift"
 
 
 class Anchored:
-    """z <- z + θ s, and parameters that follow: y <- y' + θ (y_proposed - y'), equation (19)."""
+    """z <- z + θ s, and parameters that follow: y <- y' + θ (y_proposed - y'), equation (20)."""
 
     def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
         """Return c of each parameter."""

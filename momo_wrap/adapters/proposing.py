@@ -65,7 +65,7 @@ class ProposingAdapter(Adapter):
             them. They keep the fraction θ of their moves as well, and cost a copy each. One that is
             not there yet starts at the parameter.
         anchor: The name of the one of the iterates, such as the sequence z of a schedule-free
-            method, at which and along whose move the model is taken, equations (18) and (19); it
+            method, at which and along whose move the model is taken, equations (19) and (20); it
             need not be among `iterates`. `beta` is then 0 by default. None: the parameters.
         drift: How far the parameters go by themselves towards the anchor in a step, which is not
             cut: the fraction c of the distance, from a parameter group as it is after the step.

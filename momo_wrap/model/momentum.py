@@ -147,7 +147,7 @@ class MomentumModel:
             return cls._of_clipped(averages, c, loss, clipping, offsets)
         intake = torch.addcmul(c.intake, c.loss_intake, loss)
         if offsets is not None:
-            intake[1].addcmul_(intake[3], offsets)  # (18)
+            intake[1].addcmul_(intake[3], offsets)  # (19)
         averages = torch.addcmul(intake, averages, c.decay)  # (1)
         sums, weights = averages.split_with_sizes([2, 2])
         scales = c.buffer_scale / torch.addcmul(c.uncorrected, c.corrected, weights)  # p

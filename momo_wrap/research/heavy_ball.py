@@ -20,7 +20,7 @@ class HeavyBall(Optimizer):
         x_{k+1} = x_k - (1 - β) α_k D_k^{-1} g_k + β (x_k - x_{k-1})
 
     In this form old moves stay what they are, whatever α becomes: the wrapper, for which z is the
-    anchor of the model (equations (18) and (19) of docs/algorithm.md), scales the newest gradient
+    anchor of the model (equations (19) and (20) of docs/algorithm.md), scales the newest gradient
     alone. In `torch.optim.SGD` it scales the whole buffer. With the rules
 
         MoMo()     IAMS, with `beta2` IAMS-Adam: λ = β/(1 - β); Gower et al., arXiv 2504.01898

@@ -10,7 +10,7 @@ from momo_wrap.engine.scalars import Scalar, as_scalar
 
 
 def shift_of_batch(given: Scalar, own: float, like: Tensor, sign: float) -> Tensor:
-    """Return by how much the bound of a batch is above that of the rule, equation (20).
+    """Return by how much the bound of a batch is above that of the rule, equation (18).
 
     Taken off the loss, it leaves a loss of which the rule's bound is the bound: the model averages
     it with the weights of the losses, and steps without a bound of their own go along.

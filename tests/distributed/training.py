@@ -158,10 +158,9 @@ UNCLIPPED = (
     per_group,
     proposing,
     proposing_momentum,
-    anchored,
     joint,
 )
-ELEMENTWISE = (clipped, *UNCLIPPED)
+ELEMENTWISE = (clipped, anchored, *UNCLIPPED)
 EVERY = (*ELEMENTWISE, muon) if TORCH >= (2, 9) else ELEMENTWISE
 
 

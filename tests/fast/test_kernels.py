@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 import torch
+from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.optim.lr_scheduler import OneCycleLR
 
-from momo_wrap import MoMoWrapper
+from momo_wrap import ModelStats, MoMoWrapper, StepDecision, StepRule
 from momo_wrap.fast import kernels
 from momo_wrap.testing.blocks import block_elements
 from tests.cases import Case
@@ -36,14 +37,23 @@ def no_new_graphs() -> Iterator[Callable[[], None]]:
     assert graphs() == seen[0]
 
 
-@pytest.mark.parametrize("case", FEW, ids=str)
-def test_nothing_is_compiled_anew(case: Case, no_new_graphs: Callable[[], None]) -> None:
-    """Settings, sizes and missing gradients may change from step to step."""
-    train(wrapped(case, True), STEPS[:2])
-    no_new_graphs()
+class Alternating(StepRule):
+    """Takes whole steps, which it foresees, and half of every fourth one, which it does not."""
+
+    def foresee(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> Tensor:
+        return torch.ones_like(stats.learning_rate)
+
+    def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
+        theta = torch.full_like(stats.learning_rate, 1.0 if stats.step % 4 else 0.5)
+        return StepDecision(theta, theta, stats.lower_bound)
+
+
+def vary(case: Case, by: float) -> None:
+    """Train while settings, sizes and missing gradients change from step to step."""
     optimizer = wrapped(case, True, form="decoupled")
+    optimizer.rule = Alternating()
     first, second = optimizer.param_groups
-    scheduler = OneCycleLR(optimizer, max_lr=0.1, total_steps=21)
+    scheduler = OneCycleLR(optimizer, max_lr=0.1 + by, total_steps=21)
     cycled = set()
     for step in STEPS:
         set_gradients(optimizer, step)
@@ -51,24 +61,35 @@ def test_nothing_is_compiled_anew(case: Case, no_new_graphs: Callable[[], None])
             first["params"][0].grad = second["params"][1].grad = None
         if step == 5:
             optimizer.zero_grad()
-        first["weight_decay"] = 0.01 + 0.001 * step
+        first["weight_decay"] = 0.01 + 0.001 * step + by
         optimizer.step(loss=(1.0 + step) if step % 2 else torch.tensor(2.0 + step))
         scheduler.step()
         cycled.add((first.get("momentum"), first.get("betas"), first["lr"]))
     assert len({(momentum, betas) for momentum, betas, _ in cycled}) > 10
-    others = [[torch.randn(n, 37, dtype=torch.float64, requires_grad=True)] for n in (50, 9)]
+    sizes = (50, 9) if by else (60, 10)
+    others = [[torch.randn(n, 37, dtype=torch.float64, requires_grad=True)] for n in sizes]
     other = wrapped(case, True, params=others)
-    for step in STEPS[:3]:
+    other.rule = Alternating()
+    for step in STEPS[:6]:
         set_gradients(other, step)
         other.step(loss=3.0)
 
 
 @pytest.mark.parametrize("case", FEW, ids=str)
+def test_nothing_is_compiled_anew(case: Case, no_new_graphs: Callable[[], None]) -> None:
+    """Not for other settings and sizes, once there is a kernel for each kind of step."""
+    vary(case, 0.0)
+    no_new_graphs()
+    vary(case, 0.001)
+
+
+@pytest.mark.parametrize("case", FEW, ids=str)
 def test_copies_share_kernels(case: Case, no_new_graphs: Callable[[], None]) -> None:
     optimizer = wrapped(case, True)
-    train(optimizer, STEPS[:2])
+    optimizer.rule = Alternating()
+    train(optimizer, STEPS[:6])
     no_new_graphs()
-    train(copy.deepcopy(optimizer), STEPS[:2])
+    train(copy.deepcopy(optimizer), STEPS[:6])
 
 
 @pytest.mark.slow
