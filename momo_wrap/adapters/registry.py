@@ -58,6 +58,12 @@ def _schedule_free_drift(group: ParamGroup) -> Scalar:
     return min(1.0, share * (1.0 - group["betas"][0]) * decoupling) if decoupling > 0 else share
 
 
+def _muon_max_averaging(group: ParamGroup, _: State) -> Averaging:
+    """Return that of `MuonMax`, whose average starts with the first gradient."""
+    beta1 = group["betas"][0]
+    return Averaging(beta1, 1.0 - beta1, first_weight=1.0)
+
+
 # What the proposing adapter should know of an optimizer, where it is not the usual.
 _SCHEDULE_FREE = ProposingAdapter(anchor="z", drift=_schedule_free_drift)
 _proposing: dict[str, ProposingAdapter] = {
@@ -66,6 +72,9 @@ _proposing: dict[str, ProposingAdapter] = {
     "torch.optim.asgd.ASGD": ProposingAdapter(iterates=("ax",)),
     "momo_wrap.research.heavy_ball.HeavyBall": ProposingAdapter(
         anchor="z", drift=lambda group: 1.0 - group["momentum"]
+    ),
+    "momo_wrap.research.muon_max.MuonMax": ProposingAdapter(
+        "momentum_buffer", averaging=_muon_max_averaging
     ),
     "schedulefree.adamw_schedulefree.AdamWScheduleFree": _SCHEDULE_FREE,
     "schedulefree.radam_schedulefree.RAdamScheduleFree": _SCHEDULE_FREE,

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from momo_wrap.adapters import ParamGroup, ProposingAdapter, State, register_adapter
-from momo_wrap.model import Averaging
+from momo_wrap.adapters import ParamGroup
 
 
 class MuonMax(Optimizer):
@@ -103,11 +102,3 @@ class MuonMax(Optimizer):
             return
         state["momentum_buffer"].lerp_(grad, 1.0 - beta1)
         state["square"].lerp_(grad.square(), 1.0 - beta2)
-
-
-def _averaging(group: ParamGroup, _: State) -> Averaging:
-    beta1 = group["betas"][0]
-    return Averaging(decay=beta1, weight=1.0 - beta1, first_weight=1.0)
-
-
-register_adapter(MuonMax, ProposingAdapter("momentum_buffer", averaging=_averaging))

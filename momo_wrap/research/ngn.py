@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from torch import Tensor
 
+from momo_wrap.research.sps_max import of_batch
 from momo_wrap.rules import ModelStats, StepDecision, StepRule, truncate
 
 
@@ -57,5 +57,4 @@ class NGN(ModelNGN):
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Return θ of the Gauss-Newton step on the batch; see `StepRule`."""
-        by_decay = stats.value_after_decay - stats.value
-        return super().__call__(replace(stats, value_after_decay=stats.loss + by_decay), memory)
+        return super().__call__(of_batch(stats), memory)

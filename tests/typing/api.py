@@ -15,6 +15,7 @@ from momo_wrap import (
     StepRecord,
     StepRule,
     adapter_for,
+    muon_and_adamw,
     register_adapter,
 )
 from momo_wrap.adapters import AdamAdapter
@@ -26,6 +27,10 @@ optimizer = MoMoWrapper(torch.optim.AdamW(params, lr=1e-2))
 assert_type(optimizer.step(loss=torch.ones(())), Tensor | float)
 assert_type(optimizer.step(lambda: 1.0), Tensor | float)
 assert_type(optimizer.step(), Tensor | float | None)
+assert_type(optimizer.step(loss=torch.ones(()), lower_bound=0.5), Tensor | float)
+assert_type(optimizer.step(lambda: 1.0, lower_bound=torch.ones(())), Tensor | float)
+optimizer.record_loss(1.0, lower_bound=torch.ones(()))
+optimizer.step(loss=1.0, lower_bound="0.5")  # type: ignore[call-overload]
 optimizer.record_loss(torch.ones(()), weight=3)
 assert_type(optimizer.last_step, StepRecord | None)
 assert_type(optimizer.effective_lrs(), list[Tensor])
@@ -41,6 +46,7 @@ MoMoWrapper(optimizer.base, MoMoStar(0.1), weight_decay_form="decoupled")
 
 MoMoWrapper([torch.optim.AdamW(params), optimizer.base], nonfinite="skip", process_group=None)
 
+assert_type(muon_and_adamw(torch.nn.Linear(1, 1), 1e-2, MoMoStar()), MoMoWrapper)
 by_name = TrustedSGD(params, momentum=0.5, lower_bound=1.5, nonfinite="skip")
 assert_type(by_name.step(loss=1.0), Tensor | float)
 as_optimizer = MoMoAdamW(torch.nn.Linear(1, 1).named_parameters(), lr=0.1, rule=MoMoStar())
