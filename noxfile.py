@@ -83,16 +83,16 @@ def examples(session: nox.Session) -> None:
     """Run the examples; each asserts its claim."""
     _install(session, "evidence", "integrations")
     session.run("python", "examples/quickstart.py", "--output", session.create_tmp() + "/lr.png")
-    session.run("python", "examples/quickstart_seeds.py")  # the results are there already
+    session.run("python", "-m", "docs.quickstart.seeds")  # the results are there already
     for name in ("plain", "accumulation_amp", "lightning", "accelerate", "hf_trainer"):
         session.run("python", f"examples/train_{name}.py")
     for name in ("ddp", "fsdp2"):
         session.run("torchrun", "--standalone", "--nproc-per-node=2", f"examples/train_{name}.py")
     session.run("python", "examples/lr_sweep.py", "--output", session.create_tmp() + "/lr_sweep")
-    sweeps = ("examples/evidence/sweeps.py", "--task", "tumours, logistic", "--method", "AdamW")
+    sweeps = ("-m", "docs.evidence.sweeps", "--task", "tumours, logistic", "--method", "AdamW")
     session.run("python", *sweeps, "--folder", session.create_tmp() + "/evidence")
     session.run("python", "examples/custom_adapter.py")
     session.run("python", "examples/custom_rule.py")
     session.run("python", "examples/averaged_iterates.py")
     session.run("python", "examples/distillation.py")
-    session.run("python", "examples/benchmarks/step_cost.py", "--check")
+    session.run("python", "-m", "docs.performance.step_cost", "--check")

@@ -7,7 +7,7 @@ bare and wrapped, with MoMo's rule and with TrustedMoMo, at 13 learning rates. I
 accuracies and over how many decades of lr each method stays within two points of the best one, and
 saves the curves. It takes three minutes on one CPU core, less on several, and downloads nothing.
 The widths depend on the seed, most for SGD-M + MoMo: the default is a typical one of the twelve
-that examples/quickstart_seeds.py compares.
+that docs/quickstart/seeds.py compares.
 """
 
 from __future__ import annotations

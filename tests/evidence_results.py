@@ -1,4 +1,4 @@
-"""Results of sweeps that are made up, for the tests of examples/evidence."""
+"""Results of sweeps that are made up, for the tests of docs/evidence."""
 
 from __future__ import annotations
 

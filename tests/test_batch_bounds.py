@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,6 @@ from tests.checks.test_errors import parameter
 from tests.problems import Problem, flat, last_step, relative_distance
 from tests.reference import AdamBase, Array, ReferenceGroup, SGDBase
 from tests.reference_rules import ReferenceRun, Seen, clip
-from tests.scripts import load_script
 from tests.test_host_visits import HostVisits
 
 OWN = 0.2  # the bound of the rule
@@ -303,7 +303,7 @@ def test_a_resumed_run_goes_on_bit_for_bit() -> None:
 
 def test_student_needs_no_learning_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn", reason="the examples extra is not installed")
-    example = load_script("distillation", monkeypatch)
+    example = importlib.import_module("examples.distillation")
     monkeypatch.setattr(example, "EPOCHS", 3)
     inputs, labels = example.data()
     teacher = example.taught(inputs[:1400], labels[:1400])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import torch
 from momo_wrap.adapters import registry
 from tests import optimizer_table
 from tests.releases import needs_torch
-from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -66,9 +66,9 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert all((page.parent / target).exists() for target in local), local
 
 
-def test_cost_tables_are_the_measured_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    results = load_script("benchmarks/results", monkeypatch)
-    measured = results.Results.load(ROOT / "docs" / "results" / "step_cost.json")
+def test_cost_tables_are_the_measured_ones() -> None:
+    results = import_module("docs.performance.report")
+    measured = results.Results.load(ROOT / "docs" / "performance" / "results" / "step_cost.json")
     transformer = measured.cases["transformer"]
     readme = (ROOT / "README.md").read_text()
     assert results.table(transformer.costs, results.SUMMARY) in readme
@@ -81,21 +81,23 @@ def test_cost_tables_are_the_measured_ones(monkeypatch: pytest.MonkeyPatch) -> N
         assert results.scale_table(what, growths) in page
 
 
-def test_table_of_passes_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    fusion = load_script("benchmarks/fusion", monkeypatch)
-    measured = json.loads((ROOT / "docs" / "results" / "fusion.json").read_text())
+def test_table_of_passes_is_the_measured_one() -> None:
+    fusion = import_module("docs.performance.fusion")
+    measured = json.loads((ROOT / "docs" / "performance" / "results" / "fusion.json").read_text())
     assert fusion.table(measured["families"]) in (ROOT / "docs" / "performance.md").read_text()
 
 
-def test_table_of_sixteen_bits_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = load_script("benchmarks/sixteen_bits", monkeypatch)
-    measured = json.loads((ROOT / "docs" / "results" / "sixteen_bits.json").read_text())
+def test_table_of_sixteen_bits_is_the_measured_one() -> None:
+    script = import_module("docs.performance.sixteen_bits")
+    measured = json.loads(
+        (ROOT / "docs" / "performance" / "results" / "sixteen_bits.json").read_text()
+    )
     assert script.table(measured) in (ROOT / "docs" / "performance.md").read_text()
 
 
-def test_table_of_small_models_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    benchmark = load_script("benchmarks/small_models", monkeypatch)
-    result = json.loads((ROOT / "docs/results/small_models.json").read_text())
+def test_table_of_small_models_is_the_measured_one() -> None:
+    benchmark = import_module("docs.performance.small_models")
+    result = json.loads((ROOT / "docs/performance/results/small_models.json").read_text())
     page = (ROOT / "docs/performance.md").read_text()
     assert benchmark.table(result) in page
     operations = result["operations"]
@@ -104,9 +106,9 @@ def test_table_of_small_models_is_the_measured_one(monkeypatch: pytest.MonkeyPat
     assert f"(TrustedMoMo\n{more[1]})" in page
 
 
-def test_quickstart_table_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quickstart_table_is_the_measured_one() -> None:
     pytest.importorskip("sklearn", reason="the examples extra is not installed")
-    seeds = load_script("quickstart_seeds", monkeypatch)
+    seeds = import_module("docs.quickstart.seeds")
     results = [seeds.RESULTS / f"seed_{seed}.csv" for seed in seeds.SEEDS]
     assert seeds.table(results) in (ROOT / "README.md").read_text()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,6 @@ from tests.evidence_results import (
     runs,
     save,
 )
-from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,17 +35,16 @@ def _packages() -> None:
 
 
 @pytest.fixture
-def evidence(monkeypatch: pytest.MonkeyPatch) -> Any:
+def evidence() -> Any:
     """The modules of the report, by name."""
     names = ("report", "plan", "methods", "tasks", "measures", "comparing", "targets", "sections")
-    return SimpleNamespace(**{n: load_script(f"evidence/{n}", monkeypatch) for n in names})
+    return SimpleNamespace(**{n: import_module(f"docs.evidence.{n}") for n in names})
 
 
 @pytest.fixture(scope="module")
 def comparisons() -> Any:
     """What is measured in the results of the page, which take seconds to load."""
-    with pytest.MonkeyPatch.context() as patch:
-        return load_script("evidence/report", patch).load()
+    return import_module("docs.evidence.report").load()
 
 
 TWO_TASKS: dict[str, Values] = {
@@ -255,7 +254,7 @@ def test_no_results_at_all_are_refused(evidence: Any, tmp_path: Path) -> None:
 def test_the_page_is_that_of_the_results(
     evidence: Any, comparisons: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`python examples/evidence/report.py` writes it anew."""
+    """`python -m docs.evidence.report` writes it anew."""
     monkeypatch.setattr(evidence.report, "load", lambda *_: comparisons)
     page = evidence.report.PAGE.read_text(encoding="utf-8")
     assert evidence.report.replace_sections(page, evidence.report.all_sections()) == page

@@ -1,9 +1,10 @@
-"""The calibrated baseline of examples/evidence, bases that never train, and README's figures."""
+"""The calibrated baseline of docs/evidence, bases that never train, and README's figures."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,6 @@ import pytest
 import torch
 
 from tests.evidence_results import CONV, FAILED, RATES, TEXT, compare, curve, save
-from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[1]
 RULES = ("MoMo", "TrustedMoMo")
@@ -23,18 +23,17 @@ for needed in ("sklearn", "matplotlib", "schedulefree", "prodigyopt", "prodigypl
 
 
 @pytest.fixture
-def evidence(monkeypatch: pytest.MonkeyPatch) -> Any:
+def evidence() -> Any:
     """The modules, by name."""
     names = ["calibrated", "comparing", "measures", "methods", "plan", "sections", "targets"]
     names += ["tasks", "report"]
-    return SimpleNamespace(**{n: load_script(f"evidence/{n}", monkeypatch) for n in names})
+    return SimpleNamespace(**{n: import_module(f"docs.evidence.{n}") for n in names})
 
 
 @pytest.fixture(scope="module")
 def comparisons() -> Any:
     """What is measured in the results of the page."""
-    with pytest.MonkeyPatch.context() as patch:
-        return load_script("evidence/report", patch).load()
+    return import_module("docs.evidence.report").load()
 
 
 @pytest.mark.parametrize(("best", "trains"), [(0.17, False), (0.18, False), (0.19, True)])
@@ -200,7 +199,7 @@ def test_a_sweep_runs_a_rule_anew(
     evidence: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its rows are gone before the sweep looks at what is missing."""
-    sweeps = load_script("evidence/sweeps", monkeypatch)
+    sweeps = import_module("docs.evidence.sweeps")
     path = tmp_path / "decay.csv"
     save(evidence, {CONV: {f"Adam + {rule}": curve(rest=0.9) for rule in RULES}}, path)
     seen: list[set[str]] = []

@@ -1,4 +1,4 @@
-"""The hard tasks in examples/evidence, and what the page tells of them."""
+"""The hard tasks in docs/evidence, and what the page tells of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,6 @@ import pytest
 import torch
 
 from momo_wrap.sweep.results_file import COLUMNS
-from tests.scripts import EXAMPLES, load_script
 
 for needed in ("sklearn", "matplotlib", "schedulefree", "prodigyopt", "prodigyplus"):
     pytest.importorskip(needed, reason="the examples and test extras are not installed")
@@ -41,10 +41,10 @@ NEW += ["rare classes, focal", "stopping, policy gradient", "renamed classes"]
 
 
 @pytest.fixture
-def evidence(monkeypatch: pytest.MonkeyPatch) -> Any:
+def evidence() -> Any:
     """The modules, by name."""
     names = ["hard_results", "hard_tasks", "methods", "report"]
-    return SimpleNamespace(**{n: load_script(f"evidence/{n}", monkeypatch) for n in names})
+    return SimpleNamespace(**{n: import_module(f"docs.evidence.{n}") for n in names})
 
 
 def shortened(make: Any, steps: int, made: list[Any]) -> Any:
@@ -237,6 +237,6 @@ def test_readme_has_what_the_results_give(evidence: Any) -> None:
     found = evidence.hard_results.outcomes(results)
     new = sum(found[task].is_near for task in NEW)
     seen = sum(found[task].is_near for task in CHOSEN_ON + JUDGED)
-    readme = " ".join((EXAMPLES.parent / "README.md").read_text(encoding="utf-8").split())
+    readme = " ".join((Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").split())
     assert f"near tuned Adam on {new} of 14 of these that it had not seen" in readme
     assert f"and on {seen} of 40 that were looked at while it was made" in readme

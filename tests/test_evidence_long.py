@@ -1,10 +1,11 @@
-"""The long runs in examples/evidence, and what the page tells of them."""
+"""The long runs in docs/evidence, and what the page tells of them."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import math
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,14 @@ import torch
 from torch import Tensor
 
 from momo_wrap.sweep.results_file import COLUMNS
-from tests.scripts import load_script
 
 for needed in ("sklearn", "matplotlib", "schedulefree", "prodigyopt", "prodigyplus"):
     pytest.importorskip(needed, reason="the examples and test extras are not installed")
 
 
 @pytest.fixture
-def long_runs(monkeypatch: pytest.MonkeyPatch) -> Any:
-    return load_script("evidence/long_runs", monkeypatch)
+def long_runs() -> Any:
+    return import_module("docs.evidence.long_runs")
 
 
 def test_what_is_run(long_runs: Any) -> None:
@@ -133,10 +133,8 @@ def test_known_outcomes(long_runs: Any, tmp_path: Path) -> None:
     assert "no complete results" in long_runs.section(tmp_path / "none.csv")
 
 
-def test_the_page_has_what_the_results_give(
-    long_runs: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page = load_script("evidence/report", monkeypatch).PAGE.read_text(encoding="utf-8")
+def test_the_page_has_what_the_results_give(long_runs: Any) -> None:
+    page = import_module("docs.evidence.report").PAGE.read_text(encoding="utf-8")
     text = long_runs.section()
     assert "no complete results" not in text
     assert f"<!-- generated: long runs -->\n\n{text}\n\n<!-- end -->" in page

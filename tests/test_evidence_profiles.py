@@ -1,9 +1,10 @@
-"""Steps to a target, and performance profiles, in examples/evidence."""
+"""Steps to a target, and performance profiles, in docs/evidence."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,6 @@ import pytest
 
 from momo_wrap.sweep.results_file import COLUMNS
 from tests.evidence_results import CONV, RATES, TEXT, compare, curve
-from tests.scripts import load_script
 
 TUMOURS = "tumours, logistic"
 
@@ -23,11 +23,11 @@ for needed in ("sklearn", "matplotlib", "schedulefree", "prodigyopt", "prodigypl
 
 
 @pytest.fixture
-def evidence(monkeypatch: pytest.MonkeyPatch) -> Any:
+def evidence() -> Any:
     """The modules, by name."""
     names = ["comparing", "measures", "methods", "plan", "problems", "profile_figure"]
     names += ["profiles", "steps_to_target", "tasks"]
-    return SimpleNamespace(**{n: load_script(f"evidence/{n}", monkeypatch) for n in names})
+    return SimpleNamespace(**{n: import_module(f"docs.evidence.{n}") for n in names})
 
 
 def test_moments_are_evenly_spaced_and_end_with_the_run(evidence: Any) -> None:

@@ -1,7 +1,8 @@
-"""Each rule at multiples of the best learning rate, in examples/evidence, and what its page has."""
+"""Each rule at multiples of the best learning rate, in docs/evidence, and what its page has."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,6 @@ import pytest
 
 import momo_wrap
 from momo_wrap import StepRule, research, sweep
-from tests.scripts import load_script
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -21,13 +21,13 @@ def _packages() -> None:
 
 
 @pytest.fixture
-def evidence(monkeypatch: pytest.MonkeyPatch) -> Any:
+def evidence() -> Any:
     names = ("report", "which_rule")
-    return SimpleNamespace(**{n: load_script(f"evidence/{n}", monkeypatch) for n in names})
+    return SimpleNamespace(**{n: import_module(f"docs.evidence.{n}") for n in names})
 
 
 def test_the_page_is_that_of_the_results(evidence: Any) -> None:
-    """`python examples/evidence/which_rule.py` writes it anew."""
+    """`python -m docs.evidence.which_rule` writes it anew."""
     page = evidence.which_rule.PAGE.read_text(encoding="utf-8")
     sections = evidence.which_rule.sections()
     assert evidence.report.replace_sections(page, sections) == page

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-from tests.scripts import load_script
 
 for needed in ("sklearn", "pandas", "schedulefree", "prodigyopt", "prodigyplus"):
     pytest.importorskip(needed, reason="the examples and test extras are not installed")
@@ -17,8 +16,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
 
 
 @pytest.fixture
-def silent(monkeypatch: pytest.MonkeyPatch) -> Any:
-    return load_script("evidence/silent", monkeypatch)
+def silent() -> Any:
+    return import_module("docs.evidence.silent")
 
 
 def test_counts_are_those_of_the_results(silent: Any) -> None:

@@ -1,10 +1,10 @@
-"""The tasks and methods that examples/evidence compares."""
+"""The tasks and methods that docs/evidence compares."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from momo_wrap import MoMoWrapper
-from tests.scripts import EXAMPLES, load_script
 
 for needed in ("sklearn", "prodigyplus"):
     pytest.importorskip(needed, reason="the examples and test extras are not installed")
@@ -26,17 +25,10 @@ HELD_OUT += ["tumours, logistic"]
 
 
 @pytest.fixture
-def evidence(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Import the modules, and forget them: their names are common ones."""
-    before = set(sys.modules)
+def evidence() -> Any:
+    """The modules, by name."""
     names = ["problems", "tasks", "methods", "recommender", "sequences", "torchvision_images"]
-    yield SimpleNamespace(
-        **{name: load_script(f"evidence/{name}", monkeypatch) for name in names},
-    )
-    folder = str(EXAMPLES / "evidence")
-    for name in set(sys.modules) - before:
-        if (getattr(sys.modules[name], "__file__", None) or "").startswith(folder):
-            del sys.modules[name]
+    return SimpleNamespace(**{name: import_module(f"docs.evidence.{name}") for name in names})
 
 
 def test_tasks_are_chosen_or_judged_on(evidence: Any) -> None:

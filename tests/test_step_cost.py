@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,16 +13,15 @@ import pytest
 import torch
 
 from tests.releases import needs_torch
-from tests.scripts import load_script
 
 CPU = torch.device("cpu")
-MODULES = ("cases", "contenders", "costs", "measuring", "results", "step_cost")
+MODULES = ("cases", "contenders", "costs", "measuring", "report", "step_cost")
 
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The modules of the benchmark, with a tiny case and tiny scales."""
-    modules = {name: load_script(f"benchmarks/{name}", monkeypatch) for name in MODULES}
+    modules = {name: import_module(f"docs.performance.{name}") for name in MODULES}
     shapes: list[tuple[int, ...]] = [(3,), (2, 4), (5,)]
     case = modules["cases"].Case
     monkeypatch.setitem(modules["cases"].CASES, "tiny", case(shapes))
@@ -86,14 +86,14 @@ def test_end_to_end(benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixtur
         raw["cases"]["tiny"]["environment"].keys() & raw["scale"]["environment"].keys()
     )
     printed = capsys.readouterr().out
-    results = benchmark.results.Results.load(path)
+    results = benchmark.report.Results.load(path)
     for case in results.cases.values():
         assert (case.elements, case.tensors, case.bandwidth) == (16, 3, 1e9)
-        assert benchmark.results.table(case.costs) in printed
+        assert benchmark.report.table(case.costs) in printed
         assert [cost.optimizer for cost in case.costs] == names
         check_ratios(case.costs)
     for what, growths in results.scale.growths.items():
-        assert benchmark.results.scale_table(what, growths) in printed
+        assert benchmark.report.scale_table(what, growths) in printed
         assert [growth.sizes for growth in growths] == [list(benchmark.step_cost.SCALES[what])] * 6
 
 
@@ -114,7 +114,7 @@ def test_a_case_that_is_run_again_is_replaced(benchmark: Any, tmp_path: Path) ->
     arguments = ["--device", "cpu", "--json", str(path), "--rounds", "1", "--case", "tiny"]
     for name in ("AdamW(fused)", "AdamW(foreach)"):
         benchmark.step_cost.main([*arguments, "--only", name])
-    (cost,) = benchmark.results.Results.load(path).cases["tiny"].costs
+    (cost,) = benchmark.report.Results.load(path).cases["tiny"].costs
     assert cost.optimizer == "AdamW(foreach)"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -179,17 +179,17 @@ def test_launches_and_synchronisations_are_told_from_other_calls(benchmark: Any)
 
 def test_columns_of_a_cuda_device(benchmark: Any) -> None:
     cost = benchmark.costs.Cost("one", 12.0, [12.0] * 3, 1.5, None, None, 6.0, 2.0, 3.0, 7, 0, 1.0)
-    lines = benchmark.results.table([cost]).splitlines()
+    lines = benchmark.report.table([cost]).splitlines()
     assert lines[0].endswith("| temporary MiB | launches | synchronisations |")
     assert lines[2] == "| one | 12.0 | 1.50 |  |  | 2.00 | 3.0 | 7 | 0 |"
 
 
 def test_times_far_apart_are_told(benchmark: Any) -> None:
     costs = known_costs(benchmark)
-    assert benchmark.results.noise(costs) == (
+    assert benchmark.report.noise(costs) == (
         "Not a quiet machine: quartiles far apart for AdamW(fused)."
     )
-    assert benchmark.results.noise([c for c in costs if c.optimizer != "AdamW(fused)"]) is None
+    assert benchmark.report.noise([c for c in costs if c.optimizer != "AdamW(fused)"]) is None
 
 
 @needs_torch(2, 5, "the profiler tells when a call has ended")
