@@ -11,7 +11,7 @@ from momo_wrap.sweep import load
 from momo_wrap.sweep.grid import Run
 from momo_wrap.sweep.results_file import empty_row, from_text, read, to_text, write
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results" / "evidence"
+RESULTS = Path(__file__).parents[2] / "docs" / "evidence" / "results"
 FIRST, SECOND = Run("task", "SGD, fast", 0.1, 0), Run("task", "SGD, fast", 1e-7 / 3, 1)
 
 
