@@ -44,9 +44,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup() -> None:
     """Undo what kernels that torch 2.4 compiles do to a thread: it rounds tiny numbers to 0."""
     torch.set_flush_denormal(False)
-
-
-def pytest_collection_finish() -> None:
-    """Spare garbage collections, which some tests ask for, what was imported: it stays."""
-    gc.collect()
+    # Collections, which some tests ask for, look only at objects that the test has made.
     gc.freeze()
+
+
+def pytest_runtest_teardown() -> None:
+    gc.unfreeze()
