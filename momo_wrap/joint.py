@@ -148,7 +148,7 @@ class JointOptimizer(Optimizer):
         parts = self._split(state_dict["param_groups"])
         more = state_dict.get("members", [{}] * len(parts))
         for index, (optimizer, groups) in enumerate(zip(self.optimizers, parts, strict=True)):
-            # Parameters keep the names that the state dict gives them; torch goes by position.
+            # Parameters keep their names in the state dict; torch matches them by position.
             names = {name for group in groups for name in group["params"]}
             state = {
                 key[1] if isinstance(key, tuple) else key: value

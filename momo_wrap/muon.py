@@ -30,8 +30,8 @@ def muon_and_adamw(
     to three parameter groups with separate learning rates and weight decays, which a `Recorder`
     logs by their `"name"`:
 
-        hidden      Muon     parameters with two dimensions, but for those of the next
-        ends        AdamW    embeddings, the last layer, and all else with two dimensions or more
+        hidden      Muon     parameters with two dimensions, except `ends`
+        ends        AdamW    embeddings, the last layer, and others with two or more dimensions
         vectors     AdamW    biases and norms, without weight decay
 
     Muon's steps are scaled to the size of AdamW's (`adjust_lr_fn="match_rms_adamw"`), so both can
@@ -66,7 +66,7 @@ def muon_and_adamw(
     """
     if not hasattr(torch.optim, "Muon"):
         raise ImportError(
-            f"muon_and_adamw needs torch.optim.Muon, which torch has from 2.9 on, and this is "
+            "muon_and_adamw needs torch.optim.Muon, which exists from torch 2.9 on, got torch "
             f"{torch.__version__}. Upgrade torch, or write MoMoWrapper([muon, adamw]) with a Muon "
             "of another package."
         )

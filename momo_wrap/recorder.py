@@ -94,7 +94,7 @@ class Recorder:
                 the rule started or stopped choosing a fraction for each group.
         """
         if self._closed:
-            raise ValueError("record was called after close. Make a new Recorder.")
+            raise ValueError("record was called after close. Create a new Recorder.")
         step, self._calls = self._calls, self._calls + 1
         skipped, self._skipped = self._skipped, self._optimizer.skipped_steps
         last = self._optimizer.last_step

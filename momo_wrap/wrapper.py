@@ -224,7 +224,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Saves
             self._take(loss, group, probe, limit, own_loss=own_loss)
         return loss
 
-    # One correct graph break where the caller compiles.
+    # One correct graph break if the caller compiles.
     _untraced_step = torch._disable_dynamo(_step)  # type: ignore[attr-defined]
 
     def _take(

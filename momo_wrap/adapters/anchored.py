@@ -30,7 +30,7 @@ class Anchored:
         return {DRIFT: read[DRIFT]}
 
     def preconditioned(self, block: Block) -> Tensor:
-        """Return u = z - z_proposed of a block: the learning rate is 1."""
+        """Return u = z - z_proposed of a block, for a learning rate of 1."""
         if ANCHOR in block.pieces:
             return block.flat(ANCHOR) - block.flat(PROPOSED_ANCHOR)
         return block.flat("param") - block.flat("proposed")  # of z, or without a gradient

@@ -171,7 +171,8 @@ class CheckedAttributes:
             check(self, value)
         elif name in self.FIXED and name in self.__dict__:
             raise AttributeError(
-                f"{name} of a {type(self).__name__} can't be set. Make a new {type(self).__name__}."
+                f"{name} of a {type(self).__name__} can't be set. Create a new "
+                f"{type(self).__name__}."
             )
         super().__setattr__(name, value)
         if check is not None:

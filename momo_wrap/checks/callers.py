@@ -7,7 +7,7 @@ from types import FrameType
 
 _NO_LOSS = (
     "step() needs the loss that the gradients belong to. After loss.backward(), write "
-    "optimizer.step(loss=loss), or pass a closure that returns the loss. Where a trainer calls "
+    "optimizer.step(loss=loss), or pass a closure that returns the loss. If a trainer calls "
     "step(), write optimizer.record_loss(loss) before, after the last zero_grad()."
 )
 _FROM_BACKWARD = "with momo_wrap.integrations.losses_from_backward(optimizer):"
@@ -34,12 +34,12 @@ _ADVICE = {
         "momo_wrap.integrations.losses_from_backward(model.policy.optimizer): model.learn(...)"
     ),
     "transformers": (
-        "transformers calls it: use MoMoTrainer of momo_wrap.integrations.transformers in place "
-        f"of Trainer, or write {_FROM_BACKWARD} trainer.train()"
+        "transformers calls it: use MoMoTrainer of momo_wrap.integrations.transformers instead of "
+        f"Trainer, or write {_FROM_BACKWARD} trainer.train()"
     ),
     "accelerate": (
         "accelerate calls it: write backward(accelerator, loss, optimizer) of "
-        "momo_wrap.integrations.accelerate in place of accelerator.backward(loss)."
+        "momo_wrap.integrations.accelerate instead of accelerator.backward(loss)."
     ),
 }
 _OTHERS = f"If you can't change the code, write {_FROM_BACKWARD} around it."

@@ -11,8 +11,8 @@ Adaptive Learning Rates", ICML 2024, arXiv 2305.07583, section 2):
     m(x) = (f̄ + e + ⟨d_k, x - x_k⟩) / ρ
     f̄ = p F_k + q f_k ,    e = p E_k ,    ρ = p R_k + q                                   (2)
 
-The paper stores ⟨g_j, x_j⟩ where (1) stores how far the parameters have moved since, which needs
-no pass over the parameters and no difference of two large numbers.
+The paper stores ⟨g_j, x_j⟩ instead of the moves in (1), which need no pass over the parameters and
+no difference of two large numbers.
 
 Each parameter group i has its own averaging, and so its own F, R, E and ρ. The groups are
 linearized separately and added up,

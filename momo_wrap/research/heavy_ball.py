@@ -31,7 +31,7 @@ class HeavyBall(Optimizer):
     with `momentum=β`, `dampening=β` and a first gradient with the same weight as all others.
 
     Args:
-        params: Parameters, or groups of them.
+        params: Parameters or parameter groups.
         lr: α, at least 0.
         momentum: β, in [0, 1).
         beta2: The decay of the squared gradients in D = sqrt(v_k/(1 - β2^k)) + ε, as in Adam, in
@@ -54,7 +54,10 @@ class HeavyBall(Optimizer):
     ) -> None:
         for name, value in {"lr": lr, "eps": eps, "weight_decay": weight_decay}.items():
             if not value >= 0.0:
-                raise ValueError(f"HeavyBall got {name}={value}, expected at least 0.")
+                raise ValueError(
+                    f"HeavyBall got {name}={value}, expected at least 0. Write "
+                    "HeavyBall(params, lr=1.0, eps=1e-8, weight_decay=0.0)."
+                )
         for name, decay in {"momentum": momentum, "beta2": 0.0 if beta2 is None else beta2}.items():
             if not 0.0 <= decay < 1.0:
                 raise ValueError(

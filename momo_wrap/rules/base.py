@@ -253,9 +253,9 @@ def truncate(stats: ModelStats, lower_bound: float | Tensor) -> tuple[Tensor, Te
 
         θ = clip( (h - ρ f*) / N , 0, 1 )
 
-    Where the step does not descend on the model (N ≤ 0), θ is 1 above the bound and 0 below. A
-    model value that is not finite, or a decrease or bound that is NaN, gives θ = NaN: the run shows
-    that it has failed, instead of going on with the base's full step.
+    If the step does not descend on the model (N ≤ 0), θ is 1 above the bound and 0 below. A model
+    value that is not finite, or a decrease or bound that is NaN, gives θ = NaN: the run shows that
+    it has failed, instead of continuing with the base's full step.
 
     Source: arXiv 2305.07583, sections 2 and 3.
 

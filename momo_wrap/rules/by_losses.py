@@ -27,7 +27,7 @@ def averages(
     observed = memory["last_mean_loss"] - loss
     predicted = memory["last_mean_loss"] - memory["prediction"]
     values = torch.stack([has_started, observed, predicted, observed * observed])
-    # An infinite square would never be forgotten.
+    # An infinite square would never decay.
     largest = torch.finfo(loss.dtype).max / 1e6
     values = values.nan_to_num(nan=0.0, posinf=largest, neginf=-largest)
     last = torch.stack([memory[name] for name in AVERAGED])

@@ -60,8 +60,8 @@ class ModelStats:
         has_probe: Whether `step()` got a probe, a Python bool.
         was_probed: Whether the last step was measured, by its slope or by a probe, a Python bool.
         is_scheduled: Whether a schedule sets the learning rate, a Python bool: it differs from a
-            group's `initial_lr`, which schedulers write, or has changed between two steps. False if
-            learning rates are tensors.
+            group's `initial_lr`, which schedulers write, or has changed between two steps. Learning
+            rates that are tensors do not count.
     """
 
     loss: Tensor

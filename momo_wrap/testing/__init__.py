@@ -69,7 +69,10 @@ def check_adapter(
     """
     unknown = sorted(set(skip) - set(LAWS))
     if unknown:
-        raise ValueError(f"skip names {unknown}, expected some of {list(LAWS)}.")
+        raise ValueError(
+            f"skip names {unknown}, expected some of {list(LAWS)}. Write "
+            "check_adapter(make_optimizer, skip=['bare'])."
+        )
     setting = Setting.of(make_optimizer, adapter, averaging)
     checked = {n: law for n, law in laws.applicable(setting).items() if n not in skip}
     failures: dict[str, Exception] = {}
