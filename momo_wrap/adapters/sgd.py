@@ -39,5 +39,6 @@ class SGDAdapter(ReadingAdapter):
         return Reading([state[p]["momentum_buffer"] for p in params])
 
     def while_updating(self, group: ParamGroup) -> dict[str, Any]:
-        """Turn Nesterov off: the foreach form would add the buffer into `.grad` in place."""
+        """Turn Nesterov off; see `ReadingAdapter`."""
+        # The foreach code path adds the buffer to `.grad` in place.
         return {"nesterov": False} if group["nesterov"] else {}
