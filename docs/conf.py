@@ -36,30 +36,31 @@ html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 
 # Trainers need not be installed.
-autodoc_mock_imports = ["accelerate", "fastai", "ignite", "lightning", "transformers"]
+autodoc_mock_imports = ["accelerate", "ignite", "lightning", "transformers"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_class_signature = "mixed"
 napoleon_google_docstring = True
+napoleon_use_ivar = True
 default_role = "code"
 
 FOLDER = Path(__file__).parent
 
 
-def name_folders(app: Any, page: str, source: list[str]) -> None:
+def name_folders(*event: Any) -> None:
     """Links to folders lead somewhere in a repository only: here they are names."""
 
     def shown(link: re.Match[str]) -> str:
         return link[1] if (FOLDER / link[2]).is_dir() else link[0]
 
+    source: list[str] = event[-1]
     source[0] = re.sub(r"\[([^\]]+)\]\((?!http)([^)#\s]+)\)", shown, source[0])
 
 
-def keep_equations(
-    app: Any, what: str, name: str, item: object, options: object, lines: list[str]
-) -> None:
+def keep_equations(*event: Any) -> None:
     """Show the indented paragraphs of docstrings, equations and tables, as they are written."""
+    lines: list[str] = event[-1]
     found: list[str] = []
     inside = False
     for number, line in enumerate(lines):

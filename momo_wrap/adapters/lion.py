@@ -22,7 +22,7 @@ _DECAYS = ("corrected_weight_decay", "fixed_decay", "decoupled_wd")
 
 
 class LionAdapter(ReadingAdapter):
-    """Lion of lion-pytorch, timm and pytorch-optimizer: u_k = sign(d_k), so D_k = |d_k|.
+    """Lion of lion-pytorch, timm and pytorch-optimizer: u_k = sign(d_k), so `D_k = |d_k|`.
 
     B_k is `exp_avg` with decay β2. The direction is d_k = β1 B_{k-1} + (1 - β1) g_k, which in terms
     of the stored B_k = β2 B_{k-1} + (1 - β2) g_k has p = β1/β2 and q = (1 - β1) - β1 (1 - β2)/β2.

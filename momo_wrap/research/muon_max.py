@@ -20,8 +20,8 @@ class MuonMax(Optimizer):
         the rest:  x <- x - α m / (√v + ε)
 
     where the sum is over all matrices of all groups. The full step lowers the linear model by α
-    times the square of the dual norm, ‖m‖*² = (s Σ_j tr S_j)² + Σ m²/(√v + ε). So `MoMoWrapper`
-    takes steps of the size min(α, (F̄ + ⟨m, x⟩ - f*)/‖m‖*²) with it, which is MuonMax-Momo, with F̄
+    times the square of the dual norm, `‖m‖*² = (s Σ_j tr S_j)² + Σ m²/(√v + ε)`. So `MoMoWrapper`
+    takes steps of the size `min(α, (F̄ + ⟨m, x⟩ - f*)/‖m‖*²)` with it: this is MuonMax-Momo, with F̄
     the average of f - ⟨g, x⟩. If that is negative, because the model is below the bound, MoMo does
     not move, but the formula steps backwards.
 
