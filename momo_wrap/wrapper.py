@@ -87,8 +87,8 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Saves
     Attributes:
         base: The wrapped optimizer; a `JointOptimizer` for several.
         adapter: The adapter of the base; a list for several.
-        rule: As given, and so are `weight_decay_form`, `nonfinite`, `max_grad_norm`, `process_group`
-            and `compiled`. All may be set, and are checked then. A new rule has no memory.
+        rule: As given, like `weight_decay_form`, `nonfinite`, `max_grad_norm`, `process_group` and
+            `compiled`. All may be set, and are checked then. A new rule has no memory.
 
     Raises:
         TypeError: `optimizer` is not an optimizer or can't be wrapped, or `rule` or `adapter` has
