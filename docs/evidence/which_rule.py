@@ -1,10 +1,11 @@
-"""Each rule of the library at 1, 10 and 100 times the best learning rate, on three tasks.
+"""Each rule at 1, 10 and 100 times the best learning rate, on three tasks.
 
     python -m docs.evidence.which_rule      # what is missing; ten minutes on one core
 
-trains Adam and SGD-M with each rule. The best learning rate is that of the bare base on the task,
-in docs/evidence/results/constant.csv. The results in docs/evidence/results/which_rule.csv are taken
-up where they are, and the tables in docs/which_rule.md are written anew.
+trains Adam and SGD-M with each rule of the library, and with those that were tried, in rules/. The
+best learning rate is that of the bare base on the task, in docs/evidence/results/constant.csv. The
+results in docs/evidence/results/which_rule.csv are taken up where they are, and the tables in
+docs/which_rule.md are written anew.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from docs.evidence.measures import judged_by
 from docs.evidence.methods import BARE, wrapped
 from docs.evidence.plan import RESULTS, path_of, run_from_command_line
 from docs.evidence.problems import train
+from docs.evidence.rules.limited_growth import LimitedGrowth
+from docs.evidence.rules.trust_region import TrustRegion
+from docs.evidence.rules.warm_target import WarmTarget
 from docs.evidence.sections import table
 from docs.evidence.tasks import DESIGN, SCORED
 from momo_wrap import MoMo, MoMoStar, StepRule, TrustedMoMo, sweep
 from momo_wrap.research import (
     NGN,
     DecSPS,
-    LimitedGrowth,
     ModelNGN,
     MovingTarget,
     PerGroup,
     SPSMax,
     SPSSafe,
-    TrustRegion,
-    WarmTarget,
 )
 from momo_wrap.sweep import OptimizerFactory
 from momo_wrap.sweep.comparing import medians

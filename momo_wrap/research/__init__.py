@@ -13,7 +13,6 @@ Example:
 
 from momo_wrap.research.dec_sps import DecSPS
 from momo_wrap.research.heavy_ball import HeavyBall
-from momo_wrap.research.limited_growth import LimitedGrowth
 from momo_wrap.research.moving_target import MovingTarget
 from momo_wrap.research.muon_max import MuonMax
 from momo_wrap.research.ngn import NGN, ModelNGN
@@ -21,14 +20,11 @@ from momo_wrap.research.per_group import PerGroup
 from momo_wrap.research.scheduled_bound import LinearSchedule, PowerLaw, ScheduledBound
 from momo_wrap.research.sps_max import SPSMax
 from momo_wrap.research.sps_safe import SPSSafe
-from momo_wrap.research.trust_region import TrustRegion
-from momo_wrap.research.warm_target import WarmTarget
 
 __all__ = [
     "NGN",
     "DecSPS",
     "HeavyBall",
-    "LimitedGrowth",
     "LinearSchedule",
     "ModelNGN",
     "MovingTarget",
@@ -38,6 +34,4 @@ __all__ = [
     "SPSMax",
     "SPSSafe",
     "ScheduledBound",
-    "TrustRegion",
-    "WarmTarget",
 ]
