@@ -2,10 +2,10 @@
 
 They work with every base, weight decay and several groups, and are saved with the optimizer, as
 `MoMo` is. What they are called by is their source; where several statistics of the paper have to
-share the single θ of a step, the docstring says what was changed. `PerGroup` alone has a θ for each
-parameter group. None is recommended over `MoMo`:
-defaults are plausible, not tuned. `HeavyBall` is a base optimizer, over which some of them are
-methods with heavy-ball momentum.
+share the single θ of a step, the docstring says what was changed. `PerGroup` has a θ for each
+parameter group, `TwinPolyak` one for each of two copies of a model. None is recommended over
+`MoMo`: defaults are plausible, not tuned. `HeavyBall` is a base optimizer, over which some of them
+are methods with heavy-ball momentum.
 
 Example:
     >>> optimizer = MoMoWrapper(torch.optim.SGD(model.parameters(), lr=1.0), NGN())
@@ -20,6 +20,7 @@ from momo_wrap.research.per_group import PerGroup
 from momo_wrap.research.scheduled_bound import LinearSchedule, PowerLaw, ScheduledBound
 from momo_wrap.research.sps_max import SPSMax
 from momo_wrap.research.sps_safe import SPSSafe
+from momo_wrap.research.twin_polyak import TwinPolyak
 
 __all__ = [
     "NGN",
@@ -34,4 +35,5 @@ __all__ = [
     "SPSMax",
     "SPSSafe",
     "ScheduledBound",
+    "TwinPolyak",
 ]
