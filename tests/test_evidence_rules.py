@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 import momo_wrap
-from momo_wrap import StepRule, research, sweep
+from momo_wrap import MoMoWrapper, StepRule, research, sweep
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -22,7 +25,7 @@ def _packages() -> None:
 
 @pytest.fixture
 def evidence() -> Any:
-    names = ("report", "which_rule")
+    names = ("report", "twins", "which_rule")
     return SimpleNamespace(**{n: import_module(f"docs.evidence.{n}") for n in names})
 
 
@@ -64,3 +67,30 @@ def test_learning_rates_are_multiples_of_the_best_of_the_bare_base(evidence: Any
     runs = known[(known["optimizer"] == "Adam") & (known["task"] == "digits, diffusion")]
     best = float(runs.groupby("lr")["loss"].median().idxmin())
     assert which.rates("Adam", "digits, diffusion") == pytest.approx([best, 10 * best, 100 * best])
+
+
+def test_twins_are_judged_by_the_one_that_was_better(evidence: Any) -> None:
+    """Two numbers that are to be 0, from different starts, neither of which gets there."""
+    starts: list[float] = []
+
+    def make_problem(factor: float = 1.0) -> Any:
+        model = torch.nn.Linear(1, 1, bias=False)
+        starts.append(float(model.weight.detach().abs()))
+        return SimpleNamespace(
+            model=model,
+            batches=[None] * 3,
+            loss=lambda copy, _: factor * copy.weight.square().sum(),
+            evaluate=lambda copy: {"loss": float(copy.weight.abs()), "score": copy.training},
+        )
+
+    def make_optimizer(params: Any, lr: float) -> MoMoWrapper:
+        return MoMoWrapper(torch.optim.SGD(params, lr), research.TwinPolyak())
+
+    for seed in range(6):
+        starts.clear()
+        found = evidence.twins.train_twins(1e-6, make_optimizer, seed, make_problem=make_problem)
+        assert found["loss"] == pytest.approx(min(starts), rel=1e-4)
+        assert not found["score"]
+    failing = partial(make_problem, math.nan)
+    with pytest.raises(FloatingPointError, match="the training losses are nan and nan"):
+        evidence.twins.train_twins(1e-6, make_optimizer, 0, make_problem=failing)

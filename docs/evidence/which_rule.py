@@ -25,6 +25,7 @@ from docs.evidence.rules.trust_region import TrustRegion
 from docs.evidence.rules.warm_target import WarmTarget
 from docs.evidence.sections import table
 from docs.evidence.tasks import DESIGN, SCORED
+from docs.evidence.twins import train_twins
 from momo_wrap import MoMo, MoMoStar, StepRule, TrustedMoMo, sweep
 from momo_wrap.research import (
     NGN,
@@ -34,6 +35,7 @@ from momo_wrap.research import (
     PerGroup,
     SPSMax,
     SPSSafe,
+    TwinPolyak,
 )
 from momo_wrap.sweep import OptimizerFactory
 from momo_wrap.sweep.comparing import medians
@@ -62,6 +64,7 @@ RULES: dict[str, Callable[[], StepRule]] = {
         LimitedGrowth,
         TrustRegion,
         PerGroup,
+        TwinPolyak,
     )
 }
 
@@ -90,9 +93,10 @@ def run(processes: int | None = None) -> None:
     """Run what is missing, in so many processes, and write the tables into the page."""
     for base in BASES:
         for name, make in TASKS.items():
-            task = {name: partial(train, make_problem=make)}
-            grid = rates(base, name)
-            sweep.run(task, methods(base), grid, SEEDS, WHICH_RULE, processes=processes)
+            ruled, twins = methods(base), f"{base} + {TwinPolyak.__name__}"
+            for its_train, its in ((train_twins, {twins: ruled.pop(twins)}), (train, ruled)):
+                task = {name: partial(its_train, make_problem=make)}
+                sweep.run(task, its, rates(base, name), SEEDS, WHICH_RULE, processes=processes)
     from docs.evidence.report import replace_sections  # which imports a page of its own
 
     page = PAGE.read_text(encoding="utf-8")
