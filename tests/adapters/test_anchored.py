@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 import re
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from tests.engine.test_blocks import peak_mib
 from tests.problems import (
     Problem,
     flat,
+    goes_on_from_a_file,
     last_step,
     relative_distance,
     take_step,
@@ -471,23 +471,7 @@ def test_slopes_are_along_the_move_of_the_anchor() -> None:
 
 @pytest.mark.parametrize("rule", [MoMo(0.3), MoMoStar(), TrustedMoMo(0.3)], ids=repr)
 def test_run_goes_on_bit_for_bit_from_a_file(rule: StepRule) -> None:
-    problem, fresh = Problem(), Problem()
-    optimizer, other = (MoMoWrapper(polyak(p.params, beta2=0.9), rule) for p in (problem, fresh))
-    for _ in range(15):
-        take_step(optimizer, problem.gradients())
-    file = io.BytesIO()
-    torch.save(optimizer.state_dict(), file)
-    file.seek(0)
-    other.load_state_dict(torch.load(file, weights_only=True))
-    fresh.generator.set_state(problem.generator.get_state())
-    with torch.no_grad():
-        for param, value in zip(fresh.params, problem.params, strict=True):
-            param.copy_(value)
-    for _ in range(15):
-        take_step(optimizer, problem.gradients())
-        take_step(other, fresh.gradients())
-        assert last_step(other) == last_step(optimizer)
-    assert torch.equal(flat(fresh.params), flat(problem.params))
+    goes_on_from_a_file(lambda p: MoMoWrapper(polyak(p, beta2=0.9), rule), Problem)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.complex128])

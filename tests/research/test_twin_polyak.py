@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import math
 import re
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch.optim import SGD, Adam, AdamW
 from momo_wrap import MoMoWrapper
 from momo_wrap.research import TwinPolyak
 from tests.adapters.test_anchored import STEPS, Array, Toy
-from tests.problems import Problem, flat, last_step
+from tests.problems import Problem, flat, goes_on_from_a_file, last_step, trajectory
 
 BETA = 0.9
 
@@ -79,91 +79,76 @@ def test_it_is_the_published_method_with_a_cap(lr: float, beta: float) -> None:
     assert len(toy.batches) == STEPS
 
 
-class Twins:
+class Twins(Problem):
     """Two copies of a small network that see the same batches."""
 
-    def __init__(self, groups: int = 1) -> None:
-        self.problem, other = Problem(), Problem(seed=1)
-        self.params = [p.detach().requires_grad_() for p in self.problem.params + other.params]
-        size = len(self.params) // (2 * groups)
-        self.groups: list[dict[str, Any]] = [
-            {"params": self.params[i : i + size]} for i in range(0, len(self.params), size)
-        ]
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.params += Problem(seed=1).params
+        self.losses: list[float] = []
 
-    def step(self, optimizer: MoMoWrapper) -> tuple[float, float]:
-        rows, half = self.problem.next_batch(), len(self.params) // 2
-        first, second = (
-            self.problem.loss(params, rows) for params in (self.params[:half], self.params[half:])
-        )
-        optimizer.zero_grad()
-        (first + second).backward()
-        optimizer.step(loss=first - second)
-        return first.item(), second.item()
+    def gradients(self) -> Tensor:
+        """Set the gradients of the sum, and return the difference of the losses."""
+        rows = self.next_batch()
+        loss, other = (self.loss(params, rows) for params in (self.params[:4], self.params[4:]))
+        grads = torch.autograd.grad(loss + other, self.params)
+        for param, grad in zip(self.params, grads, strict=True):
+            param.grad = grad
+        self.losses = [loss.item(), other.item()]
+        return (loss - other).detach()
+
+
+def in_groups(params: list[Tensor], size: int = 4) -> list[dict[str, Any]]:
+    return [{"params": params[i : i + size]} for i in range(0, 8, size)]
+
+
+def sgd(params: list[Tensor], size: int = 4) -> MoMoWrapper:
+    return MoMoWrapper(SGD(in_groups(params, size), lr=1e3, momentum=BETA), TwinPolyak())
 
 
 def test_several_groups_of_a_copy_are_one() -> None:
-    found = []
-    for groups in (1, 2, 4):
-        twins = Twins(groups)
-        optimizer = MoMoWrapper(SGD(twins.groups, lr=1e3, momentum=BETA), TwinPolyak())
-        for _ in range(30):
-            twins.step(optimizer)
-        found.append(flat(twins.params))
-    torch.testing.assert_close(found[1], found[0])
-    torch.testing.assert_close(found[2], found[0])
+    one, two, four = (trajectory(partial(sgd, size=size), 30, Twins()) for size in (4, 2, 1))
+    torch.testing.assert_close(two, one)
+    torch.testing.assert_close(four, one)
 
 
 def test_weight_decay_is_part_of_the_step_and_in_no_loss() -> None:
     """Also of a base that adds it to its gradients: SGD is then SGDW."""
-    twins = Twins()
-    base = SGD(twins.groups, lr=1e3, weight_decay=0.1)
+    twins, moved = Twins(), set()
+    base = SGD(in_groups(twins.params), lr=1e3, weight_decay=0.1)
     optimizer = MoMoWrapper(base, TwinPolyak())
     for _ in range(20):
-        before = [p.detach().clone() for p in twins.params]
-        first, second = twins.step(optimizer)
+        difference, before = twins.gradients(), flat(twins.params)
+        grad = flat([p.grad for p in twins.params if p.grad is not None])
+        optimizer.step(loss=difference)
         half = len(before) // 2
-        worse = slice(half) if first > second else slice(half, None)
-        x = flat(before[worse])
-        grad = flat([p.grad for p in twins.params[worse] if p.grad is not None])
-        step = grad + 0.1 * x
-        size = abs(first - second) / (0.5 * (grad @ step).item())
-        torch.testing.assert_close(flat(twins.params[worse]), x - size * step)
+        worse = slice(half) if difference > 0 else slice(half, None)
+        step = grad[worse] + 0.1 * before[worse]
+        size = difference.abs() / (0.5 * grad[worse] @ step)
+        torch.testing.assert_close(flat(twins.params)[worse], before[worse] - size * step)
+        moved.add(bool(difference > 0))
+    assert moved == {False, True}
 
 
-@pytest.mark.parametrize("make", [Adam, AdamW])
-def test_with_a_preconditioner_it_trains_far_above_the_best_learning_rate(make: Any) -> None:
-    twins = Twins()
-    optimizer = MoMoWrapper(make(twins.groups, lr=100.0), TwinPolyak())
-    losses = [min(twins.step(optimizer)) for _ in range(200)]
+@pytest.mark.parametrize("kind", [Adam, AdamW])
+def test_with_a_preconditioner_it_trains_far_above_the_best_learning_rate(kind: Any) -> None:
+    twins, losses = Twins(), []
+    optimizer = MoMoWrapper(kind(in_groups(twins.params), lr=100.0), TwinPolyak())
+    for _ in range(200):
+        optimizer.step(loss=twins.gradients())
+        losses.append(min(twins.losses))
     assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
     assert not optimizer.diagnosis().symptoms  # of a loss that is around 0
 
 
 def test_run_goes_on_bit_for_bit_from_a_file() -> None:
-    twins, fresh = Twins(), Twins()
-    optimizer, other = (
-        MoMoWrapper(SGD(t.groups, lr=1e3, momentum=BETA), TwinPolyak()) for t in (twins, fresh)
-    )
-    for _ in range(10):
-        twins.step(optimizer)
-    file = io.BytesIO()
-    torch.save(optimizer.state_dict(), file)
-    file.seek(0)
-    other.load_state_dict(torch.load(file, weights_only=True))
-    fresh.problem.generator.set_state(twins.problem.generator.get_state())
-    with torch.no_grad():
-        for param, value in zip(fresh.params, twins.params, strict=True):
-            param.copy_(value)
-    for _ in range(10):
-        twins.step(optimizer)
-        fresh.step(other)
-    assert torch.equal(flat(fresh.params), flat(twins.params))
+    goes_on_from_a_file(sgd, Twins)
 
 
 def test_losses_that_are_not_finite_show() -> None:
     twins = Twins()
-    optimizer = MoMoWrapper(SGD(twins.groups, lr=1.0), TwinPolyak())
-    twins.step(optimizer)
+    optimizer = sgd(twins.params)
+    optimizer.step(loss=twins.gradients())
     optimizer.step(loss=math.nan)
     assert last_step(optimizer).theta.isnan().all()
 
