@@ -25,7 +25,7 @@ def _packages() -> None:
 
 @pytest.fixture
 def evidence() -> Any:
-    names = ("report", "twins", "which_rule")
+    names = ("report", "twins", "which_base", "which_rule")
     return SimpleNamespace(**{n: import_module(f"docs.evidence.{n}") for n in names})
 
 
@@ -38,6 +38,18 @@ def test_the_page_is_that_of_the_results(evidence: Any) -> None:
     for text in sections.values():
         assert "?" not in text
         assert len(text.splitlines()) == 3 + len(evidence.which_rule.RULES)
+
+
+def test_methods_over_bases_of_their_own_are_in_it_too(evidence: Any) -> None:
+    """`python -m docs.evidence.which_base` writes it anew."""
+    page = evidence.which_rule.PAGE.read_text(encoding="utf-8")
+    sections = evidence.which_base.sections()
+    assert evidence.report.replace_sections(page, sections) == page
+    (text,) = sections.values()
+    assert "?" not in text
+    methods = [method for base in evidence.which_base.BASES.values() for method in base.rules]
+    rows = [line.split(" | ")[0].strip("| ") for line in text.splitlines()[2:]]
+    assert [row for row in rows if not row.endswith(", bare")] == methods
 
 
 def test_every_rule_is_in_it(evidence: Any) -> None:
@@ -53,7 +65,7 @@ def test_a_cell_is_the_mean_of_all_runs_or_tells_what_is_missing(evidence: Any) 
     def cell(*runs: tuple[int, str, float]) -> str:
         rows = [("t", "Adam", 0.1, *run) for run in runs]
         names = ["task", "optimizer", "lr", "seed", "status", "loss"]
-        found: str = evidence.which_rule._cell(pd.DataFrame(rows, columns=names), "t", "Adam", 0.1)
+        found: str = evidence.which_rule.cell(pd.DataFrame(rows, columns=names), "t", "Adam", 0.1)
         return found
 
     assert cell((0, "ok", 1.0), (1, "ok", 2.0), (5, "ok", 9.0)) == "1.5"

@@ -10,7 +10,7 @@ docs/which_rule.md are written anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -41,6 +41,7 @@ from momo_wrap.sweep import OptimizerFactory
 from momo_wrap.sweep.comparing import medians
 
 WHICH_RULE = RESULTS / "which_rule.csv"
+CONSTANT = path_of("constant")
 PAGE = Path(__file__).parents[1] / "which_rule.md"
 TASKS = {
     name: DESIGN[name] for name in ("digits, perceptron", "digits, diffusion", "matrix completion")
@@ -76,9 +77,9 @@ def methods(base: str) -> dict[str, OptimizerFactory]:
     return {base: make, **ruled}
 
 
-def best_rate(base: str, task: str) -> float:
-    """Return the best learning rate of a bare base on a task."""
-    known = sweep.load(path_of("constant"))
+def best_rate(base: str, task: str, path: Path = CONSTANT) -> float:
+    """Return the best learning rate of a bare base on a task, in a file of results."""
+    known = sweep.load(path)
     by_rate = medians(known[known["optimizer"] == base], task, judged_by(task), task in SCORED)
     column = by_rate[base]
     return float(column.idxmax() if task in SCORED else column.idxmin())
@@ -97,10 +98,15 @@ def run(processes: int | None = None) -> None:
             for its_train, its in ((train_twins, {twins: ruled.pop(twins)}), (train, ruled)):
                 task = {name: partial(its_train, make_problem=make)}
                 sweep.run(task, its, rates(base, name), SEEDS, WHICH_RULE, processes=processes)
+    write(sections())
+
+
+def write(tables: Mapping[str, str]) -> None:
+    """Write tables into the page, by the names of their sections."""
     from docs.evidence.report import replace_sections  # which imports a page of its own
 
     page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(replace_sections(page, sections()), encoding="utf-8")
+    PAGE.write_text(replace_sections(page, tables), encoding="utf-8")
 
 
 def sections(path: Path = WHICH_RULE) -> dict[str, str]:
@@ -122,12 +128,12 @@ def _table(results: pd.DataFrame, base: str) -> str:
     ]
     rows = []
     for name, method in zip(("bare", *(f"`{rule}`" for rule in RULES)), methods(base), strict=True):
-        cells = [_cell(results, task, method, rate) for task, its in grid.items() for rate in its]
+        cells = [cell(results, task, method, rate) for task, its in grid.items() for rate in its]
         rows.append([name, *cells])
     return table(head, rows)
 
 
-def _cell(results: pd.DataFrame, task: str, method: str, rate: float) -> str:
+def cell(results: pd.DataFrame, task: str, method: str, rate: float) -> str:
     """Return the mean test loss of the runs of a cell, or that one has failed."""
     same = (results["task"] == task) & (results["optimizer"] == method) & (results["lr"] == rate)
     runs = results[same & results["seed"].isin(SEEDS)]
