@@ -78,6 +78,21 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
 
 
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site in docs/_build/html; a warning is an error."""
+    _install(session, "docs", "test")
+    session.run("pytest", "-n0", "-m", "slow or not slow", "tests/test_site.py")
+    session.run("sphinx-build", "-W", "--keep-going", "-q", "docs", "docs/_build/html")
+
+
+@nox.session(default=False)
+def browser(session: nox.Session) -> None:
+    """Look at every page of the built site; needs Chromium, such as Debian's package chromium."""
+    session.install("playwright")
+    session.run("python", "-m", "docs.check_site", "docs/_build/html", *session.posargs)
+
+
 @nox.session(default=False)
 def examples(session: nox.Session) -> None:
     """Run the examples; each asserts its claim."""

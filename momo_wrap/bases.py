@@ -1,4 +1,4 @@
-"""The optimizers that are wrapped, each with its adapter and its engine, as one."""
+"""The base optimizers of a wrapper, each with its adapter and its engine, as one."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from momo_wrap.rules import WeightDecayForm, no_fraction
 
 
 def _plain_engine(compiled: object, base: object, adapter: object, params: object) -> type[Engine]:
-    """Return the engine that there is without `momo_wrap.fast`, whatever was chosen."""
+    """Return the engine without `momo_wrap.fast`, for any choice."""
     del compiled, base, adapter, params
     return Engine
 
 
 try:
     from momo_wrap.fast import choose_engine
-except ImportError:  # an optional wing
+except ImportError:  # this subpackage is optional
     choose_engine = _plain_engine
 
-# From the first group of a base, and how its groups average, to R_k of each.
+# From the index of a base's first group, and how its groups average, to R_k of each.
 WeightSums = Callable[[int, Sequence[Averaging]], Tensor]
 
 
@@ -44,17 +44,17 @@ class Bases:
 
     Args:
         bases, adapters: The optimizers, and an adapter for each.
-        weight_sums: From the index of a first parameter group, and how it and the following ones
-            average at this step, to R_k of each, of shape [groups].
+        weight_sums: From the index of a parameter group, and how it and the following ones average
+            at this step, to R_k of each, of shape [groups].
 
     Attributes:
         pairs: Each optimizer with its adapter.
-        sign: -1 where the bases maximise, which is minimisation of the negative.
-        like: An empty tensor of the device and dtype of the scalars, once a step is planned.
+        sign: -1 if the bases maximize, which is to minimize the negative.
+        like: An empty tensor of the device and dtype of the scalars, set when a step is planned.
         largest_lr: The largest learning rate, 0-dim, likewise.
-        rates: Those of all groups, a new list where settings have changed.
+        rates: The learning rates of all groups; a new list if settings have changed.
         unknown: NaN, 0-dim, likewise.
-        foresees: Whether any of them can move parameters ahead of the sums, likewise.
+        foresees: Whether any base can move parameters ahead of the sums, likewise.
     """
 
     like: Tensor
@@ -75,7 +75,7 @@ class Bases:
         self.check()
 
     def check(self) -> None:
-        """Refuse parameters and settings; looks at tensors, and into them."""
+        """Raise for invalid parameters and settings; reads settings that are tensors."""
         groups = [group for base, _ in self.pairs for group in base.param_groups]
         check_parameters(groups)
         self._movable = _movable(groups)
@@ -88,14 +88,14 @@ class Bases:
         self._engines = []
 
     def prepare(self, compiled: Compiled) -> None:
-        """Plan a step, and refuse settings and gradients that it can't be taken with.
+        """Plan a step, and raise for invalid settings and gradients.
 
         Args:
             compiled: Whether passes are compiled.
 
         Raises:
             TypeError: A gradient is not dense.
-            ValueError: Settings are out of range, or do not go together.
+            ValueError: Settings are out of range or contradict each other.
         """
         if not self._engines:
             self._choose_engines(compiled)
@@ -115,7 +115,7 @@ class Bases:
         return None
 
     def _choose_engines(self, compiled: Compiled) -> None:
-        """Give each base an engine, which has nothing planned yet."""
+        """Create an engine for each base, without a plan."""
         self._engines, self._plans, self._settings = [], [], []
         for index, (base, adapter) in enumerate(self.pairs):
             params = [p for group in base.param_groups for p in group["params"]]
@@ -128,14 +128,14 @@ class Bases:
         return self._weight_sums(first, averagings)
 
     def _note(self, plans: list[Plan], groups: Sequence[Mapping[str, Any]]) -> None:
-        """Note what follows from other plans or settings."""
+        """Update the values that depend on plans and settings."""
         self._plans = plans
         if len(plans) > 1:
             _share_template(plans)
             for engine in self._engines:
                 engine.kept = {}
         self.like = plans[0].like
-        on_host = self.like.device.type == "cpu"  # where to read a number waits for nothing
+        on_host = self.like.device.type == "cpu"  # where reading a number is no synchronization
         self.foresees = on_host and any(engine.foresees for engine in self._engines)
         self.rates = [1.0 if group.get("lr") is None else group["lr"] for group in groups]
         self.unknown = torch.full_like(self.like.new_empty(()), math.nan)
@@ -144,9 +144,9 @@ class Bases:
         self.sign = -1.0 if maximizes(base, base.param_groups[0]) else 1.0
 
     def movable(self) -> list[tuple[Tensor, int, int, Tensor]]:
-        """Return what may move in the step that is planned.
+        """Return the parameters that may move in the planned step.
 
-        Each parameter with its group, its shards, and its `Adapter.moving`.
+        Each with its group, its shards, and its `Adapter.moving`.
         """
         found, first = [], 0
         for plan, (base, adapter) in zip(self._plans, self.pairs, strict=True):
@@ -162,14 +162,14 @@ class Bases:
         theta: Tensor | None = None,
         reach: Tensor | None = None,
     ) -> BaseStep:
-        """Let the bases take in the gradients, and sum up what their steps would do.
+        """Update the state of the bases, and sum up what their steps would do.
 
-        `theta` and `reach` are what is `Foreseen`.
+        `theta` and `reach` are those of `Foreseen`.
         """
         steps: list[BaseStep] = []
         if theta is not None:
             groups = sum(plan.groups for plan in self._plans)
-            given: object = theta  # by a rule of the user's
+            given: object = theta  # by the user's rule
             if not (isinstance(given, Tensor) and tuple(given.shape) in ((), (groups,))):
                 raise no_fraction("foresee", given, groups)
             theta = theta.to(self.like)
@@ -186,16 +186,16 @@ class Bases:
             raise
         finally:
             for plan in self._plans:
-                plan.grads = []  # which must not live on until the next step
+                plan.grads = []  # frees them before the next step
         return steps[0] if len(steps) == 1 else _JointStep(steps)
 
     def update_state(self, compiled: Compiled, weight_decay_form: WeightDecayForm) -> None:
-        """Let the bases take in the gradients, and move nothing."""
+        """Update the state of the bases, and move nothing."""
         self.prepare(compiled)
         self.observe(weight_decay_form).apply(as_scalar(0.0, self.like))
 
     def _foreseen(self, index: int, theta: Tensor | None, reach: Tensor | None) -> Foreseen | None:
-        """Return what is foreseen of the groups of one base."""
+        """Return the `Foreseen` of the groups of one base."""
         if theta is not None and theta.dim():
             first = sum(plan.groups for plan in self._plans[:index])
             theta = theta.narrow(0, first, self._plans[index].groups)
@@ -231,20 +231,20 @@ class _JointStep(BaseStep):
         return torch.cat(moved)
 
     def withdraw(self) -> None:
-        """Put back what any base has moved ahead; see `BaseStep`."""
+        """Put back the parameters that any base has moved ahead; see `BaseStep`."""
         for step in self._steps:
             step.withdraw()
 
 
 def _movable(groups: Sequence[Mapping[str, Any]]) -> list[object]:
-    """Return what tells whether other parameters can move than before, or others of a kind."""
+    """Return a key of the parameters that can move, with their dtypes and devices."""
     params = [param for group in groups for param in group["params"]]
     params = [param for param in params if can_move(param) and not is_lazy(param)]
     return [(id(param), param.dtype, param.device) for param in params]
 
 
 def _share_template(plans: Sequence[Plan]) -> None:
-    """Make the scalars of several bases alike."""
+    """Give the scalars of several bases one device and dtype."""
     likes = [plan.like for plan in plans]
     device = next((like.device for like in likes if like.device.type != "cpu"), likes[0].device)
     wide = any(like.dtype is torch.float64 for like in likes)
@@ -254,10 +254,10 @@ def _share_template(plans: Sequence[Plan]) -> None:
 
 
 def _or_zeros(values: Tensor | None, step: BaseStep) -> Tensor:
-    """Return values of each group of a step, 0 where there are none."""
+    """Return values of each group of a step; zeros if they are None."""
     return torch.zeros_like(step.sums[0]) if values is None else values
 
 
 def _complete(sums: Tensor, rows: int) -> Tensor:
-    """Return all rows of sums, where others have them."""
+    """Return sums with the given number of rows."""
     return sums if len(sums) == rows else torch.cat([sums, sums[:1], torch.zeros_like(sums)])

@@ -1,4 +1,4 @@
-"""Whether a wrapped optimizer can do its work: symptoms, counted on the device and rarely read."""
+"""Whether a rule can work: symptoms, counted on the device and rarely read on the host."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ from torch import Tensor
 from momo_wrap.engine.scalars import as_scalar
 from momo_wrap.rules import ModelStats, StepDecision, StepRule
 
-# Sampled steps from one visit to the host to the next.
+# The number of sampled steps between two host synchronizations.
 WINDOW = 50
-# What is summed up of each sampled step, before the symptoms of the rule.
+# The sums over sampled steps, before those of the rule's symptoms.
 _OWN = ("none", "whole", "to_bound", "gap", "first_gap")
 
 
 @dataclass(frozen=True, repr=False)
 class Diagnosis:
-    """How a wrapped optimizer fares: what `MoMoWrapper.diagnosis()` returns, and prints well.
+    """How training with a wrapped optimizer is going; `MoMoWrapper.diagnosis()` returns it.
 
-    Values are in the sign of the user's objective, also with `maximize=True`.
+    It prints well. Values have the sign of the user's objective, also with `maximize=True`.
 
     Attributes:
         title: The rule and the base.
-        steps: How many steps were taken, those before a checkpoint among them.
-        loss: The loss that the last step was given; NaN, as the next two, before the first step.
-        value: h/ρ, the loss that the momentum model had before that step.
-        lower_bound: f*, the bound that was aimed at.
-        thetas: The fraction of the base's step that was taken, or those of the parameter groups.
+        steps: The number of steps taken, including those before a checkpoint.
+        loss: The loss of the last step; like the next two, NaN before the first step.
+        value: h/ρ, the value of the momentum model before that step.
+        lower_bound: f*, the bound that the step aimed at.
+        thetas: The fraction of the base's step that was taken, one value or one per parameter
+            group.
         effective_lrs: θα of each parameter group.
         lrs: α of each parameter group, NaN for a base without learning rates.
-        sampled: How many steps the next two values and the symptoms are from.
+        sampled: The number of sampled steps behind the next two values and the symptoms.
         share_none: The share of the sampled steps with θ = 0, in [0, 1].
         share_whole: The share with θ = 1.
-        symptoms: What was there in more than half of the sampled steps, by the names of
+        symptoms: The symptoms in more than half of the sampled steps, by the names of
             `StepRule.advice`: the cause, and what to write instead.
     """
 
@@ -76,55 +77,56 @@ def _listed(values: Sequence[float]) -> str:
 
 
 class Tally:
-    """In how many of the sampled steps each symptom was there, in one tensor on the device.
+    """Counts of the symptoms over the sampled steps, in one tensor on the device.
 
-    It is not saved, and starts anew where the rule is set.
+    They are not saved, and start from 0 when the rule is set.
 
     Attributes:
-        samples: How many steps are in the tensor.
-        told: The names of the symptoms that were told.
-        lacks_momentum: Whether the base averages neither gradients nor parameters, as of the last.
+        samples: The number of steps in the tensor.
+        warned: The names of the symptoms that a warning has named.
+        lacks_momentum: Whether the base averages neither gradients nor parameters, at the last
+            step.
     """
 
     def __init__(self) -> None:
-        self.told: set[str] = set()
+        self.warned: set[str] = set()
         self.start_rule()
 
     def start_rule(self) -> None:
-        """Forget what was counted, but not what was told."""
+        """Reset the counts, but not `warned`."""
         self.samples, self.lacks_momentum = 0, False
         self._sums: Tensor | None = None
         self._names: list[str] = []
         self._last: list[float] = []  # the sums of the last window
         self._first_gap = math.nan  # of the first
-        self._start = math.nan  # the gap of the first step in it
-        self._stalled = self._no_lower = False  # what the last windows have shown
+        self._start = math.nan  # the gap at the first step in it
+        self._stalled = self._no_lower = False  # the results of the last windows
         self._is_high = False
 
     def add(self, rule: StepRule, stats: ModelStats, decision: StepDecision) -> None:
-        """Count a step, without a visit to the host.
+        """Count a step, without host synchronization.
 
         Args:
             rule: The step rule.
-            stats: What it saw.
-            decision: What it answered.
+            stats: Its argument.
+            decision: Its return value.
         """
         row, names = _row(rule, stats, decision, first=not self.samples and not self._last)
         if self._sums is None or names != self._names or self._sums.device != row.device:
             self.start_rule()
             self._sums, self._names = torch.zeros_like(row), names
-        # Not in place: it may have been made in another inference mode.
+        # Not in place: it may be an inference tensor.
         self._sums = self._sums + row
         self.samples += 1
 
     def read(self) -> None:
-        """Bring the sums of a full window to the host, the only visit, and start another one."""
+        """Copy the sums of a full window to the host, and start a new window."""
         assert self._sums is not None
         sums = [*self._sums.tolist()]
         _, _, to_bound, gap, start = sums[: len(_OWN)]
         if not self._last:
             self._first_gap, self._start = gap, start
-        # Not where it ends: the last digits of a loss do not fall either.
+        # Not near the bound, where the last digits of a loss do not fall either.
         elif to_bound > WINDOW / 2:
             self._stalled = self._last[3] <= gap and gap > 0.01 * self._first_gap
         else:
@@ -135,16 +137,16 @@ class Tally:
         self._sums = torch.zeros_like(self._sums)
 
     def held(self, rule: StepRule) -> list[str]:
-        """Return the names of what was there in most steps of the last full window."""
+        """Return the names of the symptoms in most steps of the last full window."""
         found = _most(self._names, self._last, WINDOW) + self.others(rule)
         return found or ["no_lower"] * self._no_lower  # the others say why
 
     def summary(
         self, rule: StepRule, stats: ModelStats, decision: StepDecision
     ) -> tuple[int, list[float], list[str]]:
-        """Return the number of samples, the sums of `_OWN`, and the symptoms; visits the host.
+        """Return the number of samples, the sums of `_OWN`, and the symptoms, read on the host.
 
-        The samples are those of the last full window and since, or else the last step.
+        The samples are the last full window and later ones, or else the last step.
         """
         parts = [self._last] if self._last else []
         samples, names = self.samples + len(parts) * WINDOW, self._names
@@ -158,8 +160,8 @@ class Tally:
         return samples, sums, found or ["no_lower"] * self._no_lower
 
     def others(self, rule: StepRule) -> list[str]:
-        """Return the names of what a single step does not show."""
-        cuts = math.isfinite(rule.lower_bound)  # or else the base's own steps are taken
+        """Return the names of the symptoms that a single step does not show."""
+        cuts = math.isfinite(rule.lower_bound)  # otherwise no step is shortened
         lacks = rule.needs_momentum and self.lacks_momentum and cuts
         return ["no_progress"] * self._stalled + ["no_momentum"] * lacks
 
@@ -167,16 +169,16 @@ class Tally:
 def _row(
     rule: StepRule, stats: ModelStats, decision: StepDecision, *, first: bool
 ) -> tuple[Tensor, list[str]]:
-    """Return what is summed up of a step, `_OWN` and the symptoms by name."""
+    """Return the values of a step, those of `_OWN` and of the symptoms, and the symptoms' names."""
     theta, bound = decision.theta, stats.lower_bound
     gap = stats.mean_loss - bound
-    foretold = theta.amin() * stats.predicted_decrease
+    predicted = theta.amin() * stats.predicted_decrease
     symptoms = rule.symptoms(stats, decision)
     values = [
         (theta == 0).all(),
         (theta == 1).all(),
-        # The step was to close at least half of a gap to the bound that there was.
-        (foretold >= (stats.value_after_decay - bound) / 2) & (foretold > 0),
+        # The prediction closes at least half of the gap to the bound.
+        (predicted >= (stats.value_after_decay - bound) / 2) & (predicted > 0),
         gap,
         gap if first else torch.zeros_like(gap),
         *(_checked(name, value, rule) for name, value in symptoms.items()),
@@ -185,23 +187,23 @@ def _row(
 
 
 def _checked(name: str, value: object, rule: StepRule) -> Tensor:
-    """Return a symptom; refuse what can't be counted or explained."""
+    """Return a symptom; raise if it can't be counted or has no advice."""
     kind = type(rule).__name__
     if not (isinstance(value, Tensor) and value.dim() == 0):
         found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(
-            f"{kind}.symptoms has {name!r} of {found}, expected a 0-dim tensor that is True where "
-            "the symptom is there. Compute it from the tensors in stats and decision."
+            f"{kind}.symptoms has {name!r} of {found}, expected a 0-dim tensor that is True if the "
+            "step shows the symptom. Compute it from the tensors in stats and decision."
         )
     if name not in rule.advice:
         raise ValueError(
-            f"{kind}.symptoms has {name!r}, for which there is no advice. Write advice = "
+            f"{kind}.symptoms has {name!r}, expected a name in {kind}.advice. Write advice = "
             f"{{**StepRule.advice, {name!r}: '...'}} in the class, with the cause and the remedy."
         )
     return value
 
 
 def _most(names: Sequence[str], sums: Sequence[float], samples: int) -> list[str]:
-    """Return the names of what was there in more than half of the samples."""
+    """Return the names of the symptoms in more than half of the samples."""
     pairs = zip(names, sums[len(_OWN) :], strict=False)
     return [name for name, count in pairs if count > samples / 2]

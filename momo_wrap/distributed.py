@@ -1,4 +1,4 @@
-"""Sums over ranks: what is local, what is shared, and one all-reduce per step."""
+"""Local shards of tensors, and one all-reduce per step."""
 
 from __future__ import annotations
 
@@ -19,35 +19,36 @@ if TYPE_CHECKING:
 ProcessGroup: TypeAlias = "dist.ProcessGroup | Literal['auto'] | None"
 Ranks: TypeAlias = "dist.ProcessGroup | None"
 _Maybe: TypeAlias = "Tensor | None"
-# The loss of a step, its sums, its penalty, its offsets, what was measured of the last one, and the
+# The loss of a step, its sums, its penalty, its offsets, the measurement of the last step, and the
 # shift of its bound.
 Known: TypeAlias = "tuple[Tensor, Tensor, _Maybe, _Maybe, _Maybe, _Maybe]"
 
-# Classes of tensors that are whole, told at once where there are thousands.
+# Classes of tensors that are never sharded, for a fast check of thousands.
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def check_process_group(process_group: object, groups: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse ranks that lack this process, or ranks that hold parts of a parameter."""
+    """Raise if the ranks lack this process, or ranks with shards of a parameter."""
     ranks = None if process_group == "auto" else _ranks(process_group)
     for index, group in enumerate(groups):
         for position, param in enumerate(group["params"]):
             if not can_move(param):
                 continue
             where = f"Parameter {position} of group {index}"
-            # FSDP1 leaves this mark on ordinary tensors, which nothing else tells from whole ones.
+            # FSDP1 marks its shards only by this attribute.
             if getattr(param, "_fsdp_flattened", False) and dist.get_world_size() > 1:
                 raise ValueError(
                     f"{where} belongs to FullyShardedDataParallel (FSDP1), which does not say how "
-                    "it is cut over the ranks. Use torch.distributed.fsdp.fully_shard."
+                    "it is sharded, expected a tensor or DTensor. Use "
+                    "torch.distributed.fsdp.fully_shard."
                 )
             sharded = _as_dtensor(param)
             needed = [] if sharded is None else sharded.device_mesh.mesh.flatten().tolist()
             if ranks is not None and len(needed) > 1 and not ranks.issuperset(needed):
                 raise ValueError(
-                    f"{where} is laid out over the ranks {needed}, "
-                    f"but process_group has only {sorted(ranks) or 'this one'}, so that the ranks "
-                    "would take different steps. Write process_group='auto'."
+                    f"{where} is sharded over the ranks {needed}, but process_group has only "
+                    f"{sorted(ranks) or 'this one'}, so the ranks would take different steps. "
+                    "Write process_group='auto'."
                 )
 
 
@@ -57,8 +58,8 @@ def _ranks(process_group: object) -> set[int]:
     if dist.is_available():
         if process_group == dist.GroupMember.NON_GROUP_MEMBER:
             raise ValueError(
-                "process_group is one that this process does not belong to. Give each process a "
-                "group that it is in, or process_group=None where it is on its own."
+                "process_group does not contain this process. Give each process a group that "
+                "contains it, or process_group=None for a single process."
             )
         if isinstance(process_group, dist.ProcessGroup):
             return set(dist.get_process_group_ranks(process_group))
@@ -70,9 +71,9 @@ def _ranks(process_group: object) -> set[int]:
 
 
 def ranks_of(process_group: ProcessGroup) -> dist.ProcessGroup | None:
-    """Return the ranks that share the model of the loss, or None where there is just one.
+    """Return the ranks that share the model of the loss, or None for a single rank.
 
-    "auto" are all ranks, where `torch.distributed` is initialised.
+    "auto" means all ranks if `torch.distributed` is initialized.
     """
     if process_group is None or not dist.is_available() or not dist.is_initialized():
         return None
@@ -81,9 +82,9 @@ def ranks_of(process_group: ProcessGroup) -> dist.ProcessGroup | None:
 
 
 def reduced(tensors: Known, group: dist.ProcessGroup) -> Known:
-    """Average losses and bounds over the ranks, and add up what is summed up, in one all-reduce.
+    """Average losses and bounds over the ranks, and add up the sums, in one all-reduce.
 
-    Sums are those of this rank, each times `shards` of its parameters.
+    The sums are local, each times `shards` of its parameters.
     """
     known = [tensor for tensor in tensors if tensor is not None]
     packed = torch.cat([tensor.reshape(-1) for tensor in known]) / dist.get_world_size(group)
@@ -105,14 +106,14 @@ def any_rank(flag: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 
 def reshard(params: Iterable[Tensor]) -> None:
-    """Let FSDP2 gather parameters anew.
+    """Make FSDP2 gather parameters again.
 
-    A root module keeps them gathered after a forward that no backward follows, and its next forward
-    would not see that they have moved.
+    A root module keeps them gathered after a forward without a backward, so its next forward would
+    use the old values.
     """
     if all(_as_dtensor(param) is None for param in params):
         return
-    # There is no other way from parameters to their modules.
+    # Nothing else leads from parameters to their modules.
     from torch.distributed._composable_state import _module_state_mapping
 
     fsdp_module = fsdp_module_type()
@@ -122,27 +123,27 @@ def reshard(params: Iterable[Tensor]) -> None:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return the part of a tensor that is on this rank; it shares the memory."""
+    """Return the local shard of a tensor; it shares memory."""
     sharded = _as_dtensor(tensor)
     return tensor if sharded is None else sharded.to_local()
 
 
 def shards(param: Tensor) -> int:
-    """Return into how many different parts a parameter is cut.
+    """Return the number of different shards of a parameter.
 
     A sum over the local elements times this number, averaged over all ranks, is the sum over all
-    elements, however many copies of a part there are.
+    elements, for any number of replicas.
     """
     sharded = _as_dtensor(param)
     if sharded is None:
         return 1
-    # Not is_shard(): FSDP2 over tensor parallel cuts with a placement that denies to be one.
+    # Not is_shard(), which is False for the placement of FSDP2 over tensor parallel.
     cut = [dim for dim, its in enumerate(sharded.placements) if not its.is_replicate()]
     return math.prod(sharded.device_mesh.size(dim) for dim in cut)
 
 
 def cut_into(param: Tensor) -> list[tuple[int, int]]:
-    """Return the dimensions that a parameter is cut along, each with the number of parts."""
+    """Return the sharded dimensions of a parameter, each with the number of shards."""
     sharded = _as_dtensor(param)
     if sharded is None:
         return []
@@ -155,13 +156,13 @@ def cut_into(param: Tensor) -> list[tuple[int, int]]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor gathered, or added up, from all ranks that it is spread over."""
+    """Return the full tensor, gathered or added up over its ranks."""
     sharded = _as_dtensor(tensor)
     return tensor if sharded is None else sharded.full_tensor()
 
 
 def aligned(grad: Tensor, param: Tensor) -> Tensor:
-    """Return a gradient laid out over the ranks as its parameter is."""
+    """Return a gradient with the placements of its parameter."""
     sharded, its = _as_dtensor(param), _as_dtensor(grad)
     if sharded is None or its is None or its.placements == sharded.placements:
         return grad
@@ -170,6 +171,6 @@ def aligned(grad: Tensor, param: Tensor) -> Tensor:
 
 def _as_dtensor(tensor: Tensor) -> DTensor | None:
     if type(tensor) in PLAIN or not dist.is_available():
-        return None  # at once, and without the import
+        return None  # fast, and without the import
     found: Any = tensor
     return found if isinstance(tensor, dtensor_type()) else None

@@ -1,4 +1,4 @@
-"""Several optimizers as one: Muon for the matrices and AdamW for the rest, say."""
+"""Several optimizers as one, such as Muon for the matrices and AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from momo_wrap.checks.losses import evaluated
 
 
 class JointOptimizer(Optimizer):
-    """Several optimizers, each with parameters of its own, in the form of one.
+    """Several optimizers, each with different parameters, behind the interface of one.
 
-    Groups, state and settings are those of the optimizers themselves. The state dict is that of one
+    It shares groups, state and settings with the optimizers. Its state dict is that of one
     optimizer with all the groups.
 
     Args:
         optimizers: The optimizers, kept as `optimizers`.
 
     Raises:
-        TypeError: One is not an optimizer.
-        ValueError: There is none, or two have a parameter in common.
+        TypeError: An entry is not an optimizer.
+        ValueError: The list is empty, or two optimizers share a parameter.
     """
 
     optimizers: Sequence[Optimizer] = ()  # while Optimizer.__init__ runs
@@ -36,49 +36,49 @@ class JointOptimizer(Optimizer):
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of all optimizers, in their order; a new list of the very groups."""
+        """The groups of all optimizers, in their order, in a new list."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     @param_groups.setter
     def param_groups(self, groups: list[dict[str, Any]]) -> None:
         if self.optimizers and len(groups) != len(self.param_groups):
             raise ValueError(
-                f"Expected {len(self.param_groups)} groups, as many as the optimizers have "
-                f"together, got {len(groups)}. Set those of one: optimizers[0].param_groups = ..."
+                f"Expected {len(self.param_groups)} groups, as many as the optimizers have in "
+                f"total, got {len(groups)}. Set the groups of one: optimizers[0].param_groups = ..."
             )
         for optimizer, own in zip(self.optimizers, self._split(groups), strict=True):
             optimizer.param_groups = own
 
     @property  # type: ignore[override]
     def state(self) -> MutableMapping[Tensor, Any]:
-        """The state of all optimizers by parameter; what is written goes to the owner."""
+        """The state of all optimizers by parameter; writes go to the owner of the parameter."""
         return _JointState(self.optimizers)
 
     @state.setter
     def state(self, state: MutableMapping[Tensor, Any]) -> None:
-        entries = dict(state)  # which may be the very view that is cleared next
+        entries = dict(state)  # `state` may be the view that is cleared next
         for optimizer in self.optimizers:
             optimizer.state.clear()
         self.state.update(entries)
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The settings that all optimizers know, with the values of the first."""
+        """The settings that all optimizers have, with the values of the first."""
         first, *others = [optimizer.defaults for optimizer in self.optimizers] or [{}]
         return {name: first[name] for name in first if all(name in other for other in others)}
 
     @defaults.setter
     def defaults(self, defaults: dict[str, Any]) -> None:
-        pass  # Optimizer.__init__ assigns; those of the optimizers count
+        pass  # Optimizer.__init__ assigns; the optimizers keep theirs
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step with each optimizer.
 
         Args:
-            closure: Reevaluates the model and returns the loss; called once.
+            closure: Reevaluates the model and returns the loss. It is called once.
 
         Returns:
-            What the closure returned.
+            What the closure returned; None without one.
         """
         loss = evaluated(closure)
         for optimizer in self.optimizers:
@@ -89,13 +89,13 @@ class JointOptimizer(Optimizer):
         """Reset all gradients; see `torch.optim.Optimizer.zero_grad`.
 
         Args:
-            set_to_none: To None rather than to zeros.
+            set_to_none: Whether to set gradients to None instead of zeros.
         """
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refuse: the group belongs to one of the optimizers.
+        """Raise, because the group must go to one of the optimizers.
 
         Args:
             param_group: The parameters and their settings.
@@ -105,12 +105,12 @@ class JointOptimizer(Optimizer):
         """
         if self.optimizers:
             raise TypeError(
-                "add_param_group on several optimizers can't know which of them is meant. Add the "
-                "group to one, e.g. optimizer.base.optimizers[0].add_param_group(group)."
+                "add_param_group on several optimizers is ambiguous. Add the group to one, e.g. "
+                "optimizer.base.optimizers[0].add_param_group(group)."
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return one state dict, with parameters numbered through."""
+        """Return one state dict, with parameters numbered over all optimizers."""
         state: dict[Any, Any] = {}
         groups: list[dict[str, Any]] = []
         more: list[dict[str, Any]] = []
@@ -119,7 +119,7 @@ class JointOptimizer(Optimizer):
             own = dict(optimizer.state_dict())
             for key, value in own.pop("state", {}).items():
                 state[key + offset if isinstance(key, int) else (index, key)] = value
-            # A state dict without groups has a form of its own, which is kept in "members".
+            # A state dict without groups is not in torch's format; it is kept in "members".
             its_groups = own.pop("param_groups", optimizer.param_groups)
             groups += [{**g, "params": [next(numbers) for _ in g["params"]]} for g in its_groups]
             more.append(own)
@@ -131,22 +131,22 @@ class JointOptimizer(Optimizer):
         """Load what `state_dict` returned.
 
         Args:
-            state_dict: The state.
+            state_dict: What `state_dict` returned.
 
         Raises:
-            ValueError: The groups are not those of the optimizers; nothing is changed then.
+            ValueError: The groups are not those of the optimizers. Nothing is changed.
         """
         sizes = [len(group["params"]) for group in self.param_groups]
         found = [len(group["params"]) for group in state_dict["param_groups"]]
         if found != sizes:
             raise ValueError(
                 f"The state dict has groups of {found} parameters, the optimizers have groups of "
-                f"{sizes}. Give the optimizers in the order in which they were saved."
+                f"{sizes}. Pass the optimizers in the order in which they were saved."
             )
         parts = self._split(state_dict["param_groups"])
         more = state_dict.get("members", [{}] * len(parts))
         for index, (optimizer, groups) in enumerate(zip(self.optimizers, parts, strict=True)):
-            # Parameters keep the names that the state dict gives them; torch goes by position.
+            # Parameters keep their names in the state dict; torch matches them by position.
             names = {name for group in groups for name in group["params"]}
             state = {
                 key[1] if isinstance(key, tuple) else key: value
@@ -155,7 +155,7 @@ class JointOptimizer(Optimizer):
             }
             optimizer.load_state_dict({"state": state, "param_groups": groups, **more[index]})
             for live, group in zip(optimizer.param_groups, groups, strict=True):
-                # A member with a state dict of another form has not looked at the groups.
+                # A member whose state dict is not in torch's format has not loaded the groups.
                 unseen = [name for name in group if live.get(name) is None]
                 live.update({name: group[name] for name in unseen})
 
@@ -202,13 +202,13 @@ class _JointState(MutableMapping[Tensor, Any]):
 
     def __iter__(self) -> Iterator[Tensor]:
         keys = (key for optimizer in self._optimizers for key in optimizer.state)
-        return iter(dict.fromkeys(keys))  # keys that are no parameters may be in several
+        return iter(dict.fromkeys(keys))  # keys other than parameters may be in several
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
     def get(self, param: Any, default: Any = None) -> Any:
-        # The inherited one would ask a defaultdict for the entry, and so make it.
+        # The inherited one would read a defaultdict, which creates the entry.
         return self[param] if param in self else default  # noqa: SIM401
 
     def __contains__(self, param: object) -> bool:
@@ -216,19 +216,22 @@ class _JointState(MutableMapping[Tensor, Any]):
 
 
 def joined(optimizer: Optimizer | Sequence[Optimizer]) -> Optimizer:
-    """Return one optimizer: the one that is given, or several in a list or tuple as one."""
+    """Return the given optimizer, or several in a list or tuple as one."""
     one: Any = JointOptimizer(optimizer) if isinstance(optimizer, (list, tuple)) else optimizer
     return one  # type: ignore[no-any-return]
 
 
 def members(optimizer: Optimizer) -> Sequence[Optimizer]:
-    """Return the optimizers that an optimizer is made of; most are their own only member."""
+    """Return the members of a `JointOptimizer`, or any other optimizer as its only member."""
     return optimizer.optimizers if isinstance(optimizer, JointOptimizer) else [optimizer]
 
 
 def _check_optimizers(optimizers: Sequence[Optimizer]) -> None:
     if not optimizers:
-        raise ValueError("There are no optimizers. Write MoMoWrapper([muon, adamw]).")
+        raise ValueError(
+            "The list of optimizers is empty, expected at least one. "
+            "Write MoMoWrapper([muon, adamw])."
+        )
     for index, optimizer in enumerate(optimizers):
         if not isinstance(optimizer, Optimizer):
             raise TypeError(

@@ -26,38 +26,38 @@ def muon_and_adamw(
 ) -> MoMoWrapper:
     """Return Muon for the matrices of hidden layers and AdamW for the rest, as one optimizer.
 
-    Both are under one model of the loss, with one θ: `MoMoWrapper([Muon(...), AdamW(...)])`. There
-    are up to three parameter groups with learning rates and weight decays of their own, which a
-    `Recorder` tells apart by their `"name"`:
+    Both share one model of the loss and one θ: `MoMoWrapper([Muon(...), AdamW(...)])`. There are up
+    to three parameter groups with separate learning rates and weight decays, which a `Recorder`
+    logs by their `"name"`:
 
-        hidden      Muon     parameters with two dimensions, but for those of the next
-        ends        AdamW    embeddings, the last layer, and all else with two dimensions or more
+        hidden      Muon     parameters with two dimensions, except `ends`
+        ends        AdamW    embeddings, the last layer, and others with two or more dimensions
         vectors     AdamW    biases and norms, without weight decay
 
-    Muon's steps are scaled to the size of AdamW's (`adjust_lr_fn="match_rms_adamw"`), so that one
-    learning rate does for both. Frozen parameters are left out.
+    Muon's steps are scaled to the size of AdamW's (`adjust_lr_fn="match_rms_adamw"`), so both can
+    share one learning rate. Frozen parameters are left out.
 
-    Under `fully_shard`, make it after the model was cut. Whole matrices are orthogonalised, not the
-    parts of ranks: torch gathers what it needs.
+    With `fully_shard`, create it after sharding the model. Full matrices are orthogonalized, not
+    local shards: torch gathers them.
 
     Args:
-        model: The model. Parameters that it shares between modules count once.
+        model: The model. Shared parameters count once.
         lr: The learning rate of all groups, which is a cap.
-        rule: The step rule; None: `MoMo()`. With `TrustedMoMo()` an `lr` of 100 does.
-        weight_decay: Of the first two groups, as AdamW has it.
-        adamw_for: Modules and parameters whose matrices AdamW gets, besides embeddings; None: the
-            last module that has a matrix, in the order of `model.modules()`. Give the output layer
-            where it is not the last one, `[]` where there is none.
-        muon: Further settings of `torch.optim.Muon`, or others of the same, such as its lr.
-        adamw: The same of `torch.optim.AdamW`.
-        **settings: Those of `MoMoWrapper`, such as `max_grad_norm`.
+        rule: The step rule; None: `MoMo()`. With `TrustedMoMo()`, `lr` may be 100.
+        weight_decay: The weight decay of the first two groups, decoupled as in AdamW.
+        adamw_for: Modules and parameters for AdamW, besides embeddings; None: the last module with
+            a matrix, in the order of `model.modules()`. Pass the output layer if it is not the last
+            one, `[]` if there is none.
+        muon: Further arguments of `torch.optim.Muon`, or other values, such as another lr.
+        adamw: The same for `torch.optim.AdamW`.
+        **settings: Arguments of `MoMoWrapper`, such as `max_grad_norm`.
 
     Returns:
         The optimizer.
 
     Raises:
         ImportError: torch is older than 2.9, which has no Muon.
-        ValueError: There is no matrix for Muon, or one with fewer rows than it is cut into.
+        ValueError: There is no matrix for Muon, or one has fewer rows than shards.
 
     Example:
         >>> optimizer = muon_and_adamw(model, lr=1e-2)
@@ -66,7 +66,7 @@ def muon_and_adamw(
     """
     if not hasattr(torch.optim, "Muon"):
         raise ImportError(
-            f"muon_and_adamw needs torch.optim.Muon, which torch has from 2.9 on, and this is "
+            "muon_and_adamw needs torch.optim.Muon, which exists from torch 2.9 on, got torch "
             f"{torch.__version__}. Upgrade torch, or write MoMoWrapper([muon, adamw]) with a Muon "
             "of another package."
         )
@@ -100,7 +100,7 @@ def _groups(model: nn.Module, ends: set[int]) -> list[dict[str, Any]]:
 
 
 def _ends(model: nn.Module, adamw_for: Iterable[nn.Module | Tensor] | None) -> set[int]:
-    """Return the ids of parameters that are no matrices of hidden layers, whatever their shape."""
+    """Return the ids of parameters for AdamW in spite of their shape."""
     embeddings = [
         module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
     ]
@@ -119,12 +119,13 @@ def _ends(model: nn.Module, adamw_for: Iterable[nn.Module | Tensor] | None) -> s
 
 
 def _check_parts(name: str, param: Tensor) -> None:
-    """Refuse a matrix that torch can't orthogonalise, as it has fewer rows than parts."""
+    """Raise for a matrix with fewer rows than shards, which torch can't orthogonalize."""
     for dim, parts in cut_into(param):
         if param.shape[dim] < parts:
             raise ValueError(
-                f"{name} of shape {list(param.shape)} is cut into {parts} parts along dimension "
-                f"{dim}, more than it has rows there, so that torch.optim.Muon can't orthogonalise "
-                "it. Leave it to AdamW, with the output layer: muon_and_adamw(model, "
-                f"adamw_for=[model.get_parameter({name!r}), model.head]); or don't cut it."
+                f"{name} of shape {list(param.shape)} is sharded into {parts} parts along "
+                f"dimension {dim}, expected at most as many as its size there, or torch.optim.Muon "
+                "can't orthogonalize it. Leave it to AdamW, with the output layer: "
+                f"muon_and_adamw(model, adamw_for=[model.get_parameter({name!r}), model.head]); or "
+                "do not shard it."
             )

@@ -1,17 +1,17 @@
-"""What a step did to the loss of the next batch, which had no part in it: slopes and probes.
+"""What a step did to the loss of the next batch, which the step had not seen: slopes and probes.
 
 After step k the parameters are x', and the next batch ξ gives its gradient g and its loss f(x'; ξ)
 there. The gradient gives the slope of the loss at the end of the step, along it,
 
     σ = ⟨g, x - x'⟩ ,    E[σ] = ⟨∇f(x'), x - x'⟩
 
-for which only the parameters x before the step must be kept. One more evaluation, at x, gives
+which only needs a copy of the parameters x before the step. One more evaluation, at x, gives
 
     o = f(x; ξ) - f(x'; ξ) ,    E[o] = f(x) - f(x')
 
 an unbiased measurement of what the step did to the expected loss, without the noise between batches
-and without whatever else moves the loss. Where the loss is a parabola along the step, its least
-value is at r* = r (o - σ/2)/(o - σ) of a step that was r long.
+and without other changes of the loss. If the loss is a parabola along a step of size r, its minimum
+is at the step size r* = r (o - σ/2)/(o - σ).
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ _INSTEAD = (
 
 
 class Before:
-    """The parameters before a step that is measured, and what the model predicts of it.
+    """The parameters before a measured step, and the model's prediction for the step.
 
     Args:
-        params: What is about to move, with λ, where the base adds λ x to its gradient, else 0, and
-            its `shards`.
-        moving: What is measured and copied for each: the parameter, or the anchor that moves as the
-            model says, see `momo_wrap.adapters.Adapter.moving`.
-        wants_probe: Whether the loss of the next batch is to be evaluated here, too.
+        params: The parameters that may move, each with λ if the base adds λ x to its gradient, else
+            0, and its `shards`.
+        moving: The tensor measured and copied for each: the parameter, or the anchor whose move the
+            model predicts, see `momo_wrap.adapters.Adapter.moving`.
+        wants_probe: Whether to evaluate the loss of the next batch here, too.
 
     Attributes:
-        params, moving, wants_probe: As they were given.
-        predicted: By how much the model predicts the loss to fall, with λ ‖x‖²/2 in it; 0-dim.
+        params, moving, wants_probe: As given.
+        predicted: The decrease of the loss that the model predicts, including λ ‖x‖²/2; 0-dim.
         groups: The parameter group of each parameter, until λ is known.
     """
 
@@ -74,7 +74,7 @@ class Before:
 
     @property
     def previous(self) -> list[Tensor]:
-        """The copies, as real tensors of what is on this rank, in float32 at least."""
+        """The copies: real tensors of the local shards, in at least float32."""
         return self._copies.values
 
     @classmethod
@@ -87,7 +87,7 @@ class Before:
         wants_probe: bool,
         previous: Sequence[Tensor],
     ) -> Before:
-        """Return what was kept before, of parameters that have moved since."""
+        """Return the object for parameters that have moved since."""
         before = cls(params, moving, wants_probe=wants_probe)
         before.predicted = predicted
         torch._foreach_copy_(before.previous, list(previous))
@@ -100,12 +100,12 @@ class Before:
         *,
         wants_probe: bool,
     ) -> bool:
-        """Copy all anew, into the same memory, where it is the same that moves; else False."""
+        """Copy again into the same memory and return True, or return False for other parameters."""
         self.params, self.moving, self.wants_probe = params, moving, wants_probe
         return self._copies.take(_with_shards(params, moving))
 
     def predict(self, stats: ModelStats, theta: Tensor, decays: Sequence[Scalar]) -> None:
-        """Take in what the model predicts of a fraction θ of the step, and λ of each group."""
+        """Store the model's prediction for a fraction θ of the step, and λ of each group."""
         self.predicted = _predicted(stats, theta)
         if decays:
             self.params = [
@@ -114,7 +114,7 @@ class Before:
             ]
 
     def __reduce__(self) -> tuple[object, ...]:
-        # The copies share memory, which pickle would undo.
+        # The copies share memory, which pickle does not keep.
         previous = [value.clone() for value in self.previous]
         known = (self.params, self.moving, self.predicted, self.wants_probe)
         return Before.restored, (*known, previous)
@@ -129,20 +129,20 @@ class Before:
         *,
         own_loss: bool,
     ) -> Tensor | None:
-        """Return what the step has done to the loss of the next batch, on this rank; once.
+        """Return what the step did to the loss of the next batch, on this rank. Call it once.
 
         Args:
-            probe: Returns the loss of the batch at the parameters as they are; None: there is none.
-            loss: What it has returned at the parameters as they are.
+            probe: Returns the loss of the batch at the current parameters; None: no probe.
+            loss: Its loss at the current parameters.
             like: A tensor of the device and dtype of the scalars.
-            sign: -1 where the loss is maximised.
-            clipping: By what its gradients were multiplied; None: they are as they were.
-            own_loss: Whether the loss is what the probe would return now.
+            sign: -1 if the loss is maximized.
+            clipping: The factor by which its gradients were clipped; None: no clipping.
+            own_loss: Whether the probe would return this loss now.
 
         Returns:
-            By how much the loss has fallen, NaN without a probe, and by how much it would have if
-            it had been as steep all the way as it is at the end, shape [2], with λ ‖x‖²/2 in the
-            loss as it was at that step; None where there is no way back.
+            The decrease of the loss, NaN without a probe, and the decrease if it were as steep
+            along the whole step as at its end; shape [2]. The loss includes λ ‖x‖²/2 with λ of that
+            step. None if shapes have changed.
         """
         now = [real(moving) for moving in self.moving]
         pairs = zip(now, self.previous, strict=True)
@@ -157,7 +157,7 @@ class Before:
     def _fall(
         self, probe: Probe, loss: Loss, like: Tensor, now: Sequence[Tensor], *, own_loss: bool
     ) -> Tensor:
-        """Return by how much the loss has fallen, from the same random numbers."""
+        """Return the decrease of the loss, with the same random numbers."""
         devices = {p.device for p in now if p.device.type not in _WITHOUT_STATE}
         states = random_states(devices)
         try:
@@ -173,18 +173,18 @@ class Before:
         return then - as_scalar(loss, like)
 
     def seen(self, measured: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the decrease that `measure` found, the one that was predicted, and the slope."""
+        """Return the decrease that `measure` found, the predicted one, and the slope."""
         return measured[0], self.predicted, measured[1]
 
     def _penalty(self, now: Sequence[Tensor], like: Tensor) -> Tensor:
-        """Return by how much λ ‖x‖²/2 has fallen, as no difference of large numbers."""
+        """Return the decrease of λ ‖x‖²/2, not as a difference of large numbers."""
         penalty = like.new_zeros(())
         for decay, before, x in self._decayed(now):
             penalty = penalty + as_scalar(((before - x) * (before + x)).sum() * decay / 2, like)
         return penalty
 
     def _decayed(self, now: Sequence[Tensor]) -> Iterator[tuple[Scalar, Tensor, Tensor]]:
-        """Give λ times `shards`, x and x' of the parameters where λ may not be 0."""
+        """Yield λ times `shards`, x and x' of the parameters whose λ may not be 0."""
         for (_, decay, shards), before, x in zip(self.params, self.previous, now, strict=True):
             if isinstance(decay, Tensor) or decay != 0.0:
                 yield decay * shards, before, x
@@ -192,7 +192,7 @@ class Before:
     def _slope(
         self, now: Sequence[Tensor], like: Tensor, sign: float, clipping: Loss | None
     ) -> Tensor:
-        """Return ⟨g + λ x', x - x'⟩, each times `shards`; uses up what was copied."""
+        """Return ⟨g + λ x', x - x'⟩, each times `shards`; overwrites the copies."""
         decayed = [
             as_scalar(((before - x) * x).sum() * decay, like)
             for decay, before, x in self._decayed(now)
@@ -211,7 +211,7 @@ class Before:
 
     @contextmanager
     def _moved_back(self, now: Sequence[Tensor]) -> Iterator[None]:
-        """Put the parameters to where they were, and then, whatever happens, to where they are."""
+        """Move the parameters back to x, and in any case to x' afterwards."""
         params = list(now)
         kept = [param.clone() for param in params]
         try:
@@ -232,7 +232,7 @@ def measured(
     clipping: Loss | None,
     own_loss: bool,
 ) -> Tensor | None:
-    """Return what is known of the last step; see `Before.measure`; None: it was not measured."""
+    """Return the measurement of the last step, see `Before.measure`; None: it was not measured."""
     if probe is not None:
         check_probe(probe)
     if before is None or (before.wants_probe and probe is None):
@@ -246,22 +246,22 @@ def before_step(
     movable: Callable[[], Sequence[tuple[Tensor, int, int, Tensor]]],
     last: Before | None,
 ) -> Before | None:
-    """Return what is to be kept of a step that is about to be taken; None where nothing is.
+    """Return the parameters before this step if it is to be measured, else None.
 
-    The memory of the last one, which is not needed any more, is used again.
+    It reuses the memory of the last one.
     """
     probe = early.has_probe and rule.wants_probe(early)
     if not probe and not rule.wants_slope(early):
         return None
     if early.loss.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            f"{type(rule).__name__} measures what some steps did, but a CUDA graph would replay "
-            "one of them for all. Capture with a rule that measures nothing: "
-            "MoMoWrapper(optimizer, MoMo())."
+            f"{type(rule).__name__} measures some of the steps, but a CUDA graph would replay one "
+            "of them for all. Capture with a rule that measures no steps: MoMoWrapper(optimizer, "
+            "MoMo())."
         )
     found, before = movable(), last
     params, moving = [(param, 0.0, shards) for param, _, shards, _ in found], [m for *_, m in found]
-    # A probe would see how parameters have moved, which the model of an anchor does not predict.
+    # A probe measures the move of parameters, which the model of an anchor does not predict.
     probe = probe and all(param is its for param, _, _, its in found)
     if before is None or not before.again(params, moving, wants_probe=probe):
         before = Before(params, moving, wants_probe=probe)
@@ -276,7 +276,7 @@ def _with_shards(
 
 
 def _predicted(stats: ModelStats, theta: Tensor) -> Tensor:
-    """Return by how much the model predicts the loss to fall with a fraction θ of the step."""
+    """Return the decrease that the model predicts for a fraction θ of the step."""
     after_decay = stats.value - stats.value_after_decay
     if theta.dim() and stats.groups is not None:
         return after_decay + (theta * stats.groups.predicted_decrease).sum()
@@ -284,10 +284,10 @@ def _predicted(stats: ModelStats, theta: Tensor) -> Tensor:
 
 
 def _evaluate(probe: Probe, like: Tensor) -> Tensor:
-    """Return what a probe returns, like a 0-dim tensor."""
+    """Return the loss of a probe as a 0-dim tensor."""
     return as_scalar(probed_loss(probe), like)
 
 
 def probed_loss(probe: Probe) -> Loss:
-    """Return what a probe returns, and refuse what is no loss."""
+    """Return the loss of a probe; raise if it is not a loss."""
     return checked_loss(probe(), "the probe returned", _INSTEAD)

@@ -1,4 +1,4 @@
-"""What is known of a step after it was taken."""
+"""The record of the last step, and the warnings of a wrapper."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ from momo_wrap.rules import ModelStats, StepDecision, StepRule
 from momo_wrap.state.memory import Memory
 from momo_wrap.warning import MoMoWarning, users_level
 
-# Steps from one whose symptoms are counted to the next.
+# Symptoms are counted at every so many steps.
 SAMPLED_EVERY = 10
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What happened in a step, as tensors without host synchronisation, 0-dim but for θ.
+    """What happened in a step: tensors, without host synchronization.
 
-    Values are in the sign of the user's objective, also with `maximize=True`.
+    All are 0-dim unless stated. Values have the sign of the user's objective, also with
+    `maximize=True`.
 
     Attributes:
-        theta: The fraction of the base's step that was taken, in [0, 1]; of shape [groups] where
-            the rule chose one for each parameter group, 0-dim with all others.
-        theta_uncapped: The same before it was cut at 1.
-        value_after_decay: h/ρ, the loss that the momentum model had before the step, with λ ‖x‖²/2
-            where the base adds its weight decay to the gradients. Where batches have bounds of
-            their own, what it had for this batch.
-        predicted_decrease: N/ρ, by how much the whole step of the base would have lowered it
+        theta: The fraction of the base's step that was taken, in [0, 1]; of shape [groups] if the
+            rule chose one for each parameter group.
+        theta_uncapped: θ before it was clipped at 1, of the same shape.
+        value_after_decay: h/ρ, the loss in the momentum model before the step. It includes λ ‖x‖²/2
+            if the base adds its weight decay to the gradients. If batches have their own bounds, it
+            is the value for this batch.
+        predicted_decrease: N/ρ, how much the full step of the base would have lowered that value
             (with `maximize=True`: raised it).
-        lower_bound: f*, the bound that was aimed at, of this batch if it was given one.
-        loss: The loss that was given.
+        lower_bound: f*, the bound that the step aimed at; that of this batch if it has one.
+        loss: The loss as given.
     """
 
     theta: Tensor
@@ -53,10 +54,10 @@ class StepRecord:
 
 @dataclass
 class Outcome:
-    """What a wrapper tells of its last step; None before the first."""
+    """What a wrapper reports about its last step; None before the first."""
 
-    # And the loss that was given, in the sense of minimisation, the sign of the objective, and by
-    # how much the bound of the batch is above that of the rule; None: it was given none.
+    # And the given loss in the sense of minimization, the sign of the objective, and how far the
+    # bound of the batch is above that of the rule; None: the batch had no bound.
     of_step: tuple[ModelStats, StepDecision, Tensor, float, Tensor | None] | None = None
     effective_lrs: Tensor | None = None  # θα of each parameter group, [groups]
     skipped: int = 0
@@ -64,7 +65,7 @@ class Outcome:
 
 
 class Results:
-    """What an optimizer tells of its last step, and of how it fares."""
+    """An optimizer that reports its last step and a diagnosis."""
 
     base: Optimizer
     rule: StepRule
@@ -90,22 +91,22 @@ class Results:
 
     @property
     def skipped_steps(self) -> int:
-        """The number of steps that were skipped since the wrapper was made."""
+        """The number of steps skipped since the wrapper was created."""
         return self._outcome.skipped
 
     def effective_lrs(self) -> list[Tensor]:
-        """Return the learning rates θα that the last step amounted to; empty before the first."""
+        """Return the 0-dim θα of each parameter group at the last step; empty before the first."""
         lrs = self._outcome.effective_lrs
         return [] if lrs is None else list(lrs.unbind())
 
     def diagnosis(self) -> Diagnosis:
-        """Return how the optimizer fares, and what is wrong where it can't do its work.
+        """Return how training is going, and what is wrong if the rule can't work.
 
-        It waits for the device. Call it at any time, also before the first step.
+        This is a host synchronization. It may be called at any time, also before the first step.
 
         Returns:
             A `Diagnosis`, which prints well: values of the last step, how often θ was 0 and 1, and
-            the symptoms that there are, each with its remedy.
+            the current symptoms, each with its remedy.
         """
         last = self.last_step
         if last is None or self._outcome.of_step is None:
@@ -130,11 +131,11 @@ class Results:
         )
 
     def _sample(self, *, lacks_momentum: bool) -> None:
-        """Count the symptoms of the step that was just taken; warn of what was there for long."""
+        """Count the symptoms of the last step; warn about persistent ones."""
         assert self._outcome.of_step is not None
         stats, decision, *_ = self._outcome.of_step
         if stats.loss.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            return  # a replay would not come here
+            return  # a replay would not run this
         tally = self._outcome.tally
         tally.add(self.rule, stats, decision)
         tally.lacks_momentum = lacks_momentum
@@ -142,12 +143,12 @@ class Results:
         if is_full:
             tally.read()
         for name in tally.held(self.rule) if is_full else tally.others(self.rule):
-            if name not in tally.told:
-                tally.told.add(name)
+            if name not in tally.warned:
+                tally.warned.add(name)
                 self._warn(name, self.diagnosis() if is_full else None)
 
     def _warn(self, name: str, now: Diagnosis | None) -> None:
-        """Tell a symptom, on the first of several ranks, which all have the same numbers."""
+        """Warn about a symptom, on the first of several ranks, which all have the same numbers."""
         group = ranks_of(self.process_group)
         if group is not None and dist.get_rank(group) > 0:
             return
@@ -160,9 +161,9 @@ class Results:
             )
         )
         warnings.warn(
-            f"{self._title}{found}: {self.rule.advice[name]} print(optimizer.diagnosis()) tells "
-            "more. To hear this no more, write warnings.filterwarnings('ignore', "
-            "category=momo_wrap.MoMoWarning).",
+            f"{self._title}{found}: {self.rule.advice[name]} For more, "
+            "print(optimizer.diagnosis()). To silence this warning, write "
+            "warnings.filterwarnings('ignore', category=momo_wrap.MoMoWarning).",
             MoMoWarning,
             stacklevel=users_level(),
         )

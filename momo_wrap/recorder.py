@@ -1,4 +1,4 @@
-"""What every step amounted to, kept on the device and brought to the host in batches."""
+"""A record of every step, kept on the device and copied to the host in batches."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(StepRecord))
 
 
 class ScalarWriter(Protocol):
-    """What TensorBoard's `SummaryWriter` and its like have in common."""
+    """The interface of TensorBoard's `SummaryWriter` and similar writers."""
 
     def add_scalar(self, tag: str, scalar_value: Any, global_step: int) -> object:
         """Log one number."""
 
 
 class Recorder:
-    """Records every step of a `MoMoWrapper` without waiting for the device at every step.
+    """Records every step of a `MoMoWrapper` without a host synchronization per step.
 
-    The values of a step are copied on the device that they are on. One transfer brings those of
-    `every` steps to the host, where they go to a CSV file, to TensorBoard, or to memory. There is
-    one row per step: `step`, counted from 0, the fields of `StepRecord`, and for each parameter
-    group the cap `lr` and the `effective_lr` that the step amounted to; with several groups
-    `lr/pg1` and so on, or with the group's `"name"` in place of `pg1`, and likewise `theta/pg1`
-    where the rule chose a fraction for each. A step that was skipped as not finite has no row. The
-    last rows are written by `close`, or by leaving the `with` block.
+    The values of a step are copied on their device. One transfer brings those of `every` steps to
+    the host, where they go to a CSV file, to TensorBoard, or to memory. Each step has one row:
+    `step`, counted from 0, the fields of `StepRecord`, and for each parameter group the cap `lr`
+    and the `effective_lr`. With several groups, the names are `lr/pg1` and so on, or with the
+    group's `"name"` instead of `pg1`; likewise `theta/pg1` if the rule chose a fraction for each. A
+    step skipped by `nonfinite="skip"` has no row. `close`, or the end of the `with` block, writes
+    the last rows.
 
     Args:
-        optimizer: The wrapper, or what a trainer made of it.
+        optimizer: The wrapper, or a trainer's wrapper around it.
         every: The number of steps between two transfers.
-        path: The CSV file, which is overwritten; None: rows are kept in memory for `curve`. Both
-            are kept as attributes.
-        tensorboard: A directory for TensorBoard, or a writer that there is already, which is left
-            open; None: nothing is written there.
+        path: The CSV file, which is overwritten; None: rows are kept in memory for `curve`. `every`
+            and `path` are also attributes.
+        tensorboard: A directory for TensorBoard, or an existing writer, which is left open; None:
+            no TensorBoard logs.
 
     Raises:
-        TypeError: There is no `MoMoWrapper`.
+        TypeError: `optimizer` is not and does not contain a `MoMoWrapper`.
         ValueError: `every` is not positive.
         ImportError: `tensorboard` names a directory, and TensorBoard is not installed.
 
@@ -70,31 +70,31 @@ class Recorder:
         tensorboard: str | PathLike[str] | ScalarWriter | None = None,
     ) -> None:
         if every < 1:
-            raise ValueError(f"every must be at least 1 step, got {every}.")
+            raise ValueError(f"every must be at least 1 step, got {every}. Write every=100.")
         self.every = every
         self.path = None if path is None else Path(path)
         self._optimizer = wrapper_of(optimizer)
         self._columns: list[str] = []
         self._form: tuple[int, list[str]] = (0, [])
         self._waiting: list[tuple[int, Tensor, list[float | None]]] = []
-        self._rows: list[list[float]] = []  # where there is no file
+        self._rows: list[list[float]] = []  # if there is no file
         self._calls = 0
         self._skipped = self._optimizer.skipped_steps
         self._closed = False
         self._owns_writer = isinstance(tensorboard, (str, PathLike))
         self._writer: Any = _summary(tensorboard) if self._owns_writer else tensorboard
         if self.path is not None:
-            self.path.write_text("")  # a path that can't be written is found before the training
+            self.path.write_text("")  # raises before training if it can't be written
 
     def record(self) -> None:
-        """Record the step that was just taken. Call it after each `optimizer.step`.
+        """Record the last step. Call it after each `optimizer.step`.
 
         Raises:
             ValueError: The recorder is closed, or the number of parameter groups has changed, or
-                whether the rule chooses a fraction for each.
+                the rule started or stopped choosing a fraction for each group.
         """
         if self._closed:
-            raise ValueError("record was called after close. Make a new Recorder.")
+            raise ValueError("record was called after close. Create a new Recorder.")
         step, self._calls = self._calls, self._calls + 1
         skipped, self._skipped = self._skipped, self._optimizer.skipped_steps
         last = self._optimizer.last_step
@@ -107,13 +107,13 @@ class Recorder:
         values = [*fields, *effective_lrs, *caps]
         on_host = [None if isinstance(value, Tensor) else float(value) for value in values]
         tensors = [as_scalar(value, last.theta) for value in values if isinstance(value, Tensor)]
-        # Stacked they are copies: a CUDA graph or a scheduler may write into the same tensors.
+        # `stack` copies: a CUDA graph or a scheduler may write into the same tensors.
         self._waiting.append((step, torch.stack(tensors), on_host))
         if len(self._waiting) >= self.every:
             self.flush()
 
     def flush(self) -> None:
-        """Bring what was recorded to the host, and write it."""
+        """Copy the recorded values to the host, and write them."""
         if not self._waiting:
             return
         steps, on_device, on_host = zip(*self._waiting, strict=True)
@@ -135,11 +135,11 @@ class Recorder:
                     self._writer.add_scalar(f"momo/{name}", value, int(row[0]))
 
     def curve(self) -> dict[str, list[float]]:
-        """Return what was recorded so far, after a flush.
+        """Flush, and return the records so far.
 
         Returns:
-            The columns by name, read back from the file if there is one. Empty where nothing was
-            recorded, and where the values went to TensorBoard alone.
+            The columns by name, read from the file if there is one. Empty if nothing was recorded,
+            or if the values went only to TensorBoard.
         """
         self.flush()
         rows = self._rows
@@ -149,7 +149,7 @@ class Recorder:
         return {name: [row[i] for row in rows] for i, name in enumerate(self._columns)}
 
     def close(self) -> None:
-        """Flush, and accept no further steps. A second call does nothing."""
+        """Flush, and accept no further steps. A second call is a no-op."""
         if self._closed:
             return
         self.flush()
@@ -175,14 +175,14 @@ class Recorder:
         if groups != before:
             raise ValueError(
                 f"The recorder began with {before} parameter group(s), and the optimizer now has "
-                f"{groups}, for which there are no columns. Close it, and make a new Recorder with "
+                f"{groups}, which have no columns. Close it, and create a new Recorder with "
                 "another path after add_param_group."
             )
         if per_group != per_group_before:
             raise ValueError(
                 f"The recorder began with a rule whose values per group were {per_group_before}, "
-                f"and with the present one they are {per_group}, for which there are no columns. "
-                "Close it, and make a new Recorder with another path after setting optimizer.rule."
+                f"and with the new rule they are {per_group}, which have no columns. Close it, and "
+                "create a new Recorder with another path after setting optimizer.rule."
             )
 
 
@@ -191,24 +191,24 @@ def _summary(directory: object) -> object:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ImportError(
-            "Recorder(tensorboard=...) got a directory, and TensorBoard is not installed: "
-            "pip install tensorboard, or leave the argument out and give a path."
+            "Recorder(tensorboard=...) got a directory, but TensorBoard is not installed: pip "
+            "install tensorboard, or write Recorder(optimizer, path='steps.csv')."
         ) from error
     return SummaryWriter(str(directory))
 
 
 def wrapper_of(optimizer: object) -> MoMoWrapper:
-    """Return the `MoMoWrapper` inside the optimizer that a trainer hands out.
+    """Return the `MoMoWrapper` inside a trainer's optimizer.
 
     Args:
-        optimizer: The wrapper itself, or what a trainer made of it, which keeps it as `optimizer`
-            or, in fastai, as `opt`.
+        optimizer: The wrapper, or a trainer's wrapper around it with the attribute `optimizer` or,
+            in fastai, `opt`.
 
     Returns:
         The wrapper.
 
     Raises:
-        TypeError: There is none.
+        TypeError: There is no `MoMoWrapper` inside.
 
     Example:
         >>> model, optimizer = accelerator.prepare(model, MoMoWrapper(base))
@@ -224,23 +224,22 @@ def wrapper_of(optimizer: object) -> MoMoWrapper:
 
 
 def _no_wrapper(given: object, inner: object) -> str:
-    """Return what to write where there is no wrapper in what was given, only another optimizer."""
-    expected = "Expected a MoMoWrapper, or what a trainer made of one, got"
+    """Return the error message for an optimizer without a `MoMoWrapper` inside."""
+    expected = "Expected a MoMoWrapper, or a trainer's wrapper around one, got"
     if inner is None:
         return (
-            f"{expected} None. A trainer that makes its optimizer by itself has made none before "
-            "it trains: first call its function for that, such as trainer.create_optimizer() of "
-            "transformers, or learner.create_opt() of fastai."
+            f"{expected} None. Some trainers create their optimizer only when they train: first "
+            "call trainer.create_optimizer() of transformers, or learner.create_opt() of fastai."
         )
     around = "" if inner is given else f" in {type(given).__name__}"
     return (
         f"{expected} {type(inner).__name__}{around}. Give the trainer MoMoWrapper(optimizer), or, "
-        "where it takes a class, one of momo_wrap.optim, such as TrustedAdamW."
+        "if it takes a class, one of momo_wrap.optim, such as TrustedAdamW."
     )
 
 
 def group_suffixes(groups: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what tells groups apart in logged names, `/pg1` or `/` and the group's `"name"`."""
+    """Return the suffixes of groups in logged names, `/pg1` or `/` and the group's `"name"`."""
     if len(groups) == 1:
         return [""]
     return [f"/{group.get('name', f'pg{number}')}" for number, group in enumerate(groups, start=1)]

@@ -41,11 +41,11 @@ from momo_wrap.state.shared_state import lasting_tensors
 
 
 class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, SavesMemory):
-    r"""Cuts the steps of an optimizer where its momentum model of the loss would fall too low.
+    r"""Shortens the steps of an optimizer to keep its momentum model of the loss above a bound.
 
-    At each step the base optimizer averages gradients and preconditions them, as always, to a
-    direction u_i for each parameter group i. Where it would move by -α_i u_i (α_i the group's
-    learning rate), the wrapper moves by -θ α_i u_i with one θ in [0, 1] for all groups,
+    At each step the base optimizer averages gradients and preconditions them, as always. This gives
+    a direction u_i for each parameter group i. The base would move by -α_i u_i, where α_i is the
+    group's learning rate. The wrapper moves by -θ α_i u_i with one θ in [0, 1] for all groups,
 
         θ = clip( (h - ρ f*) / Σ_i α_i ⟨d_i, u_i⟩ , 0, 1 )                                     (3)
         x_i <- x_i - θ α_i u_i                                                                 (4)
@@ -57,43 +57,43 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Saves
     Learning Rates", ICML 2024, arXiv 2305.07583.
 
     The wrapper shares `param_groups`, `state` and `defaults` with the base. A scheduler may be
-    built on either; the learning rates that it sets are the upper bounds α_i. Sums and scalars are
-    computed in at least float32. No step waits for a device, except every 500th, for `diagnosis`.
-    Register step hooks on the wrapper. Those of the base run inside `base.step()`, which is called
-    with lr=0, so that parameters have not moved yet; global ones once, for the wrapper.
+    built on either; it sets the caps α_i. Sums and scalars are computed in at least float32. Only
+    every 500th step synchronizes with the host, for `diagnosis`. Register step hooks on the
+    wrapper. Hooks of the base run inside `base.step()`, which is called with lr=0, before
+    parameters move. Global hooks run once, for the wrapper.
 
     Args:
-        optimizer: The base optimizer, kept as `base`; or a list of them, which share one model of
-            the loss and one θ, kept as a `JointOptimizer`.
+        optimizer: The base optimizer, kept as `base`; or a list of them, kept as a
+            `JointOptimizer`, which share one model of the loss and one θ.
         rule: The step rule; None: `MoMo(lower_bound=0.0)`.
-        adapter: How to read the base; None: that of `adapter_for`. With several, one for each.
-        weight_decay_form: What the base's weight decay λ_i does. "base": what it does in the base,
-            shortened with the step; "scaled": the same as in AdamW, x_i <- x_i - θ α_i (u_i + λ_i
-            x_i); "decoupled": x_i <- (1 - α_i λ_i) x_i - θ α_i u_i; "proximal", the paper's: x_i <-
-            (x_i - θ α_i u_i)/(1 + α_i λ_i); None: the rule's own form, "base" unless it says so. A
-            `ProposingAdapter` knows "base" alone.
-        nonfinite: What to do where the loss or a gradient is not finite: "propagate", the step
-            writes NaN, as the base's would; "skip", the step changes nothing and is counted;
-            "raise", it changes nothing and raises. The last two wait for the device at every step.
+        adapter: How to read the base; None: `adapter_for(optimizer)`. For several bases, a list.
+        weight_decay_form: What the base's weight decay λ_i does. "base": the same as in the base,
+            shortened with the step; "scaled": as in AdamW, x_i <- x_i - θ α_i (u_i + λ_i x_i);
+            "decoupled": x_i <- (1 - α_i λ_i) x_i - θ α_i u_i; "proximal", as in the paper: x_i <-
+            (x_i - θ α_i u_i)/(1 + α_i λ_i); None: the rule's `weight_decay_form`, "base" by
+            default. A `ProposingAdapter` supports only "base".
+        nonfinite: What to do if the loss or a gradient is not finite. "propagate": the step writes
+            NaN, as the base's would; "skip": the step is a no-op and is counted; "raise": it is a
+            no-op and raises. The last two synchronize with the host at every step.
         compiled: How the state of SGD and the Adam family is updated. False: by `base.step()`, as
-            that of all others. True: by compiled passes in its stead, unless the base has step
-            hooks. "auto": so on the CPU, compiled from 2^24 parameters on; else by `base.step()`.
-        max_grad_norm: The norm that gradients are clipped to at each step, as torch's
-            `clip_grad_norm_` does, and the model of the loss knows of it; None: they are not. Where
-            you clip them yourself, see `record_clipping`.
-        process_group: The ranks whose losses are averaged, and over which parameters are sharded:
-            "auto", all of `torch.distributed` if it is initialised; a group; None, this one alone.
+            for all other bases. True: by compiled passes instead, unless the base has step hooks.
+            "auto": like True on the CPU, compiled from 2^24 parameters on; else by `base.step()`.
+        max_grad_norm: The norm to which each step clips gradients, as torch's `clip_grad_norm_`
+            does; the model of the loss accounts for it. None: no clipping. If you clip gradients
+            yourself, see `record_clipping`.
+        process_group: The ranks over which losses are averaged and parameters are sharded. "auto":
+            all ranks if `torch.distributed` is initialized; a process group; None: only this rank.
 
     Attributes:
-        base: The optimizer that was wrapped, a `JointOptimizer` for several.
-        adapter: Its adapter, a list of them for several.
-        rule, weight_decay_form, nonfinite, max_grad_norm, process_group, compiled: As they were
-            given. They may be set, and are checked then. Another rule remembers nothing.
+        base: The wrapped optimizer; a `JointOptimizer` for several.
+        adapter: The adapter of the base; a list for several.
+        rule, weight_decay_form, nonfinite, max_grad_norm, process_group, compiled: As given. They
+            may be set, and are checked then. A new rule starts with an empty memory.
 
     Raises:
-        TypeError: `optimizer` is not an optimizer, or one that can't be wrapped; `rule` or
-            `adapter` are of the wrong type.
-        ValueError: The settings of a group are out of range, or do not go together.
+        TypeError: `optimizer` is not an optimizer or can't be wrapped, or `rule` or `adapter` has
+            the wrong type.
+        ValueError: The settings of a group are out of range or contradict each other.
     """
 
     def __init__(
@@ -113,8 +113,8 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Saves
         base = joined(optimizer)
         if any(isinstance(member, MoMoWrapper) for member in members(base)):
             raise TypeError(
-                "MoMoWrapper got an optimizer that is wrapped already; its steps would be cut "
-                "twice. Wrap the base itself: MoMoWrapper(optimizer.base)."
+                "MoMoWrapper got an optimizer that is already wrapped; its steps would be "
+                "shortened twice. Wrap the base: MoMoWrapper(optimizer.base)."
             )
         rule = MoMo() if rule is None else rule
         check_arguments(base, rule, adapter, nonfinite, compiled, weight_decay_form, max_grad_norm)
@@ -164,35 +164,34 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Saves
         probe: Probe | None = None,
         lower_bound: Loss | None = None,
     ) -> Loss | None:
-        """Take one step: the base's own, shortened by θ.
+        """Take the base's step, shortened by θ.
 
-        Pass the loss, after `loss.backward()`, or a closure that computes loss and gradients, or
-        nothing where losses were recorded. A parameter without a gradient does not move, unless the
-        base moves it: then by the fraction θ of that.
+        After `loss.backward()`, pass the loss; or pass a closure that computes loss and gradients,
+        or nothing if losses were recorded. A parameter without a gradient does not move unless the
+        base moves it; that move is shortened by θ too.
 
         Args:
-            closure: Reevaluates the model and returns the loss; runs with gradients enabled.
+            closure: Reevaluates the model and returns the loss. It runs with gradients enabled.
             loss: The loss of the gradients: a one-element tensor on any device, or a number.
-            probe: Returns the loss of the same batch at the parameters as they are. Give it at
-                every step; it is called where the rule asks for it, without gradients, with the
-                parameters moved back to where they were before the last step.
-            lower_bound: A number that the loss of this batch can't go below, such as the loss that
-                a teacher has, in the place of the rule's: a one-element tensor on any device, or a
-                number. The model of the loss is cut at the average of the bounds, equation (18).
+            probe: Returns the loss of the same batch at the current parameters. Pass it at every
+                step. It is called when the rule requests it, without gradients, with the parameters
+                moved back to where they were before the last step.
+            lower_bound: A lower bound of the loss of this batch, such as the loss of a teacher,
+                instead of the rule's: a one-element tensor on any device, or a number. The model of
+                the loss is truncated at the average of the bounds, equation (18).
 
         Returns:
-            The loss, as it was given, or the mean or sum of those that were recorded. None where
-            there is none: all learning rates are 0, as when tools initialise the base's state, or
-            the closure left no gradients, as a trainer's does for a batch that is left out.
+            The loss as given, or the mean or sum of the recorded losses. None if there is no loss:
+            all learning rates are 0, as when tools initialize the optimizer state, or the closure
+            left no gradients, as a trainer's does for a batch that it skips.
 
         Raises:
-            TypeError: There is no loss or two, or one of the wrong type; a gradient is sparse.
-            ValueError: Loss or bound have several elements, or settings have become invalid.
-            FloatingPointError: Loss or gradients are not finite, with `nonfinite="raise"`.
+            TypeError: There is no loss, or two, or one of the wrong type; or a gradient is sparse.
+            ValueError: Loss or bound has several elements, or a setting has become invalid.
+            FloatingPointError: Loss or gradients are not finite and `nonfinite="raise"`.
 
-        After an error above, parameters, the base's state and the model are as they were. What a
-        rule or an adapter returns is refused later: nothing has moved, but the base has taken in
-        the gradients.
+        These errors change nothing. A wrong return value of a rule or an adapter raises later: no
+        parameter has moved, but the optimizer state is updated.
         """
         if torch.compiler.is_dynamo_compiling():
             return self._untraced_step(closure, loss, probe, lower_bound)
@@ -201,29 +200,31 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Saves
     def _step(
         self, closure: Closure | None, loss: Loss | None, probe: Probe | None, limit: Loss | None
     ) -> Loss | None:
-        own_loss, told = True, self._pending
-        if closure is None and loss is None and not told.count and has_zero_lr(self.base):
-            form, told.clipping = self.weight_decay_form or self.rule.weight_decay_form, None
+        own_loss, pending = True, self._pending
+        if closure is None and loss is None and not pending.count and has_zero_lr(self.base):
+            form, pending.clipping = self.weight_decay_form or self.rule.weight_decay_form, None
             self._bases.update_state(self.compiled, form)
             return None
-        # Nearly always it is a real 0-dim tensor, with which nothing can be wrong.
-        other = not (closure is None and told.clipping is None and limit is None) or told.count
+        # Nearly always it is a real 0-dim tensor, which needs no check.
+        other = (
+            not (closure is None and pending.clipping is None and limit is None) or pending.count
+        )
         if other or not isinstance(loss, Tensor) or loss.dim() or loss.is_complex():
             groups = self.param_groups
-            loss, probe, limit, own_loss = told.evaluate(closure, loss, probe, limit, groups)
-            if loss is None:  # a batch that was left out, without gradients
+            loss, probe, limit, own_loss = pending.evaluate(closure, loss, probe, limit, groups)
+            if loss is None:  # a skipped batch, without gradients
                 return None
         self._bases.prepare(self.compiled)
         several = dist.is_available() and dist.is_initialized()
         group = ranks_of(self.process_group) if several else None
         cares = self.nonfinite != "propagate"
         if cares and must_skip(self.nonfinite, loss, limit, self.param_groups, group):
-            self._outcome.skipped, told.clipping = self._outcome.skipped + 1, None
+            self._outcome.skipped, pending.clipping = self._outcome.skipped + 1, None
         else:
             self._take(loss, group, probe, limit, own_loss=own_loss)
         return loss
 
-    # One correct graph break where the caller compiles.
+    # One correct graph break if the caller compiles.
     _untraced_step = torch._disable_dynamo(_step)  # type: ignore[attr-defined]
 
     def _take(
@@ -247,7 +248,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Saves
         seen = (bases.unknown,) * 3 if before is None or probed is None else before.seen(probed)
         known = (*seen, memory.steps + 1, has_probe, probed is not None, memory.is_scheduled)
         foreseen = kept = None
-        # No call where a rule measures nothing, as most do, and nothing is moved ahead.
+        # Most rules measure nothing: no call then, unless parameters are moved ahead.
         measures = type(self.rule).wants_slope is not StepRule.wants_slope
         if measures or has_probe or bases.foresees:
             at = loss if shift is None else loss - shift
@@ -285,7 +286,7 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Saves
 
     @property
     def adapter(self) -> Adapter | list[Adapter]:
-        """The adapter of the base; with several optimizers a list, in their order."""
+        """The adapter of the base; a list in the order of the bases for several."""
         adapters = [adapter for _, adapter in self._bases.pairs]
         return adapters if isinstance(self.base, JointOptimizer) else adapters[0]
 

@@ -462,7 +462,7 @@ ERRORS: dict[str, tuple[Callable[[MoMoWrapper], object], type[Exception], str]] 
     "the norm for the factor": (
         lambda o: o.record_clipping(17.0),
         ValueError,
-        "record_clipping\\(\\) got 17.0, expected by what the gradients were multiplied, a number",
+        "record_clipping\\(\\) got 17.0, expected the factor that the gradients were multiplied by",
     ),
     "several factors": (
         lambda o: o.record_clipping(torch.ones(2)),

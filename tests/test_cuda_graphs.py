@@ -135,7 +135,7 @@ def test_a_rule_that_measures_some_steps_is_not_captured(monkeypatch: pytest.Mon
     optimizer = optimizer_on_cuda(CAPTURABLE["AdamW"], TrustedMoMo())
     assert obstacles(optimizer) == []
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    message = "TrustedMoMo measures what some steps did, but a CUDA graph would replay one of them"
+    message = "TrustedMoMo measures some of the steps, but a CUDA graph would replay one of them"
     with pytest.raises(RuntimeError, match=message):
         take_step(optimizer, torch.empty((), device="cuda"))
     optimizer.rule = TrustedMoMo(-math.inf)  # type: ignore[attr-defined]

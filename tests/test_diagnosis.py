@@ -554,7 +554,11 @@ class Shaped(Worried):
 @pytest.mark.parametrize(
     ("rule", "error", "text"),
     [
-        (Unexplained(), ValueError, "for which there is no advice. Write advice = "),
+        (
+            Unexplained(),
+            ValueError,
+            "has 'worried', expected a name in Unexplained.advice. Write advice = ",
+        ),
         (Shaped(), TypeError, r"has 'worried' of \[2\], expected a 0-dim tensor"),
     ],
     ids=["no advice", "shape"],

@@ -225,7 +225,7 @@ def test_state_dict_of_other_groups_is_refused() -> None:
     before = copy.deepcopy(optimizer.state_dict())
     weights, biases = problem.params[::2], problem.params[1::2]
     foreign = JointOptimizer([AdamW(biases[:1]), AdamW([*biases[1:], *weights])])
-    message = "has groups of [1, 3] parameters, the optimizers have groups of [2, 2]. Give the"
+    message = "has groups of [1, 3] parameters, the optimizers have groups of [2, 2]. Pass the"
     with pytest.raises(ValueError, match=re.escape(message)):
         optimizer.load_state_dict(foreign.state_dict())
     assert str(optimizer.state_dict()) == str(before)

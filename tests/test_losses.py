@@ -201,7 +201,7 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
     "two losses": (
         lambda o: (o.record_loss(1.0), o.step(loss=2.0)),
         TypeError,
-        "step() got a loss, but 1 were recorded before. Write either optimizer.record_loss(loss) "
+        "step() got a loss, but 1 were already recorded. Write either optimizer.record_loss(loss) "
         "and optimizer.step(), or optimizer.step(loss=loss)",
     ),
     "several elements": (
@@ -218,17 +218,17 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
     "unknown reduction": (
         lambda o: o.record_loss(1.0, reduction="total"),
         ValueError,
-        "record_loss() got reduction='total', expected 'mean' or 'sum'. Write 'sum' where the",
+        "record_loss() got reduction='total', expected 'mean' or 'sum'. Write 'sum' if the",
     ),
     "two reductions": (
         lambda o: (o.record_loss(1.0, reduction="sum"), o.record_loss(1.0)),
         ValueError,
-        "got reduction='mean', but the losses before had 'sum'. Write the same for all losses of",
+        "got reduction='mean', but earlier losses of this step had 'sum'. Write the same for",
     ),
     "a closure and a loss": (
         lambda o: o.step(lambda: 1.0, loss=1.0),
         TypeError,
-        "as in Lightning's manual optimisation, write optimizer.record_loss(loss) and optimizer",
+        "as in Lightning's manual optimization, write optimizer.record_loss(loss) and optimizer",
     ),
     "weight of another kind": (
         lambda o: o.record_loss(1.0, weight="tokens"),

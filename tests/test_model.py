@@ -112,7 +112,7 @@ def test_groups_that_average_differently_by_hand() -> None:
     torch.testing.assert_close(
         model.levels[1], float64(0.0, 0.25 / 1.5, 0.125 * 4 / 3, 0.5 * 0.5 / 2.375)
     )
-    torch.testing.assert_close(model.normaliser, float64(1.0, 1.5, 1.0, 2.375))
+    torch.testing.assert_close(model.normalizer, float64(1.0, 1.5, 1.0, 2.375))
     # Shares of N/ρ = 1 | 0 | 3 | -2, the last of which does not count.
     found = total(model, float64(1.0, 0.0, 3.0, -4.75), float64(0.0, -0.3, 0.0, 0.0))
     value = 0.25 * 2.0 + 0.75 * 8 / 3 + float(model.levels[1].sum())

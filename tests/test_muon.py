@@ -153,5 +153,5 @@ def test_what_has_no_hidden_matrix_is_refused() -> None:
 @pytest.mark.skipif(TORCH < (2, 9), reason="there is none to take away")
 def test_a_torch_without_muon_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(ImportError, match=r"from 2\.9 on"):
+    with pytest.raises(ImportError, match=r"from torch 2\.9 on, got torch"):
         muon_and_adamw(Language())

@@ -450,36 +450,36 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "an optimizer": (
         lambda: MoMoWrapper.of(SGD(X)),  # type: ignore[arg-type]
         TypeError,
-        "MoMoWrapper.of expects a class of optimizers, got SGD (",
+        "MoMoWrapper.of expects an optimizer class, got SGD (",
     ),
     "no optimizer": (
         lambda: MoMoWrapper.of(nn.Linear),  # type: ignore[arg-type]
         TypeError,
-        "expects a class of optimizers, got <class 'torch.nn.modules.linear.Linear'>. Write "
-        "MoMoWrapper.of(torch.optim.AdamW); for an optimizer that there is already, "
+        "expects an optimizer class, got <class 'torch.nn.modules.linear.Linear'>. Write "
+        "MoMoWrapper.of(torch.optim.AdamW); for an existing optimizer, "
         "MoMoWrapper(optimizer).",
     ),
     "a class of wrapped ones": (
         lambda: MoMoWrapper.of(MoMoAdamW),
         TypeError,
-        "MoMoWrapper.of got MoMoAdamW, whose optimizers are wrapped already",
+        "MoMoWrapper.of got MoMoAdamW, whose optimizers are already wrapped",
     ),
     "unknown default": (
         lambda: MoMoWrapper.of(AdamW, momentum=0.9),
         TypeError,
-        "Neither AdamW nor MoMoWrapper has an argument 'momentum' that could have the default 0.9. "
-        "Those that they have are: lr, betas,",
+        "Neither AdamW nor MoMoWrapper has an argument 'momentum', got the default 0.9 for it. "
+        "Their arguments are: lr, betas,",
     ),
     "parameters as a default": (
         lambda: MoMoWrapper.of(AdamW, params=X),
         TypeError,
-        "has an argument 'params' that could have the default",
+        "has an argument 'params', got the default",
     ),
     "an argument of both": (
         lambda: MoMoWrapper.of(Shared),
         TypeError,
-        "Shared and MoMoWrapper both have arguments named ['compiled'], and a class can't tell "
-        "whose is meant. Write MoMoWrapper(Shared(params, ...)).",
+        "Shared and MoMoWrapper both have arguments named ['compiled'], which is "
+        "ambiguous. Write MoMoWrapper(Shared(params, ...)).",
     ),
     "a base that can't be wrapped": (
         lambda: MoMoWrapper.of(torch.optim.LBFGS)(X),
@@ -494,14 +494,14 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "settings without a base": (
         lambda: type("Mine", (MoMoOptimizer,), {}, lr=1.0),
         TypeError,
-        "Mine has settings for a base, and none. Write class Mine(MoMoOptimizer, base=torch.optim.",
+        "Mine has settings for a base, but no base. Write class Mine(MoMoOptimizer, base=torch.",
     ),
     "a wrapper that is given parameters": (
         lambda: MoMoWrapper(X, lr=1e-2),  # type: ignore[arg-type]
         TypeError,
-        "MoMoWrapper takes no lr; it is a setting of the base. Write MoMoWrapper(torch.optim.AdamW("
-        "model.parameters(), lr=...)); the class that takes it is momo_wrap.optim.MoMoAdamW, or "
-        "MoMoWrapper.of(torch.optim.AdamW).",
+        "MoMoWrapper takes no lr; it is an argument of the base. Write MoMoWrapper(torch.optim."
+        "AdamW(model.parameters(), lr=...)); the class that takes it is momo_wrap.optim.MoMoAdamW, "
+        "or MoMoWrapper.of(torch.optim.AdamW).",
     ),
 }
 

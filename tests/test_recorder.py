@@ -190,7 +190,7 @@ def test_a_rule_of_another_kind_has_no_columns() -> None:
     recorder.record()
     optimizer.rule = MoMo()
     optimizer.step(loss=problem.gradients())
-    message = r"values per group were \['theta', 'theta_uncapped'\], and with the present .* \[\]"
+    message = r"values per group were \['theta', 'theta_uncapped'\], and with the new .* \[\]"
     with pytest.raises(ValueError, match=message):
         recorder.record()
 

@@ -13,8 +13,8 @@ from momo_wrap.engine.blocks import Block
 class AdadeltaAdapter(GradientAdapter):
     """`torch.optim.Adadelta`: D_k = sqrt(v_k + ε) / sqrt(w_{k-1} + ε).
 
-    v_k is `square_avg` and w_k `acc_delta`, the average of squared steps. When the state is read it
-    holds w_k already, but with r = g² / (v_k + ε) and the decay ρ,
+    v_k is `square_avg` and w_k `acc_delta`, the average of squared steps. The state that is read
+    already holds w_k, but with r = g² / (v_k + ε) and the decay ρ,
 
         w_k = ρ w_{k-1} + (1 - ρ) (w_{k-1} + ε) r ,  so  w_{k-1} + ε = (w_k + ρ ε) / (ρ + (1 - ρ) r)
     """
@@ -23,9 +23,9 @@ class AdadeltaAdapter(GradientAdapter):
     settings = ("rho", "eps")
 
     def obstacle(self, base: Optimizer) -> str | None:
-        """Return whether ρ = 0 makes the last average of steps impossible to recover."""
+        """Return a reason if ρ = 0, because w_{k-1} can't be recovered then; see `Adapter`."""
         if any(group["rho"] == 0.0 for group in base.param_groups):
-            return "with rho=0 its state does not tell by how much it would move"
+            return "with rho=0 its state does not determine its step"
         return None
 
     def preconditioned(self, block: Block) -> Tensor:

@@ -1,4 +1,4 @@
-"""Adagrad, and what it shares with other preconditioned gradients without momentum."""
+"""Adagrad, and the base class for preconditioned gradients without momentum."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from momo_wrap.model import Averaging
 
 
 class GradientAdapter(ReadingAdapter):
-    """Optimizers that average no gradients: B_k = d_k = g_k.
+    """The base class for optimizers that average no gradients: B_k = d_k = g_k.
 
     Attributes:
-        columns: Names in the base's state of the tensors that `preconditioned` needs.
-        counts: Names of the values that the state has for each parameter.
-        settings: Names of the group's settings that it needs.
+        columns: Names in the optimizer state of the tensors that `preconditioned` needs.
+        counts: Names in the optimizer state of values per parameter.
+        settings: Names of the group's settings that `preconditioned` needs.
     """
 
     columns: Sequence[str] = ()
@@ -30,7 +30,7 @@ class GradientAdapter(ReadingAdapter):
     settings: Sequence[str] = ()
 
     def averaging(self, group: ParamGroup, state: State) -> Averaging:
-        """Return that there is none; see `ReadingAdapter`."""
+        """Return that there is no averaging; see `ReadingAdapter`."""
         return Averaging(decay=0.0, weight=1.0)
 
     def read(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> Reading:
@@ -49,7 +49,7 @@ class AdagradAdapter(GradientAdapter):
 
     def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
         """Return the slowdown by `lr_decay`; see `ReadingAdapter`."""
-        # The base counts in float32, in which the product would be rounded.
+        # The base counts in float32, which would round the product.
         slowdown = 1.0 + (wide(read["step"]) - 1.0) * read["lr_decay"]
         return {"slowdown": slowdown, "eps": read["eps"]}
 

@@ -1,4 +1,4 @@
-"""Adam and AdamW, and what their relatives share with them."""
+"""Adam and AdamW, and the base class for their relatives."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class AdamAdapter(ReadingAdapter):
     """`torch.optim.Adam` and `AdamW`, with or without amsgrad.
 
     B_k is `exp_avg`, d_k = B_k / (1 - β1^k) and D_k = sqrt(v_k / (1 - β2^k)) + ε, where v_k is
-    `exp_avg_sq`, with amsgrad its running maximum. k counts the steps of each parameter.
+    `exp_avg_sq`, or its running maximum with amsgrad. k counts the steps of each parameter.
 
     Relatives override `scalars`: u_k = B_k / (root_scale sqrt(v_k) + offset).
 
     Attributes:
-        columns: Names in the base's state of the tensors that are needed besides `exp_avg`.
-        counts: Names of the values that the state has for each parameter.
-        settings: Names of the group's settings that are needed besides the betas.
+        columns: Names in the optimizer state of the tensors needed besides `exp_avg`.
+        counts: Names in the optimizer state of values per parameter.
+        settings: Names of the group's settings needed besides the betas.
     """
 
     columns: Sequence[str] = ("exp_avg_sq",)
@@ -37,7 +37,7 @@ class AdamAdapter(ReadingAdapter):
     settings: Sequence[str] = ("eps",)
 
     def obstacle(self, base: Optimizer) -> str | None:
-        """Return whether β1 is 1, as a schedule of the momentum may have made it."""
+        """Return a reason if β1 is 1, which a momentum schedule may set; see `Adapter`."""
         for group in base.param_groups:
             beta1 = group["betas"][0]
             if not isinstance(beta1, Tensor) and beta1 >= 1.0:
@@ -53,7 +53,8 @@ class AdamAdapter(ReadingAdapter):
         return Averaging(decay=beta1, weight=1.0 - beta1, bias_corrected=True)
 
     def while_updating(self, group: ParamGroup) -> dict[str, Any]:
-        """Avoid the single-tensor capturable form, which divides 0 by 0 at learning rate 0."""
+        """Use foreach for capturable; see `ReadingAdapter`."""
+        # The single-tensor code path divides 0 by 0 at learning rate 0.
         return {"foreach": True} if group["capturable"] and not group.get("fused") else {}
 
     def read(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> Reading:
@@ -90,7 +91,7 @@ def root(block: Block) -> Tensor:
 
 
 def wide(values: Scalar) -> Scalar:
-    """Return a tensor as float64, where the device has it."""
+    """Return a tensor as float64, if the device supports it."""
     return values.to(wide_dtype(values.device)) if isinstance(values, Tensor) else values
 
 
@@ -103,9 +104,9 @@ def corrections(read: Mapping[str, Scalar]) -> tuple[Scalar, Scalar]:
 def bias_correction(beta: Scalar, steps: Scalar) -> Scalar:
     """Return 1 - β^k, the sum of the weights of an exponential average after k steps of any shape.
 
-    A number where both are, else a float64 tensor (float32 where the device has no float64).
+    A number if both are numbers, else a float64 tensor (float32 if the device has no float64).
     """
-    # expm1 keeps all digits where β^k is close to 1.
+    # expm1 keeps all digits for β^k close to 1.
     if isinstance(beta, Tensor):
         return -torch.expm1(steps * beta.to(wide_dtype(beta.device)).log())
     log_beta = math.log(beta) if beta > 0 else -math.inf

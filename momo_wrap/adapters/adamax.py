@@ -12,7 +12,7 @@ from momo_wrap.engine.scalars import Scalar
 
 
 class AdamaxAdapter(AdamAdapter):
-    """`torch.optim.Adamax`: as Adam, with D_k = `exp_inf`, the decaying maximum of |g| + ε."""
+    """`torch.optim.Adamax`: as Adam, with D_k = `exp_inf`, the decaying maximum of `|g| + ε`."""
 
     columns = ("exp_inf",)
 

@@ -1,4 +1,4 @@
-"""The step of a base whose θ is foreseen: moved in the pass that sums up, and put right after."""
+"""A step with an expected θ: parameters move in the pass that sums up, and are corrected after."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from momo_wrap.engine.kind import Kind
 
 
 class AheadStep(PlannedStep):
-    """A planned step with an engine that has foreseen θ; see `momo_wrap.engine.ahead`."""
+    """A planned step whose engine has an expected θ; see `momo_wrap.engine.ahead`."""
 
     _limit: Tensor | None = None
 
     def apply(self, thetas: Tensor) -> Tensor:
-        """Move the parameters that were not moved ahead as they should be; see `BaseStep`.
+        """Move the parameters that were not already moved correctly; see `BaseStep`.
 
-        θ is read on the CPU alone, where nothing is waited for.
+        θ is read only on the CPU, which is no host synchronization.
         """
         foreseen = self._engine.foreseen
         if foreseen is not None and torch.equal(foreseen.theta.to(thetas), thetas):
@@ -32,14 +32,14 @@ class AheadStep(PlannedStep):
         return super().apply(thetas)
 
     def withdraw(self) -> None:
-        """Put back what was moved ahead; see `BaseStep`."""
+        """Put back the parameters that were moved ahead; see `BaseStep`."""
         for kind, blocks in self._parts:
             nothing = torch.zeros((), device=kind.device, dtype=kind.dtype)
             moved = [(block, 1.0, nothing) for block in blocks if block.is_ahead]
             self._engine.move(self._formula, moved)
 
     def _sums(self) -> Tensor:
-        """Return the sums, and move the parameters ahead where that is safe."""
+        """Return the sums, and move the parameters ahead if that can be undone."""
         foreseen = self._engine.foreseen
         self._limit = None if foreseen is None else foreseen.limit
         if foreseen is not None and self._limit is not None:
@@ -57,10 +57,10 @@ class AheadStep(PlannedStep):
             raise
 
     def _plan_move(self, pull: Tensor, keep: Tensor | None, limit: Tensor) -> None:
-        """Tell each block by what its parameters are moved ahead, or were by the base.
+        """Set in each block how its parameters are moved ahead, or were moved by the base.
 
-        Blocks of several groups, which no kernel takes, are not, nor are those whose direction
-        could not be computed again, as it depends on where the parameters are.
+        Not for blocks of several groups, which have no kernel, nor for blocks whose direction
+        depends on the parameters, because it could not be computed again.
         """
         given, engine = [pull] if keep is None else [pull, keep], self._engine
         for kind, blocks in self._parts:
@@ -77,7 +77,7 @@ class AheadStep(PlannedStep):
                 block.is_ahead = engine.has_stepped
 
     def _longest(self, pull: Tensor) -> Tensor | None:
-        """Return by how much the element that moves most is moved; None where it is not known."""
+        """Return the largest move of an element; None if unknown."""
         if self._engine.bounds_moves:
             return pull.new_zeros(())
         found: list[Block] = []
@@ -94,7 +94,7 @@ class AheadStep(PlannedStep):
 
 
 def _can_be_undone(pull: Tensor, keep: Tensor | None, limit: Tensor) -> bool:
-    """Return whether all moves are finite, and weight decay leaves enough to be divided by."""
+    """Return whether all moves are finite, and `keep` is large enough to divide by."""
     fits = (pull >= 0) & (pull < torch.inf) & (limit >= 0)
     return bool((fits if keep is None else fits & (keep >= 0.5)).all())
 

@@ -1,4 +1,4 @@
-"""Steps of optimizers whose parameters follow an anchor z, where the model of the loss is taken."""
+"""Steps of optimizers whose parameters follow an anchor z, the point of the model of the loss."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from momo_wrap.model import Averaging
 
 DriftOfGroup: TypeAlias = Callable[[ParamGroup], Scalar]
 
-# The columns of z as it is and as it was proposed, and the scalar c.
+# The columns of the current and the proposed z, and the scalar c.
 ANCHOR, PROPOSED_ANCHOR, DRIFT = "anchor", "proposed_anchor", "drift"
 
 
@@ -30,13 +30,13 @@ class Anchored:
         return {DRIFT: read[DRIFT]}
 
     def preconditioned(self, block: Block) -> Tensor:
-        """Return u = z - z_proposed of a block: the learning rate is 1."""
+        """Return u = z - z_proposed of a block, for a learning rate of 1."""
         if ANCHOR in block.pieces:
             return block.flat(ANCHOR) - block.flat(PROPOSED_ANCHOR)
-        return block.flat("param") - block.flat("proposed")  # of z itself, or without a gradient
+        return block.flat("param") - block.flat("proposed")  # of z, or without a gradient
 
     def moved(self, block: Block, direction: Tensor, keep: Scalar, pull: Tensor) -> Tensor:
-        """Return y' + θ (y_proposed - y'), y' = y + c (z - y): y_proposed itself where θ is 1."""
+        """Return y' + θ (y_proposed - y') with y' = y + c (z - y); exactly y_proposed for θ = 1."""
         start = block.flat("param")
         if ANCHOR in block.pieces:
             start = start + block.scalar(DRIFT) * (block.flat(ANCHOR) - start)
@@ -44,9 +44,9 @@ class Anchored:
 
 
 def part_of_the_way(block: Block, start: Tensor, pull: Tensor) -> Tensor:
-    """Move the parameters of a block to where the fraction `pull` of the way from a start ends."""
+    """Move the parameters of a block to start + pull (proposed - start), in place."""
     moved = torch.lerp(start, block.flat("proposed"), pull)
-    # A proposal that overflowed does not count where nothing moves.
+    # A proposal that overflowed does not matter if nothing moves.
     return block.flat("param").copy_(torch.where(pull == 0, start, moved))
 
 
@@ -64,11 +64,11 @@ class _Offset:
 
 
 def check_anchor(anchor: object, drift: object) -> None:
-    """Refuse an anchor that is no name, and a drift towards none."""
+    """Raise for an anchor that is not a name, and for a drift without an anchor."""
     if not (anchor is None or isinstance(anchor, str)):
         raise TypeError(
-            "anchor must name an entry of the base's state, got "
-            f"{type(anchor).__name__}. Write ProposingAdapter(anchor='z')."
+            f"anchor must name an entry of the optimizer state, got {type(anchor).__name__}. Write "
+            "ProposingAdapter(anchor='z')."
         )
     if drift is not None and (anchor is None or not callable(drift)):
         raise TypeError(
@@ -82,9 +82,9 @@ def offsets(engine: Engine, anchors: Sequence[list[Tensor]], *, negate: bool) ->
     """Return ⟨g, z - y⟩ of each group, of shape [groups].
 
     Args:
-        engine: What computes on the blocks of the step.
+        engine: The engine that computes on blocks; its plan is that of the step.
         anchors: z of the parameters of each of the plan's cells.
-        negate: Whether gradients are those of a function that is maximised.
+        negate: Whether to negate gradients, because the base maximizes.
     """
     plan = engine.plan
     readings = [Reading(None, {ANCHOR: its}) for its in anchors]

@@ -1,4 +1,4 @@
-"""Lion, as several packages have it."""
+"""Lion of several packages."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ from momo_wrap.model import Averaging
 
 # Options of some packages that change the direction.
 _VARIANTS = ("caution", "cautious", "use_gc", "adanorm")
-# Options that change the strength of the weight decay, where there is any.
+# Options that change the strength of the weight decay, if there is any.
 _DECAYS = ("corrected_weight_decay", "fixed_decay", "decoupled_wd")
 
 
 class LionAdapter(ReadingAdapter):
-    """Lion of lion-pytorch, timm and pytorch-optimizer: u_k = sign(d_k), so D_k = |d_k|.
+    """Lion of lion-pytorch, timm and pytorch-optimizer: u_k = sign(d_k), so `D_k = |d_k|`.
 
     B_k is `exp_avg` with decay β2. The direction is d_k = β1 B_{k-1} + (1 - β1) g_k, which in terms
     of the stored B_k = β2 B_{k-1} + (1 - β2) g_k has p = β1/β2 and q = (1 - β1) - β1 (1 - β2)/β2.
-    Where the base stores B_k in low precision, elements of d_k that are 0 up to rounding can get
-    another sign than the base gives them.
+    If the base stores B_k in low precision, elements of d_k that are 0 up to rounding can get
+    another sign than in the base.
 
     Source: Chen et al., "Symbolic Discovery of Optimization Algorithms", NeurIPS 2023, arXiv
     2302.06675, algorithm 2.
     """
 
     def obstacle(self, base: Optimizer) -> str | None:
-        """Return the option, if one is set, with which the base is another optimizer."""
+        """Return a reason if an option makes the base another optimizer; see `Adapter`."""
         for group in base.param_groups:
             changed = [name for name in _VARIANTS if group.get(name)]
             if group.get("weight_decay") and not group.get("weight_decouple", True):
-                return "with weight_decouple=False it adds its decay to the gradients themselves"
+                return "with weight_decouple=False it adds its decay to `.grad` in place"
             if group.get("weight_decay"):
                 changed += [n for n in _DECAYS if group.get(n) or getattr(base, n, False)]
             if maximizes(base, group) and "maximize" not in group:
-                changed.append("maximize")  # it negates the gradients themselves
+                changed.append("maximize")  # it negates `.grad` in place
             if changed:
                 return f"with {changed[0]}=True its step is not plain Lion's"
             if any(param.is_complex() for param in group["params"]):
-                return "the sign of complex numbers is not the same in all packages"
+                return "packages differ in the sign of complex numbers"
             if group["betas"][1] == 0:
-                return "with betas[1]=0 its state does not tell its direction"
+                return "with betas[1]=0 its state does not determine its direction"
         return None
 
     def couples_weight_decay(self, base: Optimizer, group: ParamGroup) -> bool:
-        """Return that it does not; see `obstacle` and `ReadingAdapter`."""
+        """Return False; see `obstacle` and `ReadingAdapter`."""
         return False
 
     def averaging(self, group: ParamGroup, state: State) -> Averaging:

@@ -21,7 +21,7 @@ class NAdamAdapter(AdamAdapter):
 
         d_k = μ_{k+1} / (1 - Π_{j≤k+1} μ_j) B_k + (1 - μ_k) / (1 - Π_{j≤k} μ_j) g_k
 
-    The model of a group takes the coefficients of the first parameter that has taken a step.
+    The model of a group uses the coefficients of the first parameter that has taken a step.
     """
 
     counts = ("step", "mu_product")
@@ -31,7 +31,7 @@ class NAdamAdapter(AdamAdapter):
         """Return the average with the coefficients of this step; see `ReadingAdapter`."""
         beta1 = as_number(group["betas"][0])
         if not isinstance(beta1, Tensor) and beta1 == 0.0:
-            return Averaging(decay=0.0, weight=1.0)  # the buffer is the gradient, and has no part
+            return Averaging(decay=0.0, weight=1.0)  # the buffer is the gradient, and is not used
         scales: tuple[Scalar, Scalar] = (beta1, 1.0 - beta1)
         started = next((p for p in group["params"] if "mu_product" in state.get(p, {})), None)
         if started is not None:
@@ -45,7 +45,7 @@ class NAdamAdapter(AdamAdapter):
         )
 
     def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
-        """Return p and q of each parameter, and what makes D_k itself; see `AdamAdapter`."""
+        """Return p and q of each parameter, and the scalars for D_k; see `AdamAdapter`."""
         _, second = corrections(read)
         buffer_scale, grad_scale = _nesterov_scales(read)
         return {

@@ -21,7 +21,7 @@ from momo_wrap.engine.scalars import Scalar
 from momo_wrap.model import Averaging
 
 _GLOBAL_HOOKS = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
-# The hooks of all optimizers that there are.
+# The hooks of all optimizers.
 global_hooks = tuple(getattr(torch_optimizer, name) for name in _GLOBAL_HOOKS)
 
 # Columns that every block has.
@@ -34,14 +34,14 @@ _SQUARES = ("coupled_decay", "param", "param")
 
 @dataclass(frozen=True)
 class Reading:
-    """What makes the direction of some parameters.
+    """The tensors and scalars behind the direction of some parameters.
 
     Attributes:
-        buffer: The momentum buffers B_k; None where the base has no momentum, so that B_k = g_k.
+        buffer: The momentum buffers B_k; None for a base without momentum, where B_k = g_k.
         tensors: Further columns, each with one tensor per parameter, of the parameter's shape.
-        scalars: Values per parameter: one for all, a Python number or a 0-dim tensor, or a list
-            with one for each. "buffer_scale" and "grad_scale" among them are the p and q of each
-            parameter, in place of those of the averaging.
+        scalars: Values per parameter: a Python number or a 0-dim tensor for all, or a list with one
+            for each. "buffer_scale" and "grad_scale" are the p and q of each parameter, instead of
+            those of the averaging.
     """
 
     buffer: list[Tensor] | None
@@ -50,18 +50,18 @@ class Reading:
 
 
 class PlannedStep(BaseStep):
-    """A step x <- keep x - θ pull u whose direction u is made of columns, element by element.
+    """A step x <- keep x - θ pull u whose direction u is an element-wise function of columns.
 
     Args:
-        formula: How the columns make a direction.
-        engine: What computes on blocks; its plan is that of the step.
+        formula: How to compute the direction from the columns.
+        engine: The engine that computes on blocks; its plan is that of the step.
         readings: The columns of each of the plan's cells.
         averagings: How each group averages.
         rates: The coefficients of the step.
-        negate: Whether gradients are those of a function that is maximised. Buffers that are not
-            the gradients themselves have the sign of a minimisation already.
-        fleeting: The columns, besides gradients, of tensors that are new ones in every step.
-        moving: Further blocks that are moved, and are not in the sums.
+        negate: Whether to negate gradients, because the base maximizes. Buffers other than the
+            gradients already have the sign of minimization.
+        fleeting: The columns, besides gradients, whose tensors are new in every step.
+        moving: Further blocks to move, which are not in the sums.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class PlannedStep(BaseStep):
             values["coupled_decay"] = [coupled[group] for group in groups]
         for name in readings[0].scalars:
             values[name] = [reading.scalars[name] for reading in readings]
-        # Step counts are on the CPU for most optimizers, wherever the parameters are.
+        # Most optimizers have step counts on the CPU, for parameters on any device.
         device, read = kind.device, {}
         for its in values.values():
             first = its[0][0] if isinstance(its[0], list) else its[0]
@@ -155,18 +155,18 @@ class PlannedStep(BaseStep):
         is_given = is_given or scalars["buffer_scale"] is not read["buffer_scale"]
         if averagings[0].bias_corrected and not is_given:
             raise ValueError(
-                "The averaging is bias-corrected, but there are no scalars named 'buffer_scale'. "
-                "Return {'buffer_scale': 1 / (1 - beta1**steps), ...} from scalars(), or in "
-                "Reading(..., scalars=...)."
+                "The averaging has bias_corrected=True, but there are no scalars named "
+                "'buffer_scale'. Return {'buffer_scale': 1 / (1 - beta1**steps), ...} from "
+                "scalars(), or in Reading(..., scalars=...)."
             )
         return scalars
 
     def _sums(self) -> Tensor:
-        """Return what the groups contribute to the model of the step; see `BaseStep`."""
+        """Return the contributions of the groups to the model; see `BaseStep`."""
         rates, plan = self._rates, self._engine.plan
         decays = rates.keep is not None or rates.scaled_decay is not None
         blocks = [block for _, some in self._parts for block in some]
-        # A value that is no number is not among the scalars, or a tensor.
+        # A value that is not a number is missing from the scalars, or a tensor.
         scales = [block.scalars.get("grad_scale") for block in blocks]
         zeros = [q for q in scales if not isinstance(q, Tensor) and q == 0.0]
         gradient = len(zeros) < len(scales)
@@ -242,7 +242,7 @@ def _check(readings: Sequence[Reading]) -> None:
         taken = _TAKEN & reading.tensors.keys()
         if taken:
             raise ValueError(
-                f"read() returned tensors named {sorted(taken)}, which every block has already. "
+                f"read() returned tensors named {sorted(taken)}, which every block already has. "
                 "Choose other names in Reading(tensors=...)."
             )
 
@@ -259,9 +259,9 @@ def _for_each(values: Sequence[Any], sizes: Sequence[int]) -> list[Any]:
 
 
 def step_without_global_hooks(base: Optimizer) -> None:
-    """Take the step of a base, with its own hooks alone.
+    """Call `base.step()` with its own hooks only.
 
-    Global ones have run for the wrapper, whose step this is a part of.
+    Global hooks have run for the wrapper, whose step this is part of.
     """
     try:
         for name in _GLOBAL_HOOKS:

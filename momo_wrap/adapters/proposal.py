@@ -18,11 +18,11 @@ from momo_wrap.engine.plan import Plan
 from momo_wrap.engine.scalars import Scalar
 from momo_wrap.model import Averaging, Start, first_weight
 
-# Where the average that the adapter keeps itself is, in the base's state of a parameter.
+# The key of the adapter's average in the optimizer state of a parameter.
 GRAD_AVG_KEY = "momo_grad_avg"
 
-_PARAM = ""  # among the names of iterates
-# The columns of tensors that are new ones in every step.
+_PARAM = ""  # the name of the parameters among the iterates
+# The columns whose tensors are new in every step.
 _FLEETING = frozenset({"param", "proposed", "average", "grad"})
 _Blocks: TypeAlias = tuple[Kind, list[Block]]
 
@@ -36,22 +36,23 @@ class Proposal:
     def __init__(self, base: Optimizer, plan: Plan, iterates: Sequence[str]) -> None:
         self._base, self._plan, self._names = base, plan, (_PARAM, *iterates)
         if "proposal" not in plan.kept:
-            # A base may move the others too: by momentum, or because it takes them to have zeros.
+            # A base may move the others too: by momentum, or because it treats None as zeros.
             plan.kept["proposal"] = [
                 plan.arrange(cells, [()] * len(cells), whole=False)
                 for cells in (plan.cells, plan.others)
             ]
         self._summed, self._others = plan.kept["proposal"]
-        # Where all was, and after `put_back` what was proposed.
+        # The old tensors, and after `put_back` the proposed ones.
         self._old: dict[str, dict[int, Tensor]] = {}
-        # The averages that are kept, and those that were in the base's state.
+        # The new averages, and those found in the optimizer state.
         self._averages: dict[int, Tensor] = {}
         self._found: dict[int, Tensor | None] = {}
 
     def start(self, gradients: Sequence[bool], *, average: bool) -> None:
-        """Remember where all is, and the gradients of some groups, which a base may change.
+        """Copy parameters and iterates, and the gradients of some groups, which a base may change.
 
-        The average is taken out of the base's state, which many expect to be empty at first.
+        The average is removed from the optimizer state, which many bases expect to be empty at
+        first.
         """
         plan, state = self._plan, self._base.state
         every = [i for cell in (*plan.cells, *plan.others) for i in cell.positions]
@@ -66,13 +67,13 @@ class Proposal:
             params = {i: plan.params[i] for cell in plan.cells for i in cell.positions}
             self._found = {i: state.get(p, {}).pop(GRAD_AVG_KEY, None) for i, p in params.items()}
             self._averages = {
-                # Some bases load their whole state in another dtype.
+                # Some bases load their state in another dtype.
                 i: torch.zeros_like(params[i]) if found is None else found.to(params[i].dtype)
                 for i, found in self._found.items()
             }
 
     def _now(self, name: str, positions: Sequence[int]) -> list[Tensor]:
-        """Return what moves by a name; an iterate that is not there yet is where it was."""
+        """Return the tensors of an iterate; one that does not exist yet has its old value."""
         params, state = self._plan.params, self._base.state
         if name == _PARAM:
             return [params[i] for i in positions]
@@ -80,7 +81,7 @@ class Proposal:
         return [state.get(params[i], {}).get(name, old[i]) for i in positions]
 
     def _blocks(self, name: str, kinds: Sequence[tuple[Kind, Any]]) -> list[_Blocks]:
-        """Return what moves by a name, beside where it was or what was proposed for it."""
+        """Return the blocks of an iterate, with its old or proposed values."""
         blocks = []
         for kind, _ in kinds:
             old = [self._old[name][i] for i in kind.positions]
@@ -89,7 +90,7 @@ class Proposal:
         return blocks
 
     def update_average(self, averagings: Sequence[Averaging]) -> None:
-        """Take the gradients into the average that is kept, B_k = a B_{k-1} + b g_k."""
+        """Update the adapter's average with the gradients, B_k = a B_{k-1} + b g_k."""
         plan, groups = self._plan, self._base.param_groups
         negated = frozenset({"grad"} if maximizes(self._base, groups[0]) else ())
         for kind, cells in self._summed:
@@ -113,9 +114,9 @@ class Proposal:
                 block.write_back("average", average)
 
     def put_back(self, *, done: bool) -> None:
-        """Put the parameters back to where they were, and keep what was proposed instead.
+        """Swap the old parameters back in, and keep the proposed ones.
 
-        Unless all is done, no average is left that was not there before.
+        Unless the step is done, no new average is left in the optimizer state.
         """
         for i, found in self._found.items():
             if done or found is not None:
@@ -131,7 +132,7 @@ class Proposal:
     def readings(
         self, momentum: str | None, scalars: Sequence[dict[str, Scalar]], anchor: str | None
     ) -> list[Reading]:
-        """Return what the sums are made of, after the parameters were put back."""
+        """Return the readings for the sums, after the parameters are put back."""
         readings = []
         for cell in self._plan.cells:
             buffers = [self._averages[i] for i in cell.positions if self._averages]
@@ -145,20 +146,20 @@ class Proposal:
         return readings
 
     def further_moves(self) -> list[_Blocks]:
-        """Return the blocks of what moves besides the parameters that are in the sums."""
+        """Return the blocks of everything that moves besides the parameters in the sums."""
         every = [*self._summed, *self._others]
         moves = [self._blocks(name, every) for name in self._names[1:]]
         return sum(moves, self._blocks(_PARAM, self._others))
 
 
 def _buffer(base: Optimizer, momentum: str, param: Tensor) -> Tensor:
-    """Return the average of a parameter in the base's state."""
+    """Return the base's average of a parameter in the optimizer state."""
     buffer = base.state[param].get(momentum)
     if getattr(buffer, "shape", None) != param.shape:
         raise ValueError(
             f"ProposingAdapter(momentum={momentum!r}) found no tensor of that name and of shape "
             f"{list(param.shape)} in the state of {type(base).__name__}, which has "
-            f"{sorted(map(str, base.state[param]))}. Write ProposingAdapter() to have an average "
-            "kept."
+            f"{sorted(map(str, base.state[param]))}. Write ProposingAdapter(), which keeps an "
+            "average."
         )
     return cast("Tensor", buffer)

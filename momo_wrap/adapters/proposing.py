@@ -1,4 +1,4 @@
-"""The adapter for any optimizer: let it take its whole step, then keep a fraction of it."""
+"""The adapter for any optimizer: let it take its full step, then keep a fraction of it."""
 
 from __future__ import annotations
 
@@ -40,39 +40,39 @@ AveragingOfGroup: TypeAlias = Callable[[ParamGroup, State], Averaging]
 
 
 class ProposingAdapter(Adapter):
-    r"""Lets the base take its own full step s = x_new - x_old, and keeps the fraction θ of it.
+    r"""Lets the base take its full step s = x_new - x_old, and keeps the fraction θ of it.
 
         θ = clip( (f̄ + e - ρ f*) / (-⟨d, s⟩) , 0, 1 ) ,    x = x_old + θ s                     (8)
 
-    No preconditioner is needed, only an averaged gradient d: the base's own where it has one, else
-    one that the adapter keeps. The base's weight decay is part of its step, in the base's own form,
-    and is cut with it. Where a `ReadingAdapter` applies too and nothing decays, both do the same.
+    It needs no preconditioner, only an averaged gradient d: the base's if it has one, else one that
+    the adapter keeps. The base's weight decay is part of its step, in the base's form, and is
+    shortened with it. If a `ReadingAdapter` exists and nothing decays, both take the same steps.
 
-    It costs a copy of the parameters while a step is taken; without `momentum` a second one, of the
-    gradients' average, that stays; and a third while a step is taken where the direction has a term
-    in the gradient itself, or where `averaging` describes an average that the adapter keeps. A
-    parameter without a gradient is left to the base.
+    It costs one copy of the parameters during a step; without `momentum` a second one, the average
+    of gradients, which stays; and a third one during a step if the direction has a term in the
+    gradient, or if `averaging` describes an average that the adapter keeps. Parameters without a
+    gradient are left to the base.
 
     Args:
-        momentum: The name in the base's state, per parameter, of its average of gradients (not of
-            preconditioned or decayed ones); None: the adapter keeps its own.
-        beta: The decay of the average, in [0, 1); None: 0.9. An average of the base is taken to
-            start at 0, B_k = β B_{k-1} + (1 - β) g_k; one that the adapter keeps starts with the
-            first gradient. Without `momentum`, `beta=0` takes the gradient itself as d.
-        averaging: Instead of `beta`, how a parameter group averages, from the group and the base's
-            state.
-        iterates: Names in the base's state of further copies of the parameters that move with
-            them. They keep the fraction θ of their moves as well, and cost a copy each. One that is
-            not there yet starts at the parameter.
-        anchor: The name of the one of the iterates, such as the sequence z of a schedule-free
-            method, at which and along whose move the model is taken, equations (19) and (20); it
-            need not be among `iterates`. `beta` is then 0 by default. None: the parameters.
-        drift: How far the parameters go by themselves towards the anchor in a step, which is not
-            cut: the fraction c of the distance, from a parameter group as it is after the step.
-            None: not at all, so that their whole move is cut.
+        momentum: The name in the optimizer state of the base's average of gradients (not
+            preconditioned, without weight decay); None: the adapter keeps an average.
+        beta: The decay of the average, in [0, 1); None: 0.9. The base's average is assumed to start
+            at 0, B_k = β B_{k-1} + (1 - β) g_k; the adapter's starts with the first gradient.
+            Without `momentum`, `beta=0` makes d the gradient.
+        averaging: Instead of `beta`, a function from a parameter group and the optimizer state to
+            the averaging of the group.
+        iterates: Names in the optimizer state of further copies of the parameters that move with
+            them. Their moves are shortened by θ too, and each costs a copy. One that does not exist
+            yet starts at the parameter.
+        anchor: The name of an iterate, such as the sequence z of a schedule-free method. The model
+            is taken at the anchor and along its move, equations (19) and (20); `iterates` need not
+            contain it. `beta` is then 0 by default. None: the parameters.
+        drift: A function from a parameter group after the step to c: the parameters move towards
+            the anchor by the fraction c of the distance, and this part of their move is not
+            shortened. None: their whole move is shortened.
 
     Raises:
-        TypeError: `momentum` or `anchor` is not a string, or there is a `drift` without an anchor.
+        TypeError: `momentum` or `anchor` is not a string, or `drift` comes without an anchor.
         ValueError: `beta` is out of range, or comes with `averaging`.
     """
 
@@ -90,7 +90,7 @@ class ProposingAdapter(Adapter):
     ) -> None:
         if not (momentum is None or isinstance(momentum, str)):
             raise TypeError(
-                "momentum must name an entry of the base's state, got "
+                "momentum must name an entry of the optimizer state, got "
                 f"{type(momentum).__name__}. Write ProposingAdapter(momentum='exp_avg', beta=0.9)."
             )
         if beta is not None and averaging is not None:
@@ -122,10 +122,10 @@ class ProposingAdapter(Adapter):
         return f"ProposingAdapter(momentum={self.momentum!r}, {how}{iterates}{anchor}{drift})"
 
     def memory(self, base: Optimizer) -> int:
-        """Return how many bytes a step needs beyond the base's own; the average stays after it.
+        """Return how many bytes a step needs beyond the base's; the average stays after the step.
 
         Args:
-            base: The optimizer that is wrapped.
+            base: The base optimizer.
         """
         size = 0
         for group in base.param_groups:
@@ -144,14 +144,14 @@ class ProposingAdapter(Adapter):
         return Averaging(decay=self.beta, weight=1.0 - self.beta, first_weight=first)
 
     def _keeps_gradients(self, averaging: Averaging) -> bool:
-        """Return whether the gradients have to be kept while the base steps."""
+        """Return whether gradients must be copied while the base steps."""
         if self.anchor is not None:
             return True
         depends_on_state = self.momentum is None and self._averaging is not None
         return averaging.uses_gradient or averaging.is_gradient or depends_on_state
 
     def has_history(self, base: Optimizer, group: ParamGroup) -> bool:
-        """Return whether the average is the base's and is there already; see `Adapter`."""
+        """Return whether the base's average already exists; see `Adapter`."""
         states = [base.state.get(param, {}) for param in group["params"]]
         return self.momentum is not None and any(self.momentum in state for state in states)
 
@@ -161,12 +161,12 @@ class ProposingAdapter(Adapter):
         return self.keeps_averages and not any(GRAD_AVG_KEY in state for state in states)
 
     def moving(self, base: Optimizer, param: Tensor) -> Tensor:
-        """Return the anchor of a parameter, where it is there already; see `Adapter`."""
+        """Return the anchor of a parameter, or the parameter without one yet; see `Adapter`."""
         moving: Tensor = base.state.get(param, {}).get(self.anchor, param)
         return moving
 
     def check_entry(self, where: str, param: Tensor, entry: Mapping[str, Any]) -> None:
-        """Refuse an average of another shape than the parameter's; see `Adapter`."""
+        """Raise for an average of another shape than the parameter's; see `Adapter`."""
         if GRAD_AVG_KEY in entry:
             check_shape(where, param, GRAD_AVG_KEY, entry[GRAD_AVG_KEY])
 
@@ -212,20 +212,20 @@ class ProposingAdapter(Adapter):
         return step
 
     def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
-        """Return no values besides those of the averaging."""
+        """Return no values besides those of the averaging; see `ReadingAdapter`."""
         return {}
 
     def preconditioned(self, block: Block) -> Tensor:
-        """Return u = x - x_proposed of a block: the learning rate is 1."""
+        """Return u = x - x_proposed of a block, for a learning rate of 1; see `ReadingAdapter`."""
         return block.flat("param") - block.flat("proposed")
 
     def moved(self, block: Block, direction: Tensor, keep: Scalar, pull: Tensor) -> Tensor:
-        """Return x + θ (x_proposed - x), which is x_proposed itself where θ is 1."""
+        """Return x + θ (x_proposed - x), exactly x_proposed for θ = 1; see `ReadingAdapter`."""
         return part_of_the_way(block, block.flat("param"), pull)
 
 
 def _buffer_scales(averagings: Sequence[Averaging], engine: Engine) -> list[dict[str, Scalar]]:
-    """Return p of each group, with the wrapper's own count of what is in the average."""
+    """Return p of each group, from the wrapper's sum of the weights in the average."""
     if not any(averaging.bias_corrected for averaging in averagings):
         return [{}] * len(averagings)
     sums = engine.weight_sums(averagings).unbind()

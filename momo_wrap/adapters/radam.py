@@ -25,7 +25,7 @@ class RAdamAdapter(AdamAdapter):
         first, second = corrections(read)
         longest = 2.0 / (1.0 - read["beta2"]) - 1.0  # ρ_∞
         length = longest - 2.0 * wide(read["step"]) * (1.0 - second) / second  # ρ_k
-        if not isinstance(length, torch.Tensor):  # whose root may be NaN
+        if not isinstance(length, torch.Tensor):  # the root of a number could be complex
             length = torch.tensor(length, dtype=torch.float64, device="cpu")
         squared = (length - 4.0) * (length - 2.0) * longest
         squared = squared / (length * ((longest - 4.0) * (longest - 2.0)))

@@ -1,4 +1,4 @@
-"""Learning rates and weight decays of all parameter groups, and what equation (4) makes of them."""
+"""The coefficients of equation (4), from the learning rates and weight decays of all groups."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class Rates(NamedTuple):
 
     The forms of weight decay are x <- keep x - θ pull u: proximal with keep = c and pull = c α,
     equation (4); decoupled with keep = 1 - α λ and pull = α; scaled with keep = 1 - θ α λ and pull
-    = α, which is the fraction θ of the step α (u + λ x), equation (9). The base's own is scaled
-    where the base decouples its decay. Where it adds λ x to the gradients, nothing is left to do.
+    = α, which is the fraction θ of the step α (u + λ x), equation (9). The form "base" is scaled if
+    the base decouples its decay. If it adds λ x to the gradients, the step has no other decay.
 
     Attributes:
         lr: α.
         pull: The factor of θ u in the move.
-        factors: What the inner products are multiplied with, for `momo_wrap.model.SUMS`: c α and
-            -pull for the first two, with weight decay α, c - 1 and keep - 1 for the others; c = 1
-            where it is scaled. Shape [2 or 5, groups].
-        keep: What weight decay leaves of the parameters; None: there is none, or it is scaled.
-        scaled_decay: λ, where the decay is scaled; None: there is none, or of another form.
-        coupled_decay: λ of each group, where the base adds λ x to the gradients; None: it does not.
+        factors: The factors from inner products to `momo_wrap.model.SUMS`: c α and -pull for the
+            first two, with weight decay α, c - 1 and keep - 1 for the others; c = 1 for scaled
+            decay. Shape [2 or 5, groups].
+        keep: The factor of the parameters by weight decay; None: no decay, or scaled decay.
+        scaled_decay: λ of scaled decay; None: no decay, or another form.
+        coupled_decay: λ of each group if the base adds λ x to the gradients; None: it does not.
     """
 
     lr: Tensor
@@ -46,13 +46,13 @@ class Rates(NamedTuple):
         like: Tensor,
         coupled: Sequence[bool] = (),
     ) -> Rates:
-        """Return the coefficients of parameter groups; without a learning rate, it counts as 1.
+        """Return the coefficients of parameter groups; a missing learning rate counts as 1.
 
-        Without a form, weight decay is a part of the base's step already. `coupled` tells of each
-        group whether the base adds it to the gradients, and is allowed to.
+        Without a form, weight decay is already part of the base's step. `coupled` says for each
+        group whether the base adds weight decay to the gradients and the form keeps that.
         """
         lrs = [1.0 if group.get("lr") is None else group["lr"] for group in groups]
-        # A schedule's rounding may leave a rate a little below 0.
+        # A schedule's rounding may leave a learning rate slightly below 0.
         lr = vector([as_number(value) for value in lrs], like).clamp(min=0.0)
         if form is None:
             one = torch.ones_like(lr)

@@ -1,4 +1,4 @@
-"""Adapters that read the momentum buffer and the preconditioner out of the base's own state."""
+"""Adapters that read the momentum buffer and the preconditioner from the optimizer state."""
 
 from __future__ import annotations
 
@@ -32,17 +32,18 @@ from momo_wrap.engine.scalars import Scalar
 from momo_wrap.model import Averaging
 from momo_wrap.rules import WeightDecayForm
 
-# What torch, pytorch-optimizer and timm call the setting.
+# The names of the setting in torch, pytorch-optimizer and timm.
 _DECOUPLING = ("decoupled_weight_decay", "weight_decouple", "decoupled_decay")
 
 
 class ReadingAdapter(Adapter):
-    """The adapter for a base whose state holds the averaged gradient and the preconditioner.
+    """The adapter for a base whose state contains the averaged gradient and the preconditioner.
 
-    The base updates its own state with its own code, at learning rate 0 and weight decay 0, so that
-    parameters stay put. Then B_k and D_k are read from its state, and the wrapper moves the
-    parameters itself. A subclass says how the base averages, which tensors to read, and how they
-    make a direction; it computes on flat blocks and never sees how parameters are laid out.
+    The base updates its state with its own code, at learning rate 0 and weight decay 0, so
+    parameters do not move. Then the adapter reads B_k and D_k from the state, and the wrapper moves
+    the parameters. A subclass defines how the base averages, which tensors to read, and how to
+    compute the direction from them. It computes on flat blocks, independent of the layout of
+    parameters.
     """
 
     @abstractmethod
@@ -51,38 +52,43 @@ class ReadingAdapter(Adapter):
 
         Args:
             group: An entry of the base's `param_groups`.
-            state: The base's state, by parameter, after it has taken in the gradients. Only an
-                optimizer whose momentum changes by a schedule of its own needs it. A
-                `ProposingAdapter` that is given this method also calls it before, with a state
-                that is empty at the first step.
+            state: The optimizer state, by parameter, after its update. Only an optimizer with its
+                own momentum schedule needs it. A `ProposingAdapter` that gets this method also
+                calls it before the update, with a state that is empty at the first step.
+
+        Returns:
+            The coefficients of the averaging, for all parameters of the group.
         """
 
     @abstractmethod
     def read(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> Reading:
-        """Gather the base's state after it has taken in the gradients.
+        """Gather the optimizer state after its update.
 
-        Called in every step for every group: it returns what is there and computes on no tensor,
-        which is left to `scalars`.
+        Called in every step for every group. It returns existing tensors; computation belongs into
+        `scalars`.
 
         Args:
             group: The parameter group.
-            params: Those of its parameters that have a gradient, on one device and of one dtype.
-            state: The base's state, by parameter.
+            params: The parameters of the group with a gradient, on one device and of one dtype.
+            state: The optimizer state, by parameter.
+
+        Returns:
+            The momentum buffers, further tensors and scalars of these parameters.
         """
 
     def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
-        """Return the values per parameter that `preconditioned` needs, from those that were read.
+        """Return the values per parameter that `preconditioned` needs, from those of `read`.
 
-        Called once for the parameters of all groups that are computed with together.
+        Called once for the parameters of all groups that share blocks.
 
         Args:
-            read: The names of `Reading.scalars`, and "decay" (a), "weight" (b), "buffer_scale" (p)
-                and "grad_scale" (q) of the averaging, each with a number that all parameters share,
-                or a tensor of shape [] or [parameters].
+            read: The values of `Reading.scalars`, and "decay" (a), "weight" (b), "buffer_scale" (p)
+                and "grad_scale" (q) of the averaging: each a number that all parameters share, or a
+                tensor of shape [] or [parameters].
 
         Returns:
-            Values of the same kind, by name: those that `block.scalar` returns, besides
-            "buffer_scale" and "grad_scale". Here all that were read.
+            Values of the same types, by name, for `block.scalar`. "buffer_scale" and "grad_scale"
+            may be omitted. By default all of `read`.
         """
         return read
 
@@ -90,13 +96,13 @@ class ReadingAdapter(Adapter):
         """Return u_k = D_k^{-1} d_k of a block: the base would move the parameters by -α u_k.
 
         Args:
-            block: Its `flat` columns are "buffer" (B_k), "grad" (g_k, of the function that is
-                minimised), "param" and the names of `Reading.tensors`; its `scalar`s are
-                "buffer_scale" (p), "grad_scale" (q) and the names of `scalars`. Must not be
+            block: The block. Its `flat` columns are "buffer" (B_k), "grad" (g_k, in the sense of
+                minimization), "param" and the names of `Reading.tensors`; its `scalar`s are
+                "buffer_scale" (p), "grad_scale" (q) and the names of `scalars`. It must not be
                 changed.
 
         Returns:
-            A tensor of the block's flat shape, which may be a column itself. Here d_k: D_k = I.
+            A tensor of the block's flat shape, which may be a column. By default d_k, for D_k = I.
         """
         return self.grad_avg(block)
 
@@ -107,7 +113,7 @@ class ReadingAdapter(Adapter):
             block: As for `preconditioned`.
 
         Returns:
-            A tensor of the block's flat shape, which may be a column itself.
+            A tensor of the block's flat shape, which may be a column.
         """
         scale, grad_scale = block.scalar("buffer_scale"), block.scalar("grad_scale")
         buffer = block.flat("buffer")
@@ -123,7 +129,7 @@ class ReadingAdapter(Adapter):
         Args:
             block: As for `preconditioned`.
             direction: u, of the block's flat shape.
-            keep: What weight decay leaves of the parameters.
+            keep: The factor of the parameters by weight decay.
             pull: θ times the learning rate.
 
         Returns:
@@ -138,11 +144,12 @@ class ReadingAdapter(Adapter):
         """Return settings that the group needs while the base steps at learning rate 0.
 
         Args:
-            group: The parameter group, with its own settings.
+            group: The parameter group, with its original settings.
 
         Returns:
-            Setting to value, besides lr, which is always 0, and weight_decay, which is 0 unless the
-            base adds it to the gradients and is meant to; put back afterwards.
+            A dict from setting to value, besides lr, which is always 0, and weight_decay, which is
+            0 unless the base adds it to the gradients and the form of weight decay keeps that. They
+            are restored afterwards.
         """
         return {}
 
@@ -156,17 +163,17 @@ class ReadingAdapter(Adapter):
             group: An entry of its `param_groups`.
 
         Returns:
-            Here what a setting of a usual name says; where there is none, whether it is not AdamW.
+            By default, the value of a setting with a usual name; without one, False only for AdamW.
         """
         known = [not group[name] for name in _DECOUPLING if name in group]
         return known[0] if known else not isinstance(base, AdamW)
 
     def has_history(self, base: Optimizer, group: ParamGroup) -> bool:
-        """Return whether the base has a state already; see `Adapter`."""
+        """Return whether the base already has a state; see `Adapter`."""
         return any(base.state.get(param) for param in group["params"])
 
     def check_entry(self, where: str, param: Tensor, entry: Mapping[str, Any]) -> None:
-        """Refuse tensors of another shape than the parameter's; see `Adapter`."""
+        """Raise for tensors of another shape than the parameter's; see `Adapter`."""
         for name, value in entry.items():
             if isinstance(value, Tensor) and value.dim() > 0:
                 check_shape(where, param, name, value)
@@ -200,7 +207,7 @@ class ReadingAdapter(Adapter):
 
 @contextmanager
 def with_lrs(groups: list[ParamGroup], lrs: Sequence[float]) -> Iterator[None]:
-    """Set learning rates, and put back the very objects that were there."""
+    """Set learning rates, and restore the same objects afterwards."""
     saved = [group["lr"] for group in groups]
     try:
         for group, lr in zip(groups, lrs, strict=True):
@@ -215,9 +222,9 @@ def with_lrs(groups: list[ParamGroup], lrs: Sequence[float]) -> Iterator[None]:
 def zero_lr(
     groups: list[ParamGroup], coupled: Sequence[bool], settings: list[dict[str, Any]]
 ) -> Iterator[None]:
-    """Set learning rates to 0, weight decay too where it is not coupled, and further settings.
+    """Set learning rates to 0, weight decay too if it is not coupled, and further settings.
 
-    Put back the very objects that were there.
+    Restore the same objects afterwards.
     """
     saved = [dict(group) for group in groups]
     changed = [

@@ -1,4 +1,4 @@
-"""Which adapter reads which optimizer."""
+"""The registry of adapters, by class of optimizer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from momo_wrap.joint import members
 from momo_wrap.model import Averaging
 from momo_wrap.warning import users_level
 
-# By type, or by the qualified name of an optimizer of another package, which is not imported.
+# By type, or by qualified name for packages that are not imported.
 _adapters: dict[type[Optimizer] | str, Adapter] = {
     torch.optim.SGD: SGDAdapter(),
     torch.optim.Adam: AdamAdapter(),
@@ -42,7 +42,7 @@ _adapters: dict[type[Optimizer] | str, Adapter] = {
 
 
 def _muon_averaging(group: ParamGroup, _: State) -> Averaging:
-    """Return that of `torch.optim.Muon`: B <- μ B + (1 - μ) g, and μ B + (1 - μ) g of it again."""
+    """Return that of `torch.optim.Muon`: B <- μ B + (1 - μ) g; Nesterov: d = μ B + (1 - μ) g."""
     momentum = group["momentum"]
     if group["nesterov"] and momentum != 0.0:
         return Averaging(momentum, 1.0 - momentum, buffer_scale=momentum, grad_scale=1.0 - momentum)
@@ -64,11 +64,11 @@ def _muon_max_averaging(group: ParamGroup, _: State) -> Averaging:
     return Averaging(beta1, 1.0 - beta1, first_weight=1.0)
 
 
-# What the proposing adapter should know of an optimizer, where it is not the usual.
+# Proposing adapters with special arguments, by optimizer.
 _SCHEDULE_FREE = ProposingAdapter(anchor="z", drift=_schedule_free_drift)
 _proposing: dict[str, ProposingAdapter] = {
     "torch.optim.Muon": ProposingAdapter("momentum_buffer", averaging=_muon_averaging),
-    # Its result, the average of the parameters, is that of where they really were.
+    # Its result, the average of the parameters, must follow the shortened moves.
     "torch.optim.asgd.ASGD": ProposingAdapter(iterates=("ax",)),
     "momo_wrap.research.heavy_ball.HeavyBall": ProposingAdapter(
         anchor="z", drift=lambda group: 1.0 - group["momentum"]
@@ -85,15 +85,15 @@ _proposing: dict[str, ProposingAdapter] = {
 }
 
 _OWN_ESTIMATE = (
-    "it estimates its learning rate from steps that it takes to have been made in full, so the "
-    "estimate grows without limit where they are cut. Use it bare; or wrap an optimizer with a "
-    "learning rate of its own, or Prodigy, which looks at how far the parameters have come"
+    "it estimates its learning rate from steps that it assumes to be full, so the estimate grows "
+    "without limit if they are shortened. Use it without a wrapper; or wrap an optimizer with a "
+    "fixed learning rate, or Prodigy, which measures how far the parameters have moved"
 )
-# Optimizers that no adapter can help, by the beginning of their qualified name, with the reason.
+# Optimizers that can't be wrapped, by the beginning of their qualified name, with the reason.
 _impossible = {
     "torch.optim.lbfgs.LBFGS": (
         "it evaluates its closure several times per step, so there is no single loss and gradient "
-        "to build the model from. Use it bare"
+        "to build the model from. Use it without a wrapper"
     ),
     "torch.optim.sparse_adam.SparseAdam": (
         "it needs sparse gradients, and the momentum model needs dense ones. Use an embedding "
@@ -101,8 +101,8 @@ _impossible = {
     ),
     "pytorch_optimizer.optimizer.sam.": (
         "it evaluates its closure at two places per step, so there is no single loss and gradient "
-        "to build the model from. Put it around the wrapped optimizer: SAM(params, "
-        "base_optimizer=momo_wrap.optim.MoMoSGD, lr=1.0), and, before each step of it, "
+        "to build the model from. Wrap its base instead: SAM(params, "
+        "base_optimizer=momo_wrap.optim.MoMoSGD, lr=1.0), and, before each of its steps, "
         "sam.base_optimizer.record_loss(loss)"
     ),
     "dadaptation.": _OWN_ESTIMATE,
@@ -112,12 +112,12 @@ _impossible = {
 
 
 def register_adapter(optimizer_type: type[Optimizer], adapter: Adapter) -> None:
-    """Make the one-line wrap use an adapter for an optimizer class.
+    """Register an adapter for an optimizer class, which `adapter_for` then returns.
 
     Args:
-        optimizer_type: The class. Subclasses of it are not included, since a subclass may update
+        optimizer_type: The class. Its subclasses are not included, because a subclass may update
             differently (AdamW is a subclass of Adam).
-        adapter: The adapter for it, which replaces any that was registered before.
+        adapter: The adapter, which replaces an earlier one.
 
     Raises:
         TypeError: The first argument is not an optimizer class, or the second not an adapter.
@@ -125,35 +125,35 @@ def register_adapter(optimizer_type: type[Optimizer], adapter: Adapter) -> None:
     kind: object = optimizer_type
     if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
         raise TypeError(
-            f"register_adapter expects a class of optimizers first, got {kind!r}. Write "
-            "register_adapter(MyOptimizer, MyAdapter())."
+            f"register_adapter expects an optimizer class as its first argument, got {kind!r}. "
+            "Write register_adapter(MyOptimizer, MyAdapter())."
         )
     given: object = adapter
     if not isinstance(given, Adapter):
         raise TypeError(
-            f"register_adapter expects an instance of Adapter second, got {given!r}. Write "
-            f"register_adapter({kind.__name__}, MyAdapter())."
+            "register_adapter expects an instance of Adapter as its second argument, got "
+            f"{given!r}. Write register_adapter({kind.__name__}, MyAdapter())."
         )
     _adapters[kind] = given
 
 
 def adapter_for(optimizer: Optimizer) -> Adapter:
-    """Return the adapter that the one-line wrap uses for an optimizer.
+    """Return the adapter that `MoMoWrapper(optimizer)` uses.
 
-    That is the one that is registered for its exact type. Where there is none, or it can't read the
-    optimizer with its settings, it is the `ProposingAdapter`, with a warning that tells the memory
-    unless it is known what that should know of the optimizer.
+    That is the adapter registered for the exact type. If there is none, or it can't read the
+    optimizer with its settings, it is a `ProposingAdapter`: one with arguments for this optimizer
+    if they are known, else the default with a warning that names its memory.
 
     Args:
         optimizer: The base optimizer.
 
     Raises:
-        TypeError: No adapter is possible.
+        TypeError: The optimizer can't be wrapped.
     """
     found = type(optimizer)
     name = f"{found.__module__}.{found.__qualname__}"
     adapter = _adapters.get(found) or _adapters.get(name)
-    reason = "there is no adapter that reads it" if adapter is None else adapter.obstacle(optimizer)
+    reason = "no adapter is registered for it" if adapter is None else adapter.obstacle(optimizer)
     if adapter is not None and reason is None:
         return adapter
     for prefix, why_not in _impossible.items():
@@ -163,9 +163,10 @@ def adapter_for(optimizer: Optimizer) -> Adapter:
         return _proposing[name]
     proposing = ProposingAdapter()
     warnings.warn(
-        f"MoMoWrapper uses {proposing!r} for {name}: {reason}. While a step is taken, that needs "
-        f"{proposing.memory(optimizer) / 2**20:.3g} MiB more than the bare optimizer. To hear this "
-        "no more, write warnings.filterwarnings('ignore', 'MoMoWrapper uses ProposingAdapter').",
+        f"MoMoWrapper uses {proposing!r} for {name}: {reason}. During a step, that needs "
+        f"{proposing.memory(optimizer) / 2**20:.3g} MiB more than the optimizer alone. To silence "
+        "this warning, write warnings.filterwarnings('ignore', 'MoMoWrapper uses "
+        "ProposingAdapter').",
         stacklevel=users_level(),
     )
     return proposing
@@ -181,7 +182,7 @@ def adapters_for(
     if len(adapter) != len(optimizers):
         raise ValueError(
             f"MoMoWrapper got {len(optimizers)} optimizers and {len(adapter)} adapters. Give one "
-            "for each, None for the one that is registered: adapter=[None, MyAdapter()]."
+            "for each, with None for the registered one: adapter=[None, MyAdapter()]."
         )
     pairs = zip(optimizers, adapter, strict=True)
     return [adapter_for(optimizer) if its is None else its for optimizer, its in pairs]

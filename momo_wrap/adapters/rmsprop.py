@@ -24,13 +24,13 @@ class RMSpropAdapter(GradientAdapter):
     settings = ("eps",)
 
     def obstacle(self, base: Optimizer) -> str | None:
-        """Return whether there is momentum, which averages preconditioned gradients."""
+        """Return a reason if there is momentum; see `Adapter`."""
         if any(group["momentum"] > 0 for group in base.param_groups):
             return "with momentum its buffer averages preconditioned gradients, not gradients"
         return None
 
     def read(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> Reading:
-        """Return the second moments, and the first where centered; see `ReadingAdapter`."""
+        """Return the second moments, and the first ones if centered; see `ReadingAdapter`."""
         reading = super().read(group, params, state)
         if not group["centered"]:
             return reading

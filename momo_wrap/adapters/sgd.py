@@ -16,11 +16,12 @@ from momo_wrap.model import Averaging
 class SGDAdapter(ReadingAdapter):
     """`torch.optim.SGD`, with momentum, dampening and Nesterov; D_k = I.
 
-    | | a | b (first step) | p | q |
-    |---|---|---|---|---|
-    | momentum | μ | 1 - dampening (1) | 1 | 0 |
-    | Nesterov | μ | 1 | μ | 1 |
-    | without momentum | 0 | 1 | 1 | 0 |
+                          a    b (first step)       p    q
+        momentum          μ    1 - dampening (1)    1    0
+        Nesterov          μ    1                    μ    1
+        without momentum  0    1                    1    0
+
+    a, b, p and q are those of `Averaging`.
     """
 
     def averaging(self, group: ParamGroup, state: State) -> Averaging:
@@ -39,5 +40,6 @@ class SGDAdapter(ReadingAdapter):
         return Reading([state[p]["momentum_buffer"] for p in params])
 
     def while_updating(self, group: ParamGroup) -> dict[str, Any]:
-        """Turn Nesterov off: the foreach form would add the buffer into `.grad` in place."""
+        """Turn Nesterov off; see `ReadingAdapter`."""
+        # The foreach code path adds the buffer to `.grad` in place.
         return {"nesterov": False} if group["nesterov"] else {}

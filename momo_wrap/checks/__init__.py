@@ -1,1 +1,1 @@
-"""What the wrapper refuses, before anything is changed, each with what to write instead."""
+"""Checks before anything is changed. Each error says what to write instead."""

@@ -1,4 +1,4 @@
-"""What the wrapper refuses, before anything is changed, each with the line to write instead."""
+"""Checks of the wrapper's arguments. Each error says what to write instead."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_arguments(
     weight_decay_form: WeightDecayForm | None,
     max_grad_norm: object,
 ) -> None:
-    """Refuse arguments of `MoMoWrapper` that are wrong."""
+    """Raise for wrong arguments of `MoMoWrapper`."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"MoMoWrapper expects a torch.optim.Optimizer, got {type(optimizer).__name__}. Write "
@@ -51,7 +51,7 @@ def check_arguments(
 
 
 def check_unknown_arguments(arguments: Mapping[str, object]) -> None:
-    """Refuse keyword arguments that `MoMoWrapper` does not have, and say whose they are."""
+    """Raise for unknown keyword arguments of `MoMoWrapper`, and say where they belong."""
     for name, value in arguments.items():
         rules = [rule for rule in (MoMo, TrustedMoMo) if name in signature(rule).parameters]
         if rules:
@@ -62,17 +62,17 @@ def check_unknown_arguments(arguments: Mapping[str, object]) -> None:
             )
         elif name in signature(torch.optim.AdamW).parameters:
             hint = (
-                "; it is a setting of the base. Write "
+                "; it is an argument of the base. Write "
                 f"MoMoWrapper(torch.optim.AdamW(model.parameters(), {name}=...)); the class that "
                 "takes it is momo_wrap.optim.MoMoAdamW, or MoMoWrapper.of(torch.optim.AdamW)."
             )
         else:
-            hint = ". Its arguments are listed by help(momo_wrap.MoMoWrapper)."
+            hint = ". For its arguments, see help(momo_wrap.MoMoWrapper)."
         raise TypeError(f"MoMoWrapper takes no {name}{hint}")
 
 
 def check_rule(rule: object) -> StepRule:
-    """Return a step rule, and refuse what is none, or has no form of weight decay."""
+    """Return a step rule; raise if it is not one, or its form of weight decay is unknown."""
     if not isinstance(rule, StepRule):
         raise TypeError(
             f"rule must be a StepRule, got {rule!r}. Write MoMoWrapper(optimizer, "
@@ -83,7 +83,7 @@ def check_rule(rule: object) -> StepRule:
 
 
 def check_nonfinite(nonfinite: object) -> None:
-    """Refuse what is no choice of what to do where numbers are not finite."""
+    """Raise for an unknown choice of `nonfinite`."""
     if nonfinite not in get_args(NonFinite):
         raise ValueError(
             f"nonfinite must be 'propagate', 'skip' or 'raise', got {nonfinite!r}. Write "
@@ -96,16 +96,16 @@ def check_probe(
     source: str = "step()",
     instead: str = "optimizer.step(loss=loss, probe=lambda: loss_function(model(inputs), targets))",
 ) -> None:
-    """Refuse a probe that can't be called."""
+    """Raise for a probe that can't be called."""
     if not callable(probe):
         raise TypeError(
             f"{source} got as probe {type(probe).__name__}, expected a function that returns the "
-            f"loss of the batch at the parameters as they are. Write {instead}."
+            f"loss of the batch at the current parameters. Write {instead}."
         )
 
 
 def check_compiled(compiled: object) -> None:
-    """Refuse what is no choice of whether to compile."""
+    """Raise for an unknown choice of `compiled`."""
     if not (isinstance(compiled, bool) or compiled == "auto"):
         raise ValueError(
             f"compiled must be True, False or 'auto', got {compiled!r}. Write "
@@ -114,7 +114,7 @@ def check_compiled(compiled: object) -> None:
 
 
 def check_max_grad_norm(value: object) -> None:
-    """Refuse what is no norm that gradients could be clipped to."""
+    """Raise for a norm that gradients can't be clipped to."""
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -125,29 +125,29 @@ def check_max_grad_norm(value: object) -> None:
     if not float(value) > 0:
         raise ValueError(
             f"max_grad_norm must be above 0, got {value!r}. Write MoMoWrapper(optimizer, "
-            "max_grad_norm=1.0), or None to clip nothing."
+            "max_grad_norm=1.0), or None for no clipping."
         )
 
 
 def check_decay_form(form: object, whose: str = "") -> None:
-    """Refuse what is no form of weight decay; the error begins with `whose`."""
+    """Raise for an unknown form of weight decay; the message begins with `whose`."""
     if form not in get_args(WeightDecayForm):
         raise ValueError(
-            f"{whose}weight_decay_form chooses the form of the decay and must be 'base', "
-            f"'proximal', 'decoupled' or 'scaled', got {form!r}. Its strength is the base's own "
-            "weight_decay."
+            f"{whose}weight_decay_form must be 'base', 'proximal', 'decoupled' or 'scaled', got "
+            f"{form!r}. It is the form of the decay; for its strength, set the weight_decay of the "
+            "base."
         )
 
 
 def decay_form(chosen: WeightDecayForm | None, rule: StepRule) -> WeightDecayForm:
-    """Return the form of weight decay that was chosen, else that of the rule; refuse any other."""
+    """Return the chosen form of weight decay, else that of the rule; raise if it is unknown."""
     if chosen is not None:
         check_decay_form(chosen)
         return chosen
     return check_rule(rule).weight_decay_form
 
 
-# From the name of an attribute of the wrapper that may be set to what refuses a value.
+# The attributes of the wrapper that may be set, each with the check of a value.
 WRAPPER_CHECKS: Mapping[str, Callable[[Any, Any], object]] = {
     "rule": lambda self, rule: signed_bound(check_rule(rule), self._bases.sign),
     "nonfinite": lambda _, value: check_nonfinite(value),
@@ -159,9 +159,9 @@ WRAPPER_CHECKS: Mapping[str, Callable[[Any, Any], object]] = {
 
 
 class CheckedAttributes:
-    """An object that refuses wrong values of attributes, and other values of those set once."""
+    """An object that checks the attributes in `CHECKS`, and sets those in `FIXED` only once."""
 
-    # From the name of an attribute to what raises, called with the object and the value.
+    # From the name of an attribute to its check, called with the object and the value.
     CHECKS: ClassVar[Mapping[str, Callable[[Any, Any], object]]] = {}
     FIXED: ClassVar[frozenset[str]] = frozenset()
 
@@ -171,11 +171,12 @@ class CheckedAttributes:
             check(self, value)
         elif name in self.FIXED and name in self.__dict__:
             raise AttributeError(
-                f"{name} of a {type(self).__name__} can't be set. Make a new {type(self).__name__}."
+                f"{name} of a {type(self).__name__} can't be set. Create a new "
+                f"{type(self).__name__}."
             )
         super().__setattr__(name, value)
         if check is not None:
             self._changed(name)
 
     def _changed(self, name: str) -> None:
-        """Follow a change of one of the checked attributes."""
+        """React to a change of a checked attribute."""

@@ -1,4 +1,4 @@
-"""What to write where a step has no loss: told by the framework that calls it."""
+"""What to write if a step has no loss, by the framework that calls it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from types import FrameType
 
 _NO_LOSS = (
     "step() needs the loss that the gradients belong to. After loss.backward(), write "
-    "optimizer.step(loss=loss), or pass a closure that returns the loss. Where a trainer calls "
+    "optimizer.step(loss=loss), or pass a closure that returns the loss. If a trainer calls "
     "step(), write optimizer.record_loss(loss) before, after the last zero_grad()."
 )
 _FROM_BACKWARD = "with momo_wrap.integrations.losses_from_backward(optimizer):"
 _LIGHTNING = (
     "Lightning calls it: give the Trainer callbacks=[MoMoCallback()] of "
-    "momo_wrap.integrations.lightning; in manual optimisation write optimizer.record_loss(loss) "
+    "momo_wrap.integrations.lightning; in manual optimization write optimizer.record_loss(loss) "
     "before optimizer.step()."
 )
-# The first that is on the stack: transformers calls by accelerate, and others by transformers.
+# The first one on the stack counts: transformers calls through accelerate, and others through
+# transformers.
 _ADVICE = {
     "lightning": _LIGHTNING,
     "pytorch_lightning": _LIGHTNING,
@@ -33,19 +34,19 @@ _ADVICE = {
         "momo_wrap.integrations.losses_from_backward(model.policy.optimizer): model.learn(...)"
     ),
     "transformers": (
-        "transformers calls it: use MoMoTrainer of momo_wrap.integrations.transformers in place "
-        f"of Trainer, or write {_FROM_BACKWARD} trainer.train()"
+        "transformers calls it: use MoMoTrainer of momo_wrap.integrations.transformers instead of "
+        f"Trainer, or write {_FROM_BACKWARD} trainer.train()"
     ),
     "accelerate": (
         "accelerate calls it: write backward(accelerator, loss, optimizer) of "
-        "momo_wrap.integrations.accelerate in place of accelerator.backward(loss)."
+        "momo_wrap.integrations.accelerate instead of accelerator.backward(loss)."
     ),
 }
-_OTHERS = f"Where the code can't be changed, write {_FROM_BACKWARD} around it."
+_OTHERS = f"If you can't change the code, write {_FROM_BACKWARD} around it."
 
 
 def caller() -> str:
-    """Return the name of the framework that calls, "" where it is none that is known."""
+    """Return the name of the calling framework, "" if it is unknown."""
     found = set()
     frame: FrameType | None = sys._getframe()
     while frame is not None:
@@ -55,5 +56,5 @@ def caller() -> str:
 
 
 def no_loss() -> str:
-    """Return what to write where `step()` was called bare."""
+    """Return the error message for `step()` without a loss."""
     return f"{_NO_LOSS} {_ADVICE.get(caller(), _OTHERS)}"

@@ -1,4 +1,4 @@
-"""What the wrapper refuses of parameter groups: settings, parameters and gradients."""
+"""Checks of parameter groups: settings and parameters."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from momo_wrap.adapters.base import Adapter, ParamGroup, maximizes
 from momo_wrap.distributed import local
 from momo_wrap.engine.params import can_move
 
-# Schedules that end at 0 can end this far below it.
+# Schedules that end at 0 can end this far below 0.
 ROUNDING = 1e-12
 
 
 def check_settings(
     pairs: Sequence[tuple[Optimizer, Adapter]], *, read_tensors: bool = False
 ) -> None:
-    """Refuse settings that the model can't be built with. Cheap enough for each step.
+    """Raise for settings that the model can't be built with. Cheap enough for each step.
 
-    Settings that are tensors are looked into only where asked, which is a host synchronisation.
+    Settings that are tensors are read only with `read_tensors`, which is a host synchronization.
     """
     maximize: list[bool] = []
     for optimizer, adapter in pairs:
@@ -40,7 +40,7 @@ def check_settings(
     if any(maximize) and not all(maximize):
         raise ValueError(
             f"Groups have maximize={maximize}, but all groups share one loss. Set the same "
-            "maximize for all, or wrap two optimizers."
+            "maximize for all, or wrap two optimizers separately."
         )
 
 
@@ -48,17 +48,17 @@ def _check_group(index: int, group: ParamGroup, adapter: Adapter, *, read_tensor
     lr = group.get("lr")
     if lr is None and adapter.needs_lr:
         raise ValueError(
-            f"Group {index} has no 'lr', which the step is measured against. Wrap an "
-            "optimizer that has a learning rate."
+            f"Group {index} has no 'lr', expected a learning rate, which caps the step size. Wrap "
+            "an optimizer that has one."
         )
     for name, value in (("lr", lr), ("weight_decay", group.get("weight_decay"))):
-        # Nearly always a float, which is told at once.
+        # Nearly always a float, which is checked at once.
         if value is not None and not (type(value) is float and 0.0 <= value < math.inf):
             _check_number(index, name, value, read_tensors=read_tensors)
     if group.get("differentiable"):
         raise ValueError(
-            f"Group {index} has differentiable=True, but MoMo's step does not record "
-            "gradients. Make the base optimizer with differentiable=False."
+            f"Group {index} has differentiable=True, but MoMo's step is not differentiable. Create "
+            "the base optimizer with differentiable=False."
         )
 
 
@@ -76,9 +76,9 @@ def _check_number(index: int, name: str, value: object, *, read_tensors: bool) -
 
 
 def check_parameters(groups: Sequence[ParamGroup]) -> None:
-    """Refuse parameters that can move and can't be moved each by itself.
+    """Raise for parameters that can move but not independently of others.
 
-    Frozen parameters may be anything; so may lazy ones, until they are made.
+    Frozen parameters may be anything; so may lazy ones, until they are initialized.
     """
     if not any(group["params"] for group in groups):
         raise ValueError(
@@ -92,7 +92,7 @@ def check_parameters(groups: Sequence[ParamGroup]) -> None:
             if param.is_conj() or param.is_neg():
                 raise ValueError(
                     f"Parameter {position} of group {index} is a view that is conjugated or "
-                    "negated only when it is read, and can't be written through. Make it with "
+                    "negated on reading, so it can't be written to. Create it with "
                     "param.detach().resolve_conj().resolve_neg().requires_grad_()."
                 )
             params.append(param)
@@ -100,24 +100,23 @@ def check_parameters(groups: Sequence[ParamGroup]) -> None:
     for first, second in _overlapping(params):
         if params[first] is params[second]:
             raise ValueError(
-                f"Parameters {names[first]} and {names[second]} are one and the same, which would "
-                "move twice. Name it once: dict.fromkeys(parameters) in place of parameters."
+                f"Parameters {names[first]} and {names[second]} are the same tensor, which would "
+                "move twice. Pass it once: dict.fromkeys(parameters) instead of parameters."
             )
         raise ValueError(
             f"Parameters {names[first]} and {names[second]}, of shape "
-            f"{list(params[second].shape)}, share their memory but are two parameters, so that "
-            "each would move the other. Make them one: second.weight = first.weight, not "
-            "second.weight.data = ..."
+            f"{list(params[second].shape)}, share memory but are two parameters, so each would "
+            "move the other. Tie them: second.weight = first.weight, not second.weight.data = ..."
         )
 
 
 def _overlapping(params: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Yield the positions of each two parameters that have an element in common."""
-    extents = []  # the device, the addresses [start, stop) that it lies within, and the position
+    """Yield the positions of any two parameters that have an element in common."""
+    extents = []  # the device, the addresses [start, stop) that contain it, and the position
     for position, param in enumerate(params):
         tensor = local(param)
         try:
-            # An address of 0: there is no memory.
+            # An address of 0 means that there is no memory.
             if param.layout is torch.strided and tensor.untyped_storage().device.type != "meta":
                 start = tensor.data_ptr()
                 if start and tensor.numel():
@@ -141,10 +140,10 @@ def _span(tensor: Tensor) -> int:
 
 
 def _share_an_element(first: Tensor, second: Tensor) -> bool:
-    """Return whether two tensors overlap whose extents do."""
+    """Return whether two tensors with overlapping extents share an element."""
     if first.is_contiguous() and second.is_contiguous():
         return True
-    # Columns of one matrix, say, lie in one extent and have no element in common.
+    # Columns of one matrix, for example, have overlapping extents and no common element.
     start = min(first.data_ptr(), second.data_ptr())
     stop = max(tensor.data_ptr() + _span(tensor) for tensor in (first, second))
     marks = torch.zeros(stop - start, dtype=torch.bool)
@@ -153,7 +152,7 @@ def _share_an_element(first: Tensor, second: Tensor) -> bool:
 
 
 def _bytes_of(tensor: Tensor, marks: Tensor, start: int) -> Tensor:
-    """Return the marks, one for each byte from an address on, that are those of a tensor."""
+    """Return the marks of a tensor, out of one mark for each byte from an address on."""
     size = tensor.element_size()
     strides = [stride * size for stride in tensor.stride()]
     return marks.as_strided((*tensor.shape, size), (*strides, 1), tensor.data_ptr() - start)

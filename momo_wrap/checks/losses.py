@@ -1,4 +1,4 @@
-"""What is a loss, where it comes from, and what to write where something else was given for one."""
+"""Checks of losses and bounds. Each error says what to write instead."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BOUND_INSTEAD = (
 
 
 def checked_loss(loss: object, source: str, instead: Sequence[str] = _INSTEAD) -> Loss:
-    """Return a one-element tensor as it is or a number as a float; refuse what is no loss."""
+    """Return a one-element tensor as it is or a number as a float; raise if it is neither."""
     if isinstance(loss, Tensor):
         if loss.numel() != 1:
             raise ValueError(
@@ -52,33 +52,34 @@ def checked_loss(loss: object, source: str, instead: Sequence[str] = _INSTEAD) -
 
 
 def checked_bound(bound: object, source: str) -> Loss:
-    """Return the lower bound of the loss of a batch; refuse what is none."""
+    """Return the lower bound of the loss of a batch; raise if it is not finite or no number."""
     value = checked_loss(bound, f"{source} got as lower_bound", _BOUND_INSTEAD)
     if not isinstance(value, Tensor) and not isfinite(value):
         raise ValueError(
             f"{source} got lower_bound={value}, expected a finite number that the loss of this "
-            "batch can't go below. Leave it out where there is none: the bound of the rule counts."
+            "batch can't go below. If there is no such number, leave it out: the bound of the rule "
+            "counts."
         )
     return value
 
 
 def checked_reduction(reduction: Reduction, before: Reduction | None) -> Reduction:
-    """Return the reduction of a recorded loss; `before` is that of the losses before, if any."""
+    """Return the reduction of a recorded loss; `before` is that of earlier losses, if any."""
     if reduction not in ("mean", "sum"):
         raise ValueError(
-            f"record_loss() got reduction={reduction!r}, expected 'mean' or 'sum'. Write 'sum' "
-            "where the losses of several backward() were not divided by their number."
+            f"record_loss() got reduction={reduction!r}, expected 'mean' or 'sum'. Write 'sum' if "
+            "the losses of several backward() calls are not divided by their number."
         )
     if before not in (None, reduction):
         raise ValueError(
-            f"record_loss() got reduction={reduction!r}, but the losses before had {before!r}. "
-            "Write the same for all losses of a step."
+            f"record_loss() got reduction={reduction!r}, but earlier losses of this step had "
+            f"{before!r}. Write the same for all losses of a step."
         )
     return reduction
 
 
 def returned_by(closure: object) -> object:
-    """Return what a closure does, with gradients enabled."""
+    """Return the result of a closure, called with gradients enabled."""
     if not callable(closure):
         raise TypeError(
             f"step() takes a closure as its positional argument, got {type(closure).__name__}. To "
@@ -88,7 +89,7 @@ def returned_by(closure: object) -> object:
 
 
 def evaluated(closure: Callable[[], object] | None) -> Any:
-    """Return what a closure does, with gradients enabled; None without one."""
+    """Return the result of a closure, called with gradients enabled; None without one."""
     if closure is None:
         return None
     with torch.enable_grad():
@@ -96,7 +97,7 @@ def evaluated(closure: Callable[[], object] | None) -> Any:
 
 
 def same_function(one: object, other: object) -> bool:
-    """Return whether two functions have the same code, and the same variables, not only values."""
+    """Return whether two functions have the same code and the same variables, not equal ones."""
     return one is other or (
         isinstance(one, FunctionType)
         and isinstance(other, FunctionType)

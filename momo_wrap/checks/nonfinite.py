@@ -1,4 +1,4 @@
-"""Loss and gradients that are not finite."""
+"""Checks for a loss or gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def must_skip(
     groups: Sequence[ParamGroup],
     ranks: dist.ProcessGroup | None,
 ) -> bool:
-    """Wait for loss, its bound and gradients, and return whether a step with them is left out.
+    """Return whether to skip a step with this loss, bound and gradients; a host synchronization.
 
     Raises:
-        FloatingPointError: A number on one of the ranks is not finite, with "raise".
+        FloatingPointError: A number on one of the ranks is not finite, and `choice` is "raise".
     """
     grads = [local(p.grad) for group in groups for p in group["params"] if p.grad is not None]
-    grads = [grad for grad in grads if grad.numel()]  # a rank's part may be empty
+    grads = [grad for grad in grads if grad.numel()]  # a rank's shard may be empty
     largest = [total_norm(grads, math.inf)] if grads else []
     like = largest[0] if largest else torch.as_tensor(loss)
     given = [loss] if bound is None else [loss, bound]
@@ -38,9 +38,8 @@ def must_skip(
         return False
     if choice == "raise":
         raise FloatingPointError(
-            f"The loss, {float(loss)} here, its bound, or a gradient, here or on another rank, is "
-            "not finite. "
-            "Nothing was changed. Lower the learning rate's cap, clip gradients, or write "
-            "nonfinite='skip'."
+            f"The loss, {float(loss)} on this rank, its bound, or a gradient, on this or another "
+            "rank, is not finite. Nothing was changed. Lower the learning rate, clip gradients, or "
+            "write nonfinite='skip'."
         )
     return True

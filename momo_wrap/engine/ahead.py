@@ -1,15 +1,15 @@
-"""Moving ahead: where θ is known before the sums, one pass over memory does all.
+"""Moving ahead: if θ is known before the sums, one pass over memory is enough.
 
-The pass that updates the state and sums up then also moves the parameters, by the θ° that the rule
-foresees, and no element by more than a limit l. Where θ turns out to be another, or where l held
-something back, a second pass puts the parameters back and moves them:
+The pass that updates the state and sums up then also moves the parameters, with the θ° that the
+rule expects (`StepRule.foresee`), and no element by more than a limit l. If the decision has
+another θ, or if a move exceeded l, a second pass puts the parameters back and moves them:
 
     s = clip(θ° α u, -l, l) ,    x <- keep° x - s
     x <- (x + s)/keep° ,         x <- keep x - θ α u
 
-Where θ° is right and l holds nothing back, this is bit for bit what two passes do. Else it differs
-by a few units in the last place of max(|x|, l), so that l, a small multiple of what the last step
-has moved, keeps a spike of the gradient from costing digits.
+If θ° is right and no move exceeds l, the result is bit for bit that of two passes. Otherwise it
+differs by a few units in the last place of max(|x|, l). So l, a small multiple of the largest move
+in the last step, protects digits from a spike of the gradient.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-# How much farther than in the last step an element may be moved ahead.
+# l as a multiple of the largest move in the last step.
 _FARTHER = 16.0
 
 
 class Foreseen(NamedTuple):
-    """What is expected of a step before its sums are known.
+    """The expectations for a step before its sums are known.
 
     Attributes:
         theta: θ°, 0-dim or of shape [groups].
-        reach: How far the last step has moved that element which it moved farthest, 0-dim; None:
-            nothing is moved ahead, as where the last expectation did not come true.
+        reach: The largest move of an element in the last step, 0-dim; None: nothing is moved ahead,
+            for example because the last expectation was wrong.
     """
 
     theta: Tensor
@@ -36,17 +36,17 @@ class Foreseen(NamedTuple):
 
     @property
     def limit(self) -> Tensor | None:
-        """l; None where nothing is moved ahead."""
+        """l; None if nothing is moved ahead."""
         return None if self.reach is None else _FARTHER * self.reach
 
 
 class Ahead(NamedTuple):
-    """By what the parameters of a block are moved ahead, each 0-dim.
+    """The coefficients for moving the parameters of a block ahead, each 0-dim.
 
     Attributes:
         pull: θ° α.
-        keep: keep°, what weight decay leaves; None: all.
-        limit: l; None: u is bounded anyway.
+        keep: keep°, the factor by weight decay; None: 1.
+        limit: l; None: u is bounded.
     """
 
     pull: Tensor
@@ -54,17 +54,17 @@ class Ahead(NamedTuple):
     limit: Tensor | None = None
 
     def step(self, direction: Tensor) -> Tensor:
-        """Return s of a direction u."""
+        """Return s for a direction u."""
         step = direction * self.pull
         return step if self.limit is None else step.clamp(-self.limit, self.limit)
 
     def move(self, x: Tensor, direction: Tensor) -> Tensor:
-        """Return parameters moved ahead, in place."""
+        """Move parameters ahead, in place."""
         if self.keep is not None:
             x.mul_(self.keep)
         return x.sub_(self.step(direction))
 
     def put_back(self, x: Tensor, direction: Tensor) -> Tensor:
-        """Return parameters as they were, in place."""
+        """Undo `move`, in place."""
         x.add_(self.step(direction))
         return x if self.keep is None else x.div_(self.keep)

@@ -2,9 +2,9 @@
 
 A *column* is a list with one tensor per parameter (the parameters, their gradients, their momentum
 buffers, ...). Blocks split all columns at the same places: a large tensor becomes several blocks
-that are views of it, many small tensors are packed into one block. Arithmetic on a block is
-arithmetic on flat tensors of at most a few MiB, which stay in the cache on a CPU and cost few
-kernel launches on an accelerator, and rounds once however low the precision of the parameters.
+that are views of it, many small tensors are packed into one block. Blocks are flat tensors of at
+most a few MiB, which stay in the cache of a CPU and cost few kernel launches on an accelerator.
+Results are rounded once to the precision of the parameters.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from momo_wrap.distributed import PLAIN, local
 from momo_wrap.engine.ahead import Ahead
 from momo_wrap.engine.scalars import Scalar
 
-# Runs of so many tensors of one size are spread at once, which takes a copy more.
+# Runs of at least so many tensors of one size are spread at once, which takes another copy.
 _LONG_RUN = 8
 _FLAT = {1}
 
 
 class Packing:
-    """What is known beforehand of several small tensors in one block, sorted by group.
+    """The layout of several small tensors in one block, sorted by group.
 
     Args:
-        sizes: The numbers of elements of the tensors.
+        sizes: The number of elements of each tensor.
         groups: The parameter group of each.
-        device, dtype: Where they are, and the dtype of computation.
+        device, dtype: The device of the tensors, and the dtype of computation.
 
     Attributes:
-        sizes, groups: As they were given.
-        elements: The number of elements together.
-        runs: The parameter group of each run of tensors that share it.
-        lengths: The elements of each run, int64; None for a single run.
+        sizes, groups: As given.
+        elements: The total number of elements.
+        runs: The parameter group of each run of tensors with the same group.
+        lengths: The number of elements of each run, int64; None for a single run.
         index: `groups` as a tensor; None for a single run.
     """
 
@@ -56,11 +56,11 @@ class Packing:
             self.lengths = torch.tensor(list(of_run.values()), device=device)
             self.index = torch.tensor(groups, device=device)
         self._like = torch.empty(0, device=device, dtype=dtype)
-        # For each number of rows a buffer, and views of it of the elements' shape.
+        # For each number of rows a buffer, and views of it expanded to the elements.
         self._wide: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
     def spread(self, values: Tensor) -> Tensor:
-        """Return values of shape [rows, tensors] as values of shape [rows, elements]."""
+        """Expand values of shape [rows, tensors] to shape [rows, elements]."""
         rows = len(values)
         if rows not in self._wide:
             buffer = self._like.new_empty(rows, len(self.sizes))
@@ -70,7 +70,7 @@ class Packing:
         parts = [view if view.dim() == 2 else view.reshape(rows, -1) for view in views]
         if len(parts) > 1:
             return torch.cat(parts, dim=1)
-        # Never a view of the buffer, which is written to again.
+        # Never a view of the buffer, which is reused.
         return parts[0].clone() if parts[0] is views[0] else parts[0]
 
     def _views(self, buffer: Tensor) -> list[Tensor]:
@@ -91,22 +91,23 @@ class Block:
     """The same stretch of every column, as flat tensors.
 
     Attributes:
-        pieces: For each column the pieces of its tensors that lie in this block, each a real view
-            of any shape; piece j has the same number of elements in every column.
+        pieces: For each column the pieces of its tensors in this block, each a real view of any
+            shape; piece j has the same number of elements in every column.
         scalars: For each name a value for all elements, a number or a 0-dim tensor.
         negated: The columns that `flat` returns with the opposite sign.
         dtype: The dtype of computation.
         shards: The factor of sums over the block, see `momo_wrap.distributed.shards`.
-        decayed: The columns to which `flat` adds λ x, λ being the scalar "coupled_decay".
-        groups: The parameter group of each run of pieces that share it.
-        packing: What is known of the pieces of a block into which small tensors are packed.
+        decayed: The columns to which `flat` adds λ x, where λ is the scalar "coupled_decay".
+        groups: The parameter group of each run of pieces with the same group.
+        packing: The layout of the pieces of a block of packed small tensors; None for other blocks.
         names: The names of further values, one for each piece.
-        per_piece: These values, of shape [names, pieces]; None: there are none.
+        per_piece: These values, of shape [names, pieces]; None for no values.
         numel: The number of elements.
-        direction: What is kept of the first pass for the second, of the block's flat shape.
-        largest: The largest absolute value of u, 0-dim, where the first pass has asked for it.
-        ahead: By what the first pass is to move the parameters; None: not at all.
-        is_ahead: Whether they have been moved by that.
+        direction: u of the first pass, kept for the second, of the block's flat shape; None: not
+            kept.
+        largest: The largest absolute value of u, 0-dim, if the first pass computed it.
+        ahead: How the first pass moves the parameters; None: not at all.
+        is_ahead: Whether that move was made.
     """
 
     pieces: Mapping[str, list[Tensor]]
@@ -134,8 +135,8 @@ class Block:
             column: The column's name.
 
         Returns:
-            A tensor of shape [elements of the block] in the dtype of computation; it must not be
-            written to, unless it is handed to `write_back` next.
+            A tensor of shape [elements of the block] in the dtype of computation. It must not be
+            written to, unless it is passed to `write_back` next.
         """
         if column in self._copies:
             return self._copies[column]
@@ -148,24 +149,28 @@ class Block:
         return values
 
     def _with_decay(self, grad: Tensor) -> Tensor:
-        """Return g + λ x, rounded as a base rounds it: its preconditioner is made of that."""
+        """Return g + λ x, rounded like the base's, because its preconditioner uses that."""
         decay = self.scalar("coupled_decay")
-        # Where nothing is rounded, the parameters may have been gathered already.
+        # Without rounding, the flat parameters may already exist.
         x = self.flat("param") if grad.dtype is self.dtype else joined(self.pieces["param"])
         if not isinstance(decay, Tensor):
             return torch.add(grad, x, alpha=decay)
         if grad.dtype is not self.dtype and grad.device.type == "cpu":
-            decay = decay.to(grad.dtype)  # as `alpha` is there
+            decay = decay.to(grad.dtype)  # like `alpha` on the CPU
         wide = torch.addcmul(grad.to(self.dtype), decay.to(self.dtype), x.to(self.dtype))
         return wide.to(grad.dtype)
 
     def forget(self, *, keep_param: bool = False) -> None:
-        """Drop the copies that were made, which take memory, perhaps but those of parameters."""
+        """Free the copies of columns.
+
+        Args:
+            keep_param: Whether to keep the copy of the parameters.
+        """
         kept = self._copies.get("param") if keep_param else None
         self._copies, self._spread = {} if kept is None else {"param": kept}, {}
 
     def scalar(self, name: str) -> Scalar:
-        """Return a value per parameter, ready to be combined with `flat` tensors.
+        """Return a value per parameter in a shape that broadcasts with `flat` tensors.
 
         Args:
             name: The name of the values.
@@ -182,13 +187,17 @@ class Block:
         return self._spread[name]
 
     def number(self, name: str) -> float | None:
-        """Return a value that is a Python number, and None where it is a tensor."""
+        """Return a value if it is a Python number, None if it is a tensor.
+
+        Args:
+            name: The name of the value.
+        """
         value = self.scalars.get(name)
         return None if isinstance(value, Tensor) else value
 
     @property
     def reads_param(self) -> bool:
-        """Whether the direction depends on the parameters: by a gradient that λ x is added to."""
+        """Whether the direction depends on the parameters, through a gradient with λ x added."""
         return bool(self.decayed) and ("buffer" in self.decayed or self.number("grad_scale") != 0.0)
 
     @property
@@ -197,13 +206,18 @@ class Block:
         return all(pieces[0].dtype is self.dtype for pieces in self.pieces.values())
 
     def write_back(self, column: str, values: Tensor) -> None:
-        """Bring what `flat` returned, changed in place since, back to a column; see `write`."""
+        """Write back to a column the result of `flat` after in-place changes; see `write`."""
         pieces = self.pieces[column]
         if len(pieces) > 1 or not pieces[0].is_contiguous() or pieces[0].dtype is not self.dtype:
             self.write(column, values)
 
     def write(self, column: str, values: Tensor) -> None:
-        """Overwrite the stretch of a column that is not negated, rounded to its own dtype."""
+        """Overwrite the stretch of a column that is not negated.
+
+        Args:
+            column: The column's name.
+            values: A tensor of shape [elements of the block], rounded to the column's dtype.
+        """
         pieces = self.pieces[column]
         if len(pieces) == 1:
             pieces[0].copy_(values.view(pieces[0].shape))
@@ -222,11 +236,15 @@ class Block:
             self._copies[column] = values
 
     def hold(self, column: str, values: Tensor) -> None:
-        """Let `flat` return values until `forget`, without rounding them to the column's dtype."""
+        """Make `flat` return values until `forget`, without rounding; see `write`."""
         self._copies[column] = values
 
     def replaced(self, columns: Mapping[str, Tensor]) -> Block:
-        """Return the block with other values in some columns; the columns themselves stay."""
+        """Return the block with other values in some columns, which do not change.
+
+        Args:
+            columns: Column name to a tensor of shape [elements of the block].
+        """
         if not columns:
             return self
         pieces = {**self.pieces, **{name: [values] for name, values in columns.items()}}
@@ -236,14 +254,14 @@ class Block:
 
 
 def real(tensor: Tensor) -> Tensor:
-    """Return the part of a tensor that is on this rank, complex ones as pairs of reals."""
+    """Return the local shard of a tensor, complex numbers as pairs of reals."""
     if type(tensor) not in PLAIN:
         tensor = local(tensor)
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def joined(pieces: Sequence[Tensor]) -> Tensor:
-    """Return pieces as one flat tensor of their dtype, a view of a single one where possible."""
+    """Return pieces as one flat tensor of their dtype, a view of a single piece if possible."""
     if len(pieces) == 1:
         return pieces[0] if pieces[0].dim() == 1 else pieces[0].reshape(-1)
     if set(map(Tensor.dim, pieces)) == _FLAT:

@@ -1,4 +1,4 @@
-"""How tensors become blocks: large ones are split, small ones are packed together."""
+"""Splitting large tensors into blocks, and packing small ones."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor
 # core. An accelerator needs larger blocks to be busy; five temporaries of 2^21 are 40 MiB.
 CPU_ELEMENTS = 2**18
 ACCELERATOR_ELEMENTS = 2**21
-# Tensors up to this part of a block are packed: copying them costs less than a block of their own.
+# Tensors up to this part of a block are packed: copying costs less than a separate block.
 _SMALL_PART = 4
-# A compiled pass has no temporaries, so that a block may be as large as 32-bit indices reach.
+# A compiled pass has no temporaries, so 32-bit indices limit the block.
 _WHOLE_ELEMENTS = 2**30
 
 
 def most_elements(device: torch.device) -> int:
-    """Return how many elements a block has at most."""
+    """Return the maximum number of elements of a block."""
     return CPU_ELEMENTS if device.type == "cpu" else ACCELERATOR_ELEMENTS
 
 
 def is_small(size: int, limit: int) -> bool:
-    """Return whether a tensor is put into a block with others."""
+    """Return whether a tensor is packed into a block with others."""
     return size <= limit // _SMALL_PART
 
 
 def packs(sizes: Sequence[int], limit: int) -> list[slice]:
-    """Put small tensors together; return the positions of those of each block."""
+    """Pack small tensors; return the positions of those of each block."""
     found, start, filled = [], 0, 0
     for position, size in enumerate(sizes):
         if filled and filled + size > limit:
@@ -41,7 +41,7 @@ def packs(sizes: Sequence[int], limit: int) -> list[slice]:
 def split(tensors: list[Tensor], limit: int, *, whole: bool) -> Iterator[list[Tensor]]:
     """Yield views of the tensors of one parameter, all split at the same places.
 
-    Where `whole` is set, tensors that lie in memory alike and without gaps are left in one piece.
+    With `whole`, tensors with the same memory layout and without gaps stay in one piece.
     """
     if not all(tensor.is_contiguous() for tensor in tensors):
         tensors = _in_memory_order(tensors)
@@ -56,7 +56,7 @@ def split(tensors: list[Tensor], limit: int, *, whole: bool) -> Iterator[list[Te
     if tensors[0].numel() <= limit:
         yield tensors
         return
-    # The tensors lie in memory differently, or with gaps: split along the longest dimension.
+    # With other memory layouts, split along the longest dimension.
     shape = tensors[0].shape
     longest = max(range(len(shape)), key=lambda dim: shape[dim])
     rows = max(1, limit * shape[longest] // tensors[0].numel())
@@ -65,7 +65,7 @@ def split(tensors: list[Tensor], limit: int, *, whole: bool) -> Iterator[list[Te
 
 
 def lie_alike(tensors: list[Tensor]) -> bool:
-    """Return whether tensors of one shape lie in memory alike and without gaps."""
+    """Return whether tensors of one shape have the same memory layout and no gaps."""
     plain = all(tensor.is_contiguous() for tensor in tensors)
     return plain or all(tensor.is_contiguous() for tensor in _in_memory_order(tensors))
 

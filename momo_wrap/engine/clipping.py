@@ -1,4 +1,4 @@
-"""Gradients that are clipped before the step, and by how much, for the model of the loss."""
+"""Clipping of gradients before the step, and its factor for the model of the loss."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def clipping_of(
     recorded: Scalar | None,
     like: Tensor,
 ) -> Tensor:
-    """Clip gradients to a norm, and return by what they were multiplied, with what was recorded.
+    """Clip gradients to a norm, and return the total factor, including the recorded one.
 
-    Of a batch whose gradients were multiplied by 0, as where the norm overflows, the loss keeps
-    next to no weight in the model, but one that can be divided by.
+    If gradients were multiplied by 0, because the norm overflowed, the loss gets a tiny positive
+    weight in the model, which can be divided by.
 
     Args:
-        groups: The parameter groups, over all of which the norm is taken.
-        max_norm: The largest norm; None: nothing is clipped here.
-        recorded: By what gradients were multiplied before; None: nobody has told.
+        groups: The parameter groups; the norm is over all of them.
+        max_norm: The maximum norm; None: no clipping here.
+        recorded: The factor of earlier clipping; None: none was recorded.
         like: A tensor of the device and dtype of the scalars.
 
     Returns:
-        0-dim, above 0; 1 where neither is known.
+        A 0-dim tensor above 0; 1 without clipping.
     """
     factor = as_scalar(1.0 if recorded is None else recorded, like)
     if max_norm is not None:
@@ -43,9 +43,9 @@ def clipping_of(
 
 
 def _clipped(params: Sequence[Tensor], max_norm: float) -> Tensor:
-    """Clip gradients, also where some are spread over other ranks than others, and return the norm.
+    """Clip gradients, also those on different device meshes, and return the norm.
 
-    Torch's function takes one layout alone.
+    Torch's function supports only one mesh.
     """
     kinds: dict[object, list[Tensor]] = {}
     for param in params:
@@ -62,5 +62,5 @@ def _clipped(params: Sequence[Tensor], max_norm: float) -> Tensor:
 
 
 def clipping_by(norm: Tensor, max_norm: float) -> Tensor:
-    """Return by what gradients of a norm are multiplied where they are clipped, as torch has it."""
+    """Return the factor by which torch clips gradients of a norm."""
     return (max_norm / (norm + 1e-6)).clamp(max=1.0)

@@ -1,6 +1,6 @@
-"""What older releases of torch lack, or have under another name, down to 2.4.
+"""Functions that older releases of torch lack, or have under another name, down to 2.4.
 
-Each is tried for, not told by a number, so that a release which was patched is served as well.
+Each is looked up, without version numbers, so patched releases work too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def total_norm(tensors: Sequence[Tensor], norm_type: float = 2.0) -> Tensor:
     """Return the norm of the norms of tensors, as `clip_grad_norm_` computes it."""
     if _get_total_norm is not None:
         return _get_total_norm(tensors, norm_type)
-    # Before 2.6 it was a part of `clip_grad_norm_` only.
+    # Before 2.6 it was only a part of `clip_grad_norm_`.
     if not tensors:
         return torch.tensor(0.0)
     norms = torch._foreach_norm(list(tensors), norm_type)
@@ -38,10 +38,10 @@ def total_norm(tensors: Sequence[Tensor], norm_type: float = 2.0) -> Tensor:
 
 
 def is_dispatched_by_a_mode() -> bool:
-    """Return whether a `TorchDispatchMode` of somebody sees the operations."""
+    """Return whether a `TorchDispatchMode` of the user is active."""
     if _TELLS_MODES:
         return _python_dispatch.is_in_torch_dispatch_mode(include_infra_modes=False)
-    # In 2.4 it is also true in and after torch's own tracing.
+    # In 2.4 it is also True during and after torch's own tracing.
     return bool(_python_dispatch._get_current_dispatch_mode_stack())
 
 
@@ -49,23 +49,23 @@ _TELLS_MODES = bool(inspect.signature(_python_dispatch.is_in_torch_dispatch_mode
 
 
 def watched_step(step: Any) -> object:
-    """Return the function that a scheduler has put its own around, on an optimizer."""
+    """Return the step that a scheduler's patch on an optimizer calls."""
     wrapped = getattr(step, "__wrapped__", None)
     if wrapped is None and hasattr(step, "_wrapped_by_lr_sched"):
-        # Before 2.5 it does not say so.
+        # Before 2.5 the patch has no `__wrapped__`.
         wrapped = inspect.getclosurevars(step).nonlocals.get("func")
     return wrapped
 
 
 def run_as_it_is() -> AbstractContextManager[object]:
-    """Have `torch.compile` run functions as they are; before 2.6 it compiles them all the same."""
+    """Make `torch.compile` run functions uncompiled; before 2.6 it still compiles them."""
     set_stance = getattr(torch.compiler, "set_stance", None)
     return nullcontext() if set_stance is None else set_stance("force_eager")
 
 
 @functools.cache
 def dtensor_type() -> type[DTensor]:
-    """Return the class `DTensor`, which is imported here only."""
+    """Return the class `DTensor`, which is imported only here."""
     try:
         from torch.distributed.tensor import DTensor  # from 2.5 on
     except ImportError:
@@ -75,7 +75,7 @@ def dtensor_type() -> type[DTensor]:
 
 @functools.cache
 def fsdp_module_type() -> type[FSDPModule]:
-    """Return the class of what `fully_shard` was applied to, which is imported here only."""
+    """Return the class of modules after `fully_shard`, which is imported only here."""
     try:
         from torch.distributed.fsdp import FSDPModule  # from 2.6 on
     except ImportError:

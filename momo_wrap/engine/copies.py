@@ -1,4 +1,4 @@
-"""Copies of parameters, to come back to, and how far they have moved along their gradients."""
+"""Copies of parameters, to restore them, and their moves along the gradients."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from momo_wrap.engine.chunks import is_small, most_elements, split
 
 
 class Copies:
-    """Copies of parameters, as real tensors of what is on this rank, in float32 at least.
+    """Copies of parameters: real tensors of the local shards, in at least float32.
 
     Args:
-        params: The parameters, or what moves in their place, each with the
-            `momo_wrap.distributed.shards` of the parameter.
+        params: The parameters, or their anchors, each with the `momo_wrap.distributed.shards` of
+            the parameter.
 
     Attributes:
-        values: The copies, in their order. Those of small ones of one kind lie side by side.
+        values: The copies, in the same order. Those of small parameters of one kind are contiguous.
     """
 
     def __init__(self, params: Sequence[tuple[Tensor, int]]) -> None:
@@ -47,7 +47,7 @@ class Copies:
                 self.values[i] = view
 
     def take(self, params: Sequence[tuple[Tensor, int]]) -> bool:
-        """Copy the parameters anew, into the same memory, where they are the same; else False."""
+        """Copy again into the same memory and return True, or return False for other parameters."""
         known = [(id(param), shards) for param, shards in self._params]
         if known != [(id(param), shards) for param, shards in params]:
             return False
@@ -61,12 +61,12 @@ class Copies:
     def slopes(
         self, now: Sequence[Tensor], all_grads: Sequence[Tensor | None]
     ) -> list[tuple[Tensor, int]]:
-        """Return ⟨g, x - x'⟩, in parts, each with the `shards` of its parameters.
+        """Return ⟨g, x - x'⟩ in parts, each with the `shards` of its parameters.
 
-        The copies of small parameters are used up, so that nothing more is allocated.
+        The copies of small parameters are overwritten, to allocate no more memory.
 
         Args:
-            now: The parameters x' as they are, real tensors of what is on this rank.
+            now: The current parameters x', real tensors of the local shards.
             all_grads: The gradients g.
         """
         found = [

@@ -1,4 +1,4 @@
-"""Parameters that share blocks, whichever groups they are of."""
+"""Parameters that share blocks, across groups."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from momo_wrap.engine.scalars import Scalar, accumulation_dtype, to_device, vect
 
 _PLAIN_TYPES = frozenset(PLAIN)
 _FLEETING = frozenset({"grad"})
-# Where a tensor lies in memory.
+# The memory layout of a tensor.
 _LAYOUT: tuple[Callable[[Tensor], Any], ...] = (
     Tensor.data_ptr,
     Tensor.size,
@@ -42,15 +42,15 @@ class Kind:
 
     Args:
         cells: The parameters.
-        whole: Whether large tensors are left in one piece.
+        whole: Whether large tensors stay in one piece.
 
     Attributes:
-        device, dtype: Where they are, and the dtype of computation.
-        params: The parameters, first those that are large. Columns are in their order.
-        order: That order, as positions in the cells'; None: it is theirs.
+        device, dtype: The device of the parameters, and the dtype of computation.
+        params: The parameters, large ones first. Columns have this order.
+        order: This order, as positions in the order of the cells; None: the same.
         positions: The positions of the parameters among all of the base.
-        sizes: How many parameters each cell has.
-        limit: The most elements of a block.
+        sizes: The number of parameters of each cell.
+        limit: The maximum number of elements of a block.
     """
 
     def __init__(self, cells: Sequence[_Cell], *, whole: bool) -> None:
@@ -65,7 +65,7 @@ class Kind:
         elements = [real(param.detach()).numel() for param in params]
         small = [i for i, size in enumerate(elements) if is_small(size, self.limit)]
         large = [i for i, size in enumerate(elements) if not is_small(size, self.limit)]
-        # Equal sizes side by side: values per tensor are then spread over fewer runs.
+        # Equal sizes next to each other, because values per tensor then need fewer runs.
         small.sort(key=lambda i: (groups[i], elements[i]))
         order = large + small
         self.order = None if order == list(range(len(params))) else order
@@ -81,7 +81,7 @@ class Kind:
         self._vectors: dict[str, tuple[list[Any], torch.device, Tensor]] = {}
 
     def ordered(self, values: list[Any]) -> list[Any]:
-        """Return values per parameter, in the order of the cells, in that of the kind."""
+        """Return values per parameter from the order of the cells in that of the kind."""
         return values if self.order is None else [values[i] for i in self.order]
 
     def blocks(
@@ -98,13 +98,13 @@ class Kind:
             columns: Name to one tensor per parameter, in the kind's order.
             scalars: Name to a number, a 0-dim tensor, or a tensor of shape [parameters] in the
                 kind's order, on any device.
-            negated: The columns to be read with the opposite sign.
-            fleeting: The columns of tensors that are other ones in every step.
+            negated: The columns to read with the opposite sign.
+            fleeting: The columns whose tensors are new in every step.
             decayed: The columns to which weight decay is added, see `Block`.
 
         Returns:
-            Blocks that together hold each element of the columns once: those of large parameters
-            first, then those into which small ones are packed.
+            Blocks that together contain each element of the columns once: those of large parameters
+            first, then those of packed small ones.
         """
         names: list[str] = []
         shared, values = dict(scalars), None
@@ -180,24 +180,24 @@ class Kind:
         return shared, list(own), to_device(stacked, self.device, self.dtype)
 
     def _flat_views(self, name: str, tensors: list[Tensor]) -> list[Tensor]:
-        """Return flat views of small tensors, those of the last step where they are still right."""
+        """Return flat views of small tensors, those of the last step if they are still valid."""
         layout = [list(map(ask, tensors)) for ask in _LAYOUT]
         if self._layout.get(name) != layout:
-            # The views keep the memory alive, so that its address is not used for another tensor.
+            # The views keep the memory alive, so its address is not reused for another tensor.
             self._layout[name] = layout
-            # Detached, they do not count as views of a parameter, which may be swapped.
+            # Detached, because `torch.utils.swap_tensors` fails on a parameter with views.
             views = [tensor.detach() for tensor in tensors]
             self._views[name] = [v.view(-1) if v.is_contiguous() else v for v in views]
         return self._views[name]
 
     def per_parameter(self, name: str, values: list[Any], device: torch.device) -> Scalar:
-        """Return one value for each parameter as a number, where all are equal, or as a vector.
+        """Return one value for each parameter, as a number if all are equal, else as a vector.
 
-        A vector is in the kind's order, of float64 where values are numbers or on the CPU; one of
-        numbers goes to `device`, and is kept under its name.
+        A vector has the kind's order, and float64 for numbers and tensors on the CPU. A vector of
+        numbers goes to `device`, and is cached under its name.
         """
         if isinstance(values[0], Tensor) and all(map(_is_on_host, values)):
-            values = list(map(Tensor.item, values))  # nothing waits for a device
+            values = list(map(Tensor.item, values))  # no host synchronization
         elif any(isinstance(value, Tensor) for value in values):
             values = self.ordered(values)
             if all(type(value) is Tensor and not value.dim() for value in values):
@@ -212,12 +212,12 @@ class Kind:
         return known[2]
 
     def ordered_tensor(self, values: Tensor) -> Tensor:
-        """Return values of shape [] or [parameters], in the cells' order, in that of the kind."""
+        """Return values of shape [] or [parameters] from the cells' order in that of the kind."""
         if not values.dim() or self.order is None:
             return values
         return torch.stack([values[i] for i in self.order])
 
 
 def _is_on_host(value: object) -> bool:
-    """Return whether a value is a tensor on the CPU, as most optimizers keep their step counts."""
+    """Return whether a value is a tensor on the CPU, like the step counts of most optimizers."""
     return isinstance(value, Tensor) and value.is_cpu and type(value) is Tensor

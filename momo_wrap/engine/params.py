@@ -1,4 +1,4 @@
-"""Questions about the parameters of an optimizer that any module may ask."""
+"""Properties of the parameters of an optimizer."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch.optim import Optimizer
 
 
 def can_move(param: Tensor) -> bool:
-    """Return whether an optimizer may change a parameter; frozen ones are left alone."""
+    """Return whether an optimizer may change a parameter, which is not frozen."""
     return param.requires_grad or param.grad is not None
 
 
 def has_zero_lr(base: Optimizer) -> bool:
-    """Return whether all learning rates are 0; those that are tensors are read on the host."""
+    """Return whether all learning rates are 0; tensors are read on the host."""
     return all("lr" in group and float(group["lr"]) == 0.0 for group in base.param_groups)

@@ -1,4 +1,4 @@
-"""The two passes over the blocks of a step: sum up, then move; and the plan that they share."""
+"""The two passes over the blocks of a step: sum up, then move."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from momo_wrap.engine.plan import Plan
 from momo_wrap.engine.scalars import Scalar, wide_dtype
 
 _grad = attrgetter("grad")
-# What a plan depends on, of each parameter.
+# The properties of a parameter that a plan depends on.
 _ASKED: tuple[Callable[[Tensor], object], ...] = (
     id,
     attrgetter("requires_grad"),
@@ -27,19 +27,19 @@ _ASKED: tuple[Callable[[Tensor], object], ...] = (
 )
 
 
-# Scalars that are needed as they were read.
+# Scalars that are used as read.
 _KEPT = ("buffer_scale", "grad_scale", "coupled_decay")
-# The names of a scalar and of two columns, of which "u" is the direction: their inner product.
+# An inner product: the names of a scalar and of two columns, where "u" is the direction.
 Product: TypeAlias = tuple[str, str, str]
-# A block, what is kept of its parameters, and what the direction is multiplied with.
+# A block, the factor `keep` of its parameters, and the factor `pull` of the direction.
 Move: TypeAlias = tuple[Block, Scalar, Tensor]
 
 
 class Formula(Protocol):
-    """What the passes have to know of a base optimizer."""
+    """The part of an adapter that the passes use."""
 
     def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
-        """Return values per parameter that `preconditioned` asks for."""
+        """Return the values per parameter that `preconditioned` needs."""
 
     def preconditioned(self, block: Block) -> Tensor:
         """Return the direction u of a block."""
@@ -53,15 +53,17 @@ class Engine:
 
     Attributes:
         plan: The plan of this step.
-        whole: Whether large tensors are left in one piece, for passes without temporaries.
-        kept: What was made of the settings of the groups, and is kept until one changes.
-        weight_sums: From how each group averages at this step to R_k of each, of shape [groups].
-        settings: A count of the changes that settings of the groups have seen.
-        foreseen: What is expected of this step; None: nothing.
-        foresees: Whether it, or the base, can move parameters ahead, see `momo_wrap.engine.ahead`.
-        moves_ahead: Whether the first pass of this step can.
-        bounds_moves: Whether a spike of the gradient can't make the base's moves much longer.
-        has_stepped: Whether the base has taken the step already, at θ° of the learning rates.
+        whole: Whether large tensors stay in one piece, for passes without temporaries.
+        kept: A cache that is valid until a setting of the groups changes.
+        weight_sums: A function from how each group averages at this step to R_k of each, of shape
+            [groups].
+        settings: The number of changes of the groups' settings so far.
+        foreseen: The expectation for this step; None: none.
+        foresees: Whether the engine or the base can move parameters ahead, see
+            `momo_wrap.engine.ahead`.
+        moves_ahead: Whether the first pass of this step can move parameters ahead.
+        bounds_moves: Whether the learning rate bounds the base's moves for gradients of any size.
+        has_stepped: Whether the base has already taken the step, with θ° times the learning rates.
     """
 
     plan: Plan
@@ -81,7 +83,7 @@ class Engine:
         self._has_tensors = False
 
     def prepare(self, groups: Sequence[Mapping[str, Any]]) -> Plan:
-        """Plan a step for parameter groups as they are now, with gradients that must be dense."""
+        """Plan a step for the current parameter groups; raise if a gradient is not dense."""
         params = [param for group in groups for param in group["params"]]
         grads = list(map(_grad, params))
         key = [list(map(ask, params)) for ask in _ASKED]
@@ -96,7 +98,7 @@ class Engine:
             ):
                 grads[position] = self.plan.dense(position, grad)
         self.plan.grads = grads
-        # The very objects are compared: those of tensors may change in place, unseen.
+        # Compared by identity; tensors may change in place, which this does not detect.
         values = [value for group in groups for value in group.values()]
         is_same = len(values) == len(self._values) and all(map(is_, values, self._values))
         if self._has_tensors or not is_same:
@@ -107,13 +109,13 @@ class Engine:
         return self.plan
 
     def replaces_step(self, base: Optimizer, formula: Formula, plan: Plan) -> bool:
-        """Return whether the first pass updates the optimizer state in place of `base.step()`."""
+        """Return whether the first pass updates the optimizer state instead of `base.step()`."""
         return False
 
     def lrs_ahead(self, base: Optimizer) -> list[float] | None:
-        """Return the learning rates that the base is to step with ahead of the sums, if at all.
+        """Return the learning rates for a step of the base before the sums; None: no such step.
 
-        Asked where θ is foreseen and weight decay is the base's own.
+        Called if θ is expected and the form of weight decay is "base".
         """
         return None
 
@@ -128,14 +130,15 @@ class Engine:
         """Return inner products over blocks.
 
         Args:
-            formula: What makes a direction u of a block.
-            blocks: With the columns and scalars that formula and products ask for. Where `ahead` is
-                set, the parameters are moved as well, afterwards; it is unset where they were not.
-            products: Which ones.
-            room: How many elements of directions may be remembered for the move.
+            formula: Computes the direction u of a block.
+            blocks: The blocks, with the columns and scalars that formula and products need. If
+                `ahead` is set, the parameters are moved too, after the sums; it is unset if they
+                were not.
+            products: The inner products to compute.
+            room: The number of elements of directions that may be kept for the move.
 
         Returns:
-            For each block a tensor of shape [products], or [products, runs] where the block has
+            For each block a tensor of shape [products], or [products, runs] if the block has
             several runs of groups.
         """
         found = []
@@ -149,7 +152,7 @@ class Engine:
         return found
 
     def move(self, formula: Formula, moves: Iterable[Move]) -> None:
-        """Move the parameters of blocks, x <- keep x - pull u, from where they were."""
+        """Move the parameters of blocks, x <- keep x - pull u, after undoing moves ahead."""
         for block, keep, pull in moves:
             direction = block.direction
             if direction is None:
@@ -163,10 +166,10 @@ class Engine:
 
 
 def _sizes(params: Sequence[Tensor]) -> list[object]:
-    """Return the shapes of parameters, None of those that are lazy."""
+    """Return the shapes of parameters, None for lazy ones."""
     try:
         return list(map(Tensor.size, params))
-    except (ValueError, RuntimeError):  # a lazy one has none yet
+    except (ValueError, RuntimeError):  # a lazy one has no shape yet
         return [None if is_lazy(param) else param.size() for param in params]
 
 
@@ -199,12 +202,12 @@ def _product(block: Block, scale: str, column: str, vector: Tensor) -> Tensor:
 
 
 def _careful_product(left: Tensor, right: Tensor, block: Block) -> Tensor:
-    """Return the sum of the products of two flat tensors where it is no call of BLAS."""
+    """Return the inner product of two flat tensors without a call of BLAS."""
     if block.packing is not None and block.packing.lengths is not None:
         wide = (left * right).to(wide_dtype(left.device))
         sums = torch.segment_reduce(wide, "sum", lengths=block.packing.lengths, unsafe=True)
         return sums.to(left.dtype)
-    # A sum can be fused, a call of BLAS can't. On the CPU torch's compiler spends more on a careful
-    # float32 sum than on a float64 one, unless there are values of 16 bits in the same loop.
+    # A sum can be fused, a call of BLAS can't. Inductor's float32 sum on the CPU is slower than a
+    # float64 one, unless there are 16-bit values in the same loop.
     is_wide = left.device.type == "cpu" and block.is_stored_in_full
     return (left * right).sum(dtype=torch.float64 if is_wide else left.dtype).to(left.dtype)

@@ -1,7 +1,7 @@
-"""The plan of a step: which parameters there are, of which kinds, and how they become blocks.
+"""The plan of a step: the parameters, their kinds, and their blocks.
 
-A plan is made once and kept until something that it depends on changes: parameters or groups,
-which gradients there are, where a small tensor lies in memory. What may be large is never kept.
+A plan is made once and kept until something that it depends on changes: parameters or groups, which
+parameters have gradients, or the memory of a small tensor. Large tensors are never kept.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Cell(NamedTuple):
         group: The index of the group.
         params: The parameters.
         positions: Their positions among all parameters of the base.
-        shards: Into how many parts each is sharded, see `momo_wrap.distributed.shards`.
+        shards: The number of shards of each, see `momo_wrap.distributed.shards`.
     """
 
     group: int
@@ -38,20 +38,20 @@ class Cell(NamedTuple):
 
 
 class Plan:
-    """What is known beforehand of the parameters of a base optimizer.
+    """The plan for the parameters of a base optimizer.
 
     Args:
         groups: The base's parameter groups.
-        like: What scalars are like where no parameter can move; None: float32 on the CPU.
+        like: The device and dtype of scalars if no parameter can move; None: float32 on the CPU.
 
     Attributes:
         groups: The number of groups.
         params: The parameters of all groups.
-        like: An empty tensor of the device and dtype that scalars have.
+        like: An empty tensor of the device and dtype of scalars.
         cells: The parameters with a gradient.
-        others: All others that a base may move all the same.
-        grads: The gradients of all parameters in this step, None where there is none.
-        kept: What else was made for these parameters, and is kept as long as the plan.
+        others: The parameters without a gradient, which a base may move too.
+        grads: The gradients of all parameters in this step; None for a missing one.
+        kept: A cache that is valid as long as the plan.
     """
 
     def __init__(self, groups: Sequence[Mapping[str, Any]], like: Tensor | None = None) -> None:
@@ -75,30 +75,32 @@ class Plan:
         self.kept: dict[object, Any] = {}
 
     def dense(self, position: int, grad: Tensor) -> Tensor:
-        """Return a gradient as it is computed with.
+        """Return a gradient in the form for computation.
 
         Args:
             position: The parameter's position.
             grad: Its gradient.
 
         Returns:
-            The part on this rank, without a pending negation, which a kernel would not see.
+            The local shard, without a pending negation, which a kernel would ignore.
 
         Raises:
-            TypeError: It is not dense.
+            TypeError: The gradient is not dense.
         """
         param = self.params[position]
         if grad.layout is not torch.strided:
             index, place = self._places[position]
             raise TypeError(
                 f"Parameter {place} of group {index}, of shape {list(param.shape)}, has a "
-                f"{grad.layout} gradient; the momentum model needs dense ones. Use "
-                "sparse=False in the embedding that made it."
+                f"{grad.layout} gradient, expected a dense one. Use sparse=False in the embedding "
+                "that computes it."
             )
         if type(grad) not in _PLAIN_TYPES:
             grad = aligned(grad, param)
             if grad is not param.grad:
-                param.grad = grad  # so that a buffer that the base makes of it has the layout too
+                param.grad = (
+                    grad  # so a buffer that the base creates from it has the same placements
+                )
         elif grad.is_neg():
             param.grad = grad = grad.resolve_neg()
         return local(grad).resolve_neg()
@@ -107,7 +109,7 @@ class Plan:
     def arrange(
         cells: Sequence[Cell], names: Sequence[object], *, whole: bool
     ) -> list[tuple[Kind, list[int]]]:
-        """Return the kinds that cells are of, each with the positions of its cells."""
+        """Return the kinds of cells, each with the positions of its cells."""
         together: dict[object, list[int]] = {}
         for i, (cell, its_names) in enumerate(zip(cells, names, strict=True)):
             first = cell.params[0]
@@ -119,7 +121,7 @@ class Plan:
         ]
 
     def index(self, groups: list[int]) -> Tensor:
-        """Return indices of groups as a tensor, which is kept."""
+        """Return indices of groups as a cached tensor."""
         key = tuple(groups)
         if key not in self.kept:
             self.kept[key] = torch.tensor(groups, device=self.like.device)

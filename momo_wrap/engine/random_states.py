@@ -12,7 +12,7 @@ def random_states(devices: Iterable[torch.device]) -> list[Tensor]:
     """Return the states of the random number generators of the CPU and of devices.
 
     Args:
-        devices: Those that have a generator of their own.
+        devices: The devices with a random number generator.
     """
     own = [torch.get_device_module(device).get_rng_state(device) for device in devices]
     return [torch.get_rng_state(), *own]
@@ -22,8 +22,8 @@ def set_random_states(devices: Iterable[torch.device], states: Sequence[Tensor])
     """Set the states that `random_states` returned.
 
     Args:
-        devices: As they were given to it.
-        states: What it returned.
+        devices: The argument of that call.
+        states: Its result.
     """
     torch.set_rng_state(states[0])
     for device, state in zip(devices, states[1:], strict=True):

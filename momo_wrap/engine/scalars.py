@@ -1,4 +1,4 @@
-"""Numbers, 0-dim tensors and vectors of them: dtype, device, and never a host synchronisation."""
+"""Numbers, 0-dim tensors and vectors of them, converted without host synchronization."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
-    """Return float64, or float32 on a device that does not have it.
+    """Return float64, or float32 on a device without it.
 
     Args:
         device: The device.
@@ -29,10 +29,10 @@ def wide_dtype(device: torch.device) -> torch.dtype:
 
 
 def to_device(values: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return `values` on a device, without waiting for it where they come from the host."""
+    """Return `values` on a device, non-blocking if they come from the host."""
     if values.dtype is dtype and values.device == device:
         return values
-    # The other way round the host would read before the device has written.
+    # To the host, a non-blocking copy would be read before it is complete.
     return values.to(device=device, dtype=dtype, non_blocking=values.device.type == "cpu")
 
 
@@ -60,7 +60,7 @@ def as_scalar(value: Scalar, like: Tensor) -> Tensor:
 
 
 def numbers_of(values: Tensor) -> list[Any]:
-    """Return what is in a tensor as numbers; a tensor without values is taken apart instead."""
+    """Return a tensor as numbers; one on the meta device as 0-dim tensors."""
     if values.is_meta:
         rows = values.clone().unbind()
         return [*rows] if values.dim() == 1 else [row.unbind() for row in rows]
@@ -73,7 +73,7 @@ def vector(values: Sequence[Scalar], like: Tensor) -> Tensor:
     if len(numbers) < len(values):
         return torch.stack([as_scalar(value, like) for value in values])
     if numbers.count(numbers[0]) == len(numbers):
-        # Filled on the device: a copy from the host can't be captured in a CUDA graph.
+        # Filled on the device, because a copy from the host can't be captured in a CUDA graph.
         return torch.full((len(numbers),), numbers[0], device=like.device, dtype=like.dtype)
     return torch.tensor(numbers, device=like.device, dtype=like.dtype)
 
@@ -81,29 +81,29 @@ def vector(values: Sequence[Scalar], like: Tensor) -> Tensor:
 def largest(values: Sequence[Scalar], like: Tensor) -> Tensor:
     """Return the largest of numbers and one-element tensors as a 0-dim tensor.
 
-    A schedule's rounding may leave learning rates a little below 0, which counts as 0.
+    A schedule's rounding may leave learning rates slightly below 0, which count as 0.
     """
     return vector(values, like).amax().clamp(min=0.0)
 
 
 def comparable(value: object) -> object:
-    """Return what a setting is compared by; tensors may change in place, and are never the same."""
+    """Return a key to compare settings by; tensors may change in place, and never compare equal."""
     return object() if isinstance(value, Tensor) else value
 
 
 def scalar_template(groups: Iterable[Mapping[str, Any]], otherwise: Tensor | None = None) -> Tensor:
-    """Return an empty tensor of the device and dtype that the wrapper's scalars have.
+    """Return an empty tensor of the device and dtype of the wrapper's scalars.
 
     Args:
         groups: The base's parameter groups. Parameters that can't move do not count.
-        otherwise: What it is like where none can move; None: float32 on the CPU.
+        otherwise: The device and dtype if none can move; None: float32 on the CPU.
 
     Returns:
-        On the device of the first parameter that is not on the CPU (so that an accelerator never
-        waits for the host), else the CPU; float64 if any parameter is, else float32.
+        On the device of the first parameter that is not on the CPU (to avoid synchronizing an
+        accelerator), else the CPU; float64 if any parameter has it, else float32.
     """
     params = [p for group in groups for p in group["params"]]
-    # In their order: a dictionary keeps it.
+    # A dictionary keeps their order.
     kinds = dict.fromkeys((p.device, p.dtype) for p in params if can_move(p))
     if not kinds and otherwise is not None:
         return otherwise.new_empty(0)

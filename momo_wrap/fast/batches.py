@@ -1,7 +1,7 @@
-"""Blocks that one call of a kernel takes together, since each call costs as much as a small block.
+"""Batches of blocks for one call of a kernel, because each call costs as much as a small block.
 
-A kernel is compiled for a fixed number of blocks; where there are fewer, some of no account are
-added. A block that is alone has a kernel for one.
+A kernel is compiled for a fixed number of blocks; smaller batches are padded. A single block has
+its own kernel.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ FILLING_ELEMENTS = 16
 
 
 def batches(blocks: Sequence[Block], scales: Sequence[Sequence[Tensor]]) -> Iterator[list[int]]:
-    """Give the positions of blocks that one call takes: those with the very same scalars.
+    """Yield the positions of the blocks of each call, which have the same scalars.
 
     Args:
         blocks: The blocks.
-        scales: What a kernel gets besides, for each block.
+        scales: Further arguments of the kernel, for each block.
     """
     alike: dict[object, list[int]] = {}
     for i, (block, its) in enumerate(zip(blocks, scales, strict=True)):
         scalars = [id(v) if isinstance(v, Tensor) else v for v in block.scalars.values()]
         dtypes = [pieces[0].dtype for pieces in block.pieces.values()]
-        # Those that are packed are copied, one at a time.
+        # Packed blocks are copied, one at a time.
         own = i if block.packing is not None or block.numel < 2 else None
         key = (*scalars, *map(id, its), *dtypes, own, block.ahead is None, is_gradient(block))
         alike.setdefault(key, []).append(i)
@@ -40,7 +40,7 @@ def batches(blocks: Sequence[Block], scales: Sequence[Sequence[Tensor]]) -> Iter
 
 
 def filled(columns: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Return the columns of a batch, with others of no account where it is not full."""
+    """Return the columns of a batch, padded if it is not full."""
     if len(columns) == 1:
         return columns
     kinds = tuple((name, column.dtype) for name, column in columns[0].items())
@@ -59,5 +59,5 @@ def _filling(
 
 
 def is_gradient(block: Block) -> bool:
-    """Return whether the buffer is the gradient itself."""
+    """Return whether the buffer is the gradient."""
     return block.pieces["buffer"][0].is_set_to(block.pieces["grad"][0])

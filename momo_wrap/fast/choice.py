@@ -1,4 +1,4 @@
-"""Which engine serves a base optimizer."""
+"""The choice of the engine for a base optimizer."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from momo_wrap.fast.engine import CompiledEngine, UpdatingEngine
 from momo_wrap.fast.stepping import SteppingEngine
 from momo_wrap.fast.updates import UPDATES
 
-# Below that many parameters, compiling takes longer than it saves in thousands of steps.
+# With fewer parameters, compiling takes longer than it saves in thousands of steps.
 _WORTHWHILE_ELEMENTS = 2**24
-# Below that many, sums that are known later cost less than to foresee θ.
+# With fewer parameters, expecting θ costs more than it saves.
 _WORTH_FORESEEING = 2**20
 _FULL = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
@@ -30,9 +30,9 @@ def choose_engine(
     """Return the engine for a base optimizer.
 
     Args:
-        compiled: Whether to compile; left to choose, where it is sure to work and to pay.
+        compiled: Whether to compile; "auto": if it is sure to work and to be faster.
         base: The optimizer.
-        adapter: What reads it.
+        adapter: The adapter of the base.
         params: The parameters that can move.
     """
     update = UPDATES.get((type(base), type(adapter)))
@@ -43,13 +43,13 @@ def choose_engine(
         return CompiledEngine
     if not on_host:
         return Engine
-    # Counted first, because a model of many small parameters should not pay for more.
+    # Counted first, to keep the cost low for many small parameters.
     elements = sum(param.numel() for param in params)
     if compiled and elements >= _WORTHWHILE_ELEMENTS and _has_compiler():
         return CompiledEngine
-    # On the CPU a base goes from tensor to tensor, with a fused kernel or with many operations.
+    # On the CPU a base loops over tensors, with a fused kernel or with many operations.
     fused = [bool(group.get("fused")) for group in base.param_groups]
-    # In lower precision it rounds more often than a base that is to be the same.
+    # In lower precision the base rounds at other places, which the steps must match.
     is_full = all(param.dtype in _FULL for param in params)
     if all(fused) and update.bounds_moves and elements >= _WORTH_FORESEEING:
         return SteppingEngine

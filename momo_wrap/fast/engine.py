@@ -1,4 +1,4 @@
-"""Engines that update the state of a base in its stead."""
+"""Engines that update the optimizer state instead of `base.step()`."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from momo_wrap.fast.updates import UPDATES, Update
 
 
 class UpdatingEngine(Engine):
-    """Updates the state of a base in its stead, many small tensors at once.
+    """Updates the optimizer state instead of `base.step()`, many small tensors at once.
 
-    In steps in which somebody would miss `base.step()`, it does what `Engine` does.
+    If `base.step()` is hooked or patched, it works like `Engine`.
     """
 
     _update: Update | None = None
 
     def replaces_step(self, base: Optimizer, formula: Formula, plan: Plan) -> bool:
-        """Return whether there is an update, and nobody would miss `base.step()`; see `Engine`."""
+        """Return whether there is an update, and `base.step()` is unpatched; see `Engine`."""
         update = UPDATES.get((type(base), type(formula)))
         state = base.state
         cells = [(base.param_groups[cell.group], cell.params) for cell in plan.cells]
@@ -54,7 +54,7 @@ class UpdatingEngine(Engine):
         return True
 
     def scalars(self, formula: Formula, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
-        """Return all values per parameter, those of the update among them; see `Engine`."""
+        """Return all values per parameter, including those of the update; see `Engine`."""
         found = super().scalars(formula, read)
         return found if self._update is None else {**found, **self._update.scalars(read)}
 
@@ -74,9 +74,9 @@ class UpdatingEngine(Engine):
 
 
 class CompiledEngine(UpdatingEngine):
-    """Does so with kernels.
+    """Updates the optimizer state and moves parameters with compiled kernels.
 
-    Where a kernel can't be compiled, it does what `Engine` does.
+    If a kernel can't be compiled, it works like `Engine`.
     """
 
     foresees = True
@@ -95,7 +95,7 @@ class CompiledEngine(UpdatingEngine):
         found = super().scalars(formula, read)
         if self._update is None:
             return found
-        # As tensors they are arguments of a kernel, not constants; 0 and 1 tell what to leave out.
+        # Tensors are arguments of a kernel, not constants; 0 and 1 stay constants, to skip terms.
         return {
             name: value
             if isinstance(value, Tensor) or value in (0.0, 1.0)
@@ -109,7 +109,7 @@ class CompiledEngine(UpdatingEngine):
         """Update the state and return inner products; see `Engine`."""
         update = self._update
         for block in blocks:
-            # What is rounded to 16 bits when it is stored would be rounded twice.
+            # Parameters stored in 16 bits would be rounded twice.
             if update is None or not block.is_stored_in_full:
                 block.ahead = None
         if update is None:
@@ -168,14 +168,14 @@ def _update_and_sum(
     block: Block,
     *ahead: Tensor,
 ) -> kernels.Done:
-    """Update the state of a block; return inner products and largest u, and what was written."""
+    """Update the state of a block; return inner products, largest u, and the changed columns."""
     new = update.updated(block)
     for column, values in new.items():
         block.write(column, values)
     block = block.replaced(new)
     direction = formula.preconditioned(block)
     found = inner_products(block, direction, products)
-    # Of nothing there is no largest, but a sum.
+    # An empty tensor has no maximum, but a sum.
     largest = None
     if form[0]:
         largest = direction.abs().amax() if direction.numel() else direction.sum()
@@ -186,7 +186,7 @@ def _update_and_sum(
 
 
 def _move(formula: Formula, form: tuple[int, Form], block: Block, *scales: Tensor) -> kernels.Done:
-    """Move the parameters of a block, x <- keep x - pull u; return what was written."""
+    """Move the parameters of a block, x <- keep x - pull u; return the changed columns."""
     own, of_ahead = form
     direction = formula.preconditioned(block)
     if of_ahead:
@@ -198,7 +198,7 @@ def _move(formula: Formula, form: tuple[int, Form], block: Block, *scales: Tenso
     return None, ("param",)
 
 
-# Which of its values an `Ahead` has.
+# Which values of an `Ahead` are not None.
 Form: TypeAlias = tuple[bool, ...]
 
 
@@ -211,7 +211,7 @@ def _scales(ahead: Ahead | None) -> list[Tensor]:
 
 
 def _ahead_of(scales: Sequence[Tensor], form: Form) -> Ahead:
-    """Return what a kernel has got one by one."""
+    """Return the `Ahead` of a form with these values."""
     given = iter(scales)
     return Ahead(*[next(given) if there else None for there in form])  # type: ignore[arg-type]
 
@@ -225,10 +225,10 @@ def _run(
     needs_grad: bool,
     needs_param: bool,
 ) -> list[Any] | None:
-    """Run a pass over blocks as a kernel, over the columns that it needs; None: there is none.
+    """Run a pass over blocks as a kernel, with the columns that it needs; None: no kernel.
 
-    A column is a view where it has one piece that lies in memory without gaps, otherwise a copy, in
-    the column's own dtype, that is brought back.
+    A column with one contiguous piece is a view, any other a copy in the column's dtype that is
+    written back.
     """
     first = blocks[0]
     if len(first.groups) > 1:
@@ -250,7 +250,7 @@ def _run(
 
 
 def _pieces(block: Block) -> Iterator[Block]:
-    """Split a block that was meant for a kernel into small ones."""
+    """Split a block for a kernel into small blocks."""
     if block.packing is not None:
         yield block
         return

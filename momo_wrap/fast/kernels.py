@@ -1,7 +1,7 @@
 """Passes over a block, compiled by `torch.compile` into one loop over memory each.
 
-A kernel is compiled once for a kind of parameters, with the length of the block left open, and then
-serves all of them, so that compiling takes seconds however many parameters there are.
+A kernel is compiled once for a kind of parameters, for blocks of any length, so compiling takes
+seconds for any number of parameters.
 """
 
 from __future__ import annotations
@@ -22,27 +22,26 @@ from momo_wrap.engine.blocks import Block
 from momo_wrap.engine.compat import is_dispatched_by_a_mode
 from momo_wrap.engine.scalars import Scalar
 
-# Without it, the values that the state gets are computed twice, in a loop that sums up and in one
-# that writes: Inductor's code generator for CPUs fuses them only if the sum reads what was
-# written. With values of 16 bits, two loops are faster, since that one takes half a vector of them
-# at a time.
+# Without it, the new state is computed twice, in a loop that sums up and in one that writes:
+# Inductor's code generator for CPUs fuses them only if the sum reads the written values. With
+# 16-bit values, two loops are faster, because the fused one processes half a vector at a time.
 _ONE_LOOP: dict[str, str | int | bool | Callable[..., Any]] = {"realize_reads_threshold": 0}
 
-# What a pass returns: a result, and the names of the columns that it has changed.
+# What a pass returns: a result, and the names of the changed columns.
 Done: TypeAlias = tuple[Any, tuple[str, ...]]
-# The columns that are negated, the dtype of computation, the shards, the columns with decay.
+# The negated columns, the dtype of computation, the shards, the columns with decay.
 BlockForm: TypeAlias = tuple[frozenset[str], torch.dtype, int, frozenset[str]]
 
 _PASS = "momo_wrap_pass"
 _numbers = itertools.count()
 _FULL = (torch.float32, torch.float64)
 
-# Why kernels can't be had, by type of device; found out by trying.
+# Why kernels can't be compiled, by type of device; filled at the first failure.
 failures: dict[str, str] = {}
 
 
 class _Untraced(threading.local):
-    """How often this thread has run a pass as it is."""
+    """The number of passes that this thread has run without compiling."""
 
     runs = 0
 
@@ -51,13 +50,13 @@ _untraced = _Untraced()
 
 
 def can_compile(params: Iterable[Tensor]) -> bool:
-    """Return whether nothing is known that keeps kernels from being compiled for them."""
+    """Return whether kernels can be compiled for parameters, as far as known."""
     import torch._dynamo.config as dynamo
 
-    # Dynamo would run a kernel as it is, and then complain (`fullgraph`).
+    # Dynamo would run a kernel uncompiled, and then raise (`fullgraph`).
     if dynamo.disable or is_dispatched_by_a_mode():
         return False
-    # Tensors without values have nothing to compile for.
+    # Tensors on the meta device need no kernels.
     return all(p.device.type not in {"meta", *failures} for p in params)
 
 
@@ -69,23 +68,23 @@ def run(
     form: BlockForm,
     scales: Sequence[Tensor],
 ) -> list[Done] | None:
-    """Run a compiled pass over several blocks; None where it can't be.
+    """Run a compiled pass over several blocks; None if it can't be compiled.
 
     Args:
-        traced: Makes a result of a block and `scales`, and names the columns that it has changed.
-            It is compiled once for a `key`, and the number of blocks.
-        key: What it depends on besides the kinds of tensors.
+        traced: Returns a result for a block and `scales`, and the names of the changed columns. It
+            is compiled once for a `key`, and the number of blocks.
+        key: What `traced` depends on besides the kinds of tensors.
         columns: The flat columns of each block.
-        scalars: The values that all have.
-        form: What else they are, see `Block`.
-        scales: What the pass gets besides.
+        scalars: The scalars of all blocks.
+        form: Further attributes of the blocks, see `Block`.
+        scales: Further arguments of the pass.
     """
     first = columns[0]["buffer"]
     if first.device.type in failures:
         return None
     flat = [{name: its.detach() for name, its in own.items()} for own in columns]
     numbers = {k: v for k, v in scalars.items() if not isinstance(v, Tensor)}
-    # Detached, or else a kernel would depend on the shape of what they are views of.
+    # Detached, because a kernel would depend on the shape of the base of a view.
     tensors = {k: v.detach() for k, v in scalars.items() if isinstance(v, Tensor)}
     untraced = _untraced.runs
     try:
@@ -93,13 +92,13 @@ def run(
             _Pass(traced, key),
             frozenset(numbers.items()),
             form,
-            # Variants of a kernel that torch would make anyway, of which it makes a few only.
+            # Torch would compile these variants anyway, but only a few per function.
             (len(flat), min(2, first.numel()), *(its.dtype for its in flat[0].values())),
         )
         return kernel(flat, tensors, *scales)
     except Exception as error:
-        # What a compiler that fails raises depends on the release of torch. Nothing has been
-        # written by then. It has where the pass was begun, as it is or as a kernel.
+        # The error of a failed compilation depends on the release of torch. Nothing is written by
+        # then, unless the pass was begun, compiled or not.
         if _untraced.runs != untraced or _was_begun(error):
             raise
         _note_failure(first.device, error)
@@ -108,7 +107,7 @@ def run(
 
 @dataclass(frozen=True)
 class _Pass:
-    """A function to be traced that is told from others by a key."""
+    """A function to be traced, compared by a key."""
 
     traced: Callable[..., Any] = field(compare=False)
     key: object
@@ -122,12 +121,12 @@ def _kernel(
     variant: tuple[int | torch.dtype, ...],
 ) -> Callable[..., list[Done]]:
     """Return a compiled pass over the flat tensors of blocks."""
-    # What `torch.compile` imports, where the warnings that this gives do no harm.
+    # The import by `torch.compile`, without its warnings.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         import torch._inductor.compile_fx
 
-    # Outside, because torch 2.8 fails on a set that is read within.
+    # Outside, because torch 2.8 fails on a set that is read inside.
     numbers = dict(constants)
 
     def over(
@@ -142,7 +141,7 @@ def _kernel(
             done.append(its.traced(block, *scales))
         return done
 
-    # Torch counts the variants of a code, of which it makes a few; here each kernel has its own.
+    # Torch limits the variants per code object; here each kernel has its own.
     over.__code__ = over.__code__.replace(co_name=f"{_PASS}_{next(_numbers)}")
     options = _ONE_LOOP if all(kind in _FULL for kind in variant[2:]) else {}
     compiled: Callable[..., list[Done]] = torch.compile(
@@ -152,7 +151,7 @@ def _kernel(
 
 
 def _was_begun(error: Exception) -> bool:
-    """Return whether an error comes from a compiled pass itself, which torch runs as `over`."""
+    """Return whether an error comes from a compiled pass, which torch runs as `over`."""
     frames = traceback.walk_tb(error.__traceback__)
     return any(_PASS in frame.f_code.co_name for frame, _ in frames)
 
@@ -162,7 +161,8 @@ def _note_failure(device: torch.device, error: Exception) -> None:
     failures[device.type] = str(error)
     warnings.warn(
         f"momo_wrap could not compile its passes for {device.type} ({type(error).__name__}: "
-        f"{' '.join(str(error).split())[:300]}) and goes on with uncompiled ones, which are slower "
-        "but compute the same. MoMoWrapper(..., compiled=False) does so from the start.",
+        f"{' '.join(str(error).split())[:300]}) and continues with uncompiled ones, which are "
+        "slower but compute the same. To silence this warning, write MoMoWrapper(..., "
+        "compiled=False).",
         stacklevel=2,
     )

@@ -1,4 +1,4 @@
-"""Whether a base's own step may be replaced: nobody watches it, and nobody has changed it."""
+"""Whether `base.step()` may be replaced: it is not hooked and not patched."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TORCH = os.path.dirname(torch.__file__) + os.sep
 def is_plain(base: Optimizer) -> bool:
     """Return whether `base.step()` is that of its class: no hook, no patch, no gradient scaling."""
     own_step = vars(base).get("step")
-    # A scheduler's wrapper around the step of the class only watches it.
+    # A scheduler's patch of the step only counts steps.
     watched = watched_step(own_step) is type(base).step
     is_own = own_step is None or (watched and hasattr(own_step, "_wrapped_by_lr_sched"))
     return is_own and not (
@@ -30,9 +30,9 @@ def is_plain(base: Optimizer) -> bool:
 
 
 def has_own_step(kind: type[Optimizer]) -> bool:
-    """Return whether the step of a class, and all that is wrapped around it, is its own or torch's.
+    """Return whether the step of a class, and each decorator of it, is its own or torch's.
 
-    Somebody may have replaced it.
+    Otherwise it is patched.
     """
     own = getattr(sys.modules.get(kind.__module__), "__file__", None)
     function: Any = kind.step
@@ -45,6 +45,6 @@ def has_own_step(kind: type[Optimizer]) -> bool:
 
 
 def mark_stepped(base: Optimizer) -> None:
-    """Tell a scheduler that was built on the base, and watches its step, that there was one."""
+    """Mark a step as taken, for a scheduler that was built on the base and counts its steps."""
     if "step" in vars(base):
         base._opt_called = True  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""An engine that lets a fused base take the step itself, where θ is foreseen."""
+"""An engine that lets a fused base take the step with the expected θ."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from momo_wrap.fast.replacing import has_own_step, is_plain
 
 
 class SteppingEngine(Engine):
-    """Lets the base itself take the step that is foreseen, and sums up afterwards."""
+    """Lets the base take the step with the expected θ, and sums up afterwards."""
 
     foresees = True
     bounds_moves = True
 
     def lrs_ahead(self, base: Optimizer) -> list[float] | None:
-        """Return learning rates times θ°, where that can be undone; see `Engine`."""
+        """Return learning rates times θ°, if the step can be undone; see `Engine`."""
         foreseen, groups = self.foreseen, base.param_groups
         lrs = [group["lr"] for group in groups]
         if foreseen is None or foreseen.reach is None or not is_plain(base):
@@ -30,11 +30,11 @@ class SteppingEngine(Engine):
             return None
         thetas = foreseen.theta.expand(len(groups)).tolist()
         ahead = [lr * theta for lr, theta in zip(lrs, thetas, strict=True)]
-        # Where they lie otherwise, the fused kernel of torch goes wrong.
+        # With another memory layout, torch's fused kernel is wrong.
         pairs = zip(self.plan.params, self.plan.grads, strict=True)
         if not all(grad is None or lie_alike([local(param), grad]) for param, grad in pairs):
             return None
-        # What weight decay leaves is divided by when the step is undone.
+        # Undoing the step divides by the factor of weight decay.
         decays = zip(ahead, [group["weight_decay"] for group in groups], strict=True)
         self.has_stepped = all(lr >= 0 and lr * decay <= 0.5 for lr, decay in decays)
         return ahead if self.has_stepped else None
@@ -42,7 +42,7 @@ class SteppingEngine(Engine):
     def sum_up(
         self, formula: Formula, blocks: Sequence[Block], products: Sequence[Product], room: int
     ) -> list[Tensor]:
-        """Return inner products, with the parameters as they were before; see `Engine`."""
+        """Return inner products, with the parameters from before the step; see `Engine`."""
         if not self.has_stepped:
             return super().sum_up(formula, blocks, products, room)
         found = []

@@ -1,4 +1,4 @@
-"""How SGD and the Adam family update their state, for a pass that does it in their stead."""
+"""The state updates of SGD and the Adam family, for passes that replace `base.step()`."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from momo_wrap.engine.scalars import Scalar
 
 
 class Update:
-    """SGD's update of its momentum buffer, B <- a B + b g; the others build on it.
+    """SGD's update of its momentum buffer, B <- a B + b g; the base class of the others.
 
     Attributes:
-        pays_uncompiled: Whether it is faster than the base's own also where it is not compiled.
-        bounds_moves: Whether the learning rate bounds the base's moves, however large a gradient
-            is: those of Adam by α (1 - β1)/sqrt(1 - β2).
+        pays_uncompiled: Whether it is faster than the base's also uncompiled.
+        bounds_moves: Whether the learning rate bounds the base's moves for gradients of any size:
+            those of Adam by α (1 - β1)/sqrt(1 - β2).
     """
 
     pays_uncompiled = False
     bounds_moves = False
 
     def is_ready(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> bool:
-        """Return whether the base has made its state for some parameters of a group."""
+        """Return whether the optimizer state of some parameters of a group exists."""
         buffers = (state.get(param, {}).get("momentum_buffer") for param in params)
         return group["momentum"] == 0 or all(buffer is not None for buffer in buffers)
 
     def count(self, cells: Sequence[tuple[ParamGroup, Sequence[Tensor]]], state: State) -> None:
-        """Update what the base keeps of each parameter besides tensors of its shape, in place.
+        """Update the base's values per parameter, such as step counts, in place.
 
-        Cells are the parameters that have a gradient, those of a group, device and dtype each.
+        Each cell has the parameters with a gradient of one group, device and dtype.
         """
 
     def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
-        """Return the values that `updated` needs, from those that `ReadingAdapter.scalars` gets."""
+        """Return the values that `updated` needs, from the argument of `ReadingAdapter.scalars`."""
         return {"decay": read["decay"], "weight": read["weight"]}
 
     def updated(self, block: Block) -> dict[str, Tensor]:
-        """Return the columns that change, with the gradients of the block in them."""
+        """Return the changed columns, updated with the gradients of the block."""
         if block.number("decay") == 0.0:
             return {}
         decayed = block.flat("buffer") * block.scalar("decay")
@@ -61,7 +61,7 @@ class AdamUpdate(Update):
     bounds_moves = True
 
     def is_ready(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> bool:
-        """Return whether there is a state, that of amsgrad included, with usual step counts."""
+        """Return whether the state exists, including that of amsgrad, with usual step counts."""
         wanted = "max_exp_avg_sq" if group.get("amsgrad") else "step"
         entries = [state.get(param, {}) for param in params]
         return all(wanted in entry and _is_count(entry["step"]) for entry in entries)
@@ -70,7 +70,7 @@ class AdamUpdate(Update):
         """Count the step for each parameter."""
         steps = [state[p]["step"] for _, params in cells for p in params]
         if all(step.is_cpu for step in steps):
-            # A number would become a tensor for each parameter anew.
+            # A number would become a new tensor for each parameter.
             torch._foreach_add_(steps, torch.ones((), device="cpu"), alpha=1.0)
         else:
             torch._foreach_add_(steps, 1.0)
@@ -81,7 +81,7 @@ class AdamUpdate(Update):
         return {"weight": read["weight"], "second_decay": beta2, "second_weight": 1.0 - beta2}
 
     def updated(self, block: Block) -> dict[str, Tensor]:
-        """Return both moments with the gradient in them."""
+        """Return both moments, updated with the gradient."""
         grad = block.flat("grad")
         first = torch.lerp(block.flat("buffer"), grad, block.scalar("weight"))
         decayed = block.flat("exp_avg_sq") * block.scalar("second_decay")
@@ -93,7 +93,7 @@ class AdamUpdate(Update):
 
 
 def _is_count(step: object) -> bool:
-    """Return whether a step count is one that torch would have made; others are in files."""
+    """Return whether a step count has torch's type; files may have others."""
     return isinstance(step, Tensor) and step.is_floating_point()
 
 
@@ -117,7 +117,7 @@ class NAdamUpdate(AdamUpdate):
             torch._foreach_mul_(products, momenta.to(products[0].dtype).unbind())
 
     def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
-        """Return the weights, that of the first moment from β1 itself."""
+        """Return the weights, that of the first moment from β1."""
         return {**super().scalars(read), "weight": 1.0 - read["beta1"]}
 
 
@@ -129,7 +129,7 @@ class AdamaxUpdate(AdamUpdate):
         return {**super().scalars(read), "eps": read["eps"]}
 
     def updated(self, block: Block) -> dict[str, Tensor]:
-        """Return moment and maximum with the gradient in them."""
+        """Return moment and maximum, updated with the gradient."""
         grad = block.flat("grad")
         first = torch.lerp(block.flat("buffer"), grad, block.scalar("weight"))
         decayed = block.flat("exp_inf") * block.scalar("second_decay")
@@ -139,7 +139,7 @@ class AdamaxUpdate(AdamUpdate):
         }
 
 
-# By the exact classes of a base and of its adapter.
+# By the exact classes of a base and its adapter.
 UPDATES: dict[tuple[type[Optimizer], type], Update] = {
     (torch.optim.SGD, SGDAdapter): Update(),
     (torch.optim.Adam, AdamAdapter): AdamUpdate(),

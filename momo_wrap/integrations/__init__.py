@@ -1,7 +1,7 @@
-"""Trainers that call the optimizer by themselves, and how the loss reaches it there.
+"""Trainers that call `optimizer.step()`, and how the loss reaches the optimizer.
 
-`momo_wrap.integrations.lightning`, `.accelerate` and `.transformers` need the package of that name
-and are imported only where they are named. What is here needs none of them.
+`momo_wrap.integrations.lightning`, `.accelerate`, `.transformers`, `.fastai` and `.ignite` need the
+package of that name and are imported only by name. This module needs none of them.
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ __all__ = ["losses_from_backward", "step_metrics", "wrapper_of"]
 
 
 def step_metrics(optimizer: object) -> dict[str, Tensor]:
-    """Return what the last step amounted to, by the names that it is logged under.
+    """Return θ and the effective learning rates of the last step, by names for logging.
 
     Args:
-        optimizer: The wrapper, or what a trainer made of it.
+        optimizer: The wrapper, or a trainer's wrapper around it.
 
     Returns:
-        `momo/theta`, the fraction of the base's step, and `momo/effective_lr`, the learning rate
-        that it amounted to, as 0-dim tensors that nobody has waited for. With several parameter
-        groups `momo/effective_lr/pg1` and so on, or with the group's `"name"` in place of `pg1`;
-        likewise `momo/theta/pg1` where the rule chose a fraction for each. Empty before the first
-        step.
+        A dict of 0-dim tensors, without host synchronization: `momo/theta`, the fraction of the
+        base's step, and `momo/effective_lr`. With several parameter groups `momo/effective_lr/pg1`
+        and so on, or with the group's `"name"` instead of `pg1`; likewise `momo/theta/pg1` if the
+        rule chose a fraction for each. Empty before the first step.
 
     Raises:
-        TypeError: There is no wrapper.
+        TypeError: `optimizer` is not and does not contain a `MoMoWrapper`.
 
     Example:
         >>> accelerator.log({name: float(value) for name, value in step_metrics(optimizer).items()})

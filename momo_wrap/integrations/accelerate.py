@@ -1,4 +1,4 @@
-"""Hugging Face accelerate: `accelerator.backward` that also hands the loss to the optimizer."""
+"""Hugging Face accelerate: `accelerator.backward` that also records the loss."""
 
 from __future__ import annotations
 
@@ -25,25 +25,26 @@ def backward(
 ) -> None:
     """Compute gradients with `accelerator.backward`, and record the loss for `optimizer.step()`.
 
-    Call it instead of `accelerator.backward(loss)`. The prepared optimizer's `step()` takes no
-    loss. The loss of a step is the mean of those that were recorded since `zero_grad()`: of all
-    batches, where gradients are accumulated.
+    Call it instead of `accelerator.backward(loss)`, because the prepared optimizer's `step()` takes
+    no loss. The loss of a step is the mean of the losses recorded since `zero_grad()`: of all
+    batches, if gradients are accumulated.
 
     Args:
-        accelerator: The accelerator. It divides by `gradient_accumulation_steps`, and scales where
-            the precision asks for it; what is recorded is the loss as it is given here.
+        accelerator: The accelerator. It divides by `gradient_accumulation_steps`, and scales if the
+            precision requires it; the recorded loss is neither divided nor scaled.
         loss: The loss of the batch.
         optimizer: The optimizer that `accelerator.prepare` returned for a `MoMoWrapper`.
-        weight: The weight of this batch in the mean, where its loss has one in the gradients.
-        probe: Returns this loss at the parameters as they are, for rules that have steps probed;
-            see `MoMoWrapper.record_loss`. It must hold its batch, as `functools.partial(loss_of,
-            inputs, targets)`. In DDP it calls the module inside, `accelerator.unwrap_model(model)`.
-        kwargs: What else `accelerator.backward` takes.
+        weight: The weight of this batch in the mean, if its loss has a weight in the gradients.
+        probe: Returns this loss at the current parameters, for rules that probe steps; see
+            `MoMoWrapper.record_loss`. It must hold its batch, as `functools.partial(loss_of,
+            inputs, targets)` does. With DDP it must call the module inside,
+            `accelerator.unwrap_model(model)`.
+        kwargs: Further arguments of `accelerator.backward`.
 
     Raises:
-        TypeError: The optimizer is not a prepared `MoMoWrapper`, or the probe is no function.
-        ValueError: The loss has several elements, the weight is not positive, or the probe is that
-            of another batch.
+        TypeError: The optimizer is not a prepared `MoMoWrapper`, or the probe can't be called.
+        ValueError: The loss has several elements, the weight is not positive, or the probe belongs
+            to another batch.
 
     Example:
         >>> model, optimizer, loader = accelerator.prepare(model, MoMoWrapper(base), loader)
@@ -59,17 +60,18 @@ def backward(
 
 
 def clip_grad_norm_(accelerator: Accelerator, optimizer: object, max_norm: float) -> Tensor | None:
-    """Clip the gradients of an optimizer with `accelerator.clip_grad_norm_`, and tell the model.
+    """Clip the gradients of an optimizer with `accelerator.clip_grad_norm_`, and record the factor.
 
-    Call it instead, before `optimizer.step()`. While gradients are accumulated it does nothing.
+    Call it instead of that, before `optimizer.step()`. While gradients are accumulated it is a
+    no-op.
 
     Args:
         accelerator: The accelerator.
         optimizer: The optimizer that `accelerator.prepare` returned for a `MoMoWrapper`.
-        max_norm: The largest norm, over all parameters of the optimizer.
+        max_norm: The maximum norm, over all parameters of the optimizer.
 
     Returns:
-        The norm before, 0-dim; None where nothing was done.
+        The norm before clipping, 0-dim; None for a no-op.
 
     Raises:
         TypeError: The optimizer is not a prepared `MoMoWrapper`.

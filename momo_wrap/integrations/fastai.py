@@ -1,4 +1,4 @@
-"""fastai: a callback that hands the loss to the optimizer."""
+"""fastai: a callback that records the loss for the optimizer."""
 
 from __future__ import annotations
 
@@ -13,33 +13,32 @@ from momo_wrap.integrations import wrapper_of
 
 
 class MoMoCallback(Callback):  # type: ignore[misc]
-    """Records the loss of each batch for the bare `opt.step()` of a `Learner`.
+    """Records the loss of each batch, because a `Learner` calls `opt.step()` without it.
 
-    What is recorded is the loss that `backward()` is called on, without the scale of
-    `MixedPrecision`. With `GradientAccumulation` the loss of a step is the sum of those that it
-    divided. Where `GradientClip` clips gradients, the model of the loss knows of it. Rules that ask
-    for probes get none.
+    It records the loss that `backward()` is called on, without the scale of `MixedPrecision`. With
+    `GradientAccumulation` the loss of a step is the sum of the divided losses. If `GradientClip`
+    clips gradients, the model of the loss accounts for it. Rules that request probes get none.
 
-    fastai's own optimizers can't be wrapped, and its `OptimWrapper` takes one of torch's.
+    fastai's own optimizers can't be wrapped; its `OptimWrapper` takes a torch optimizer.
 
     Raises:
-        TypeError: When training starts: the Learner's optimizer is no `MoMoWrapper`.
+        TypeError: When training starts, if the Learner's optimizer is not a `MoMoWrapper`.
 
     Example:
         >>> opt_func = partial(OptimWrapper, opt=TrustedAdamW)
         >>> Learner(dls, model, opt_func=opt_func, lr=100.0, cbs=MoMoCallback()).fit_one_cycle(5)
     """
 
-    order = MixedPrecision.order + 0.5  # scaled by then, and not clipped yet
+    order = MixedPrecision.order + 0.5  # after scaling, before clipping
     run_valid = False
 
     def before_fit(self) -> None:
-        """Refuse an optimizer that is no wrapper."""
+        """Raise if the optimizer is not a `MoMoWrapper`."""
         try:
             wrapper_of(self.learn.opt)
         except TypeError:
             raise TypeError(
-                "MoMoCallback found no MoMoWrapper in the Learner. Give it, for example, "
+                "MoMoCallback found no MoMoWrapper in the Learner. Pass it, for example, "
                 "opt_func=partial(OptimWrapper, opt=momo_wrap.optim.TrustedAdamW), lr=100.0."
             ) from None
 
@@ -52,7 +51,7 @@ class MoMoCallback(Callback):  # type: ignore[misc]
         wrapper_of(self.learn.opt).record_loss(loss, reduction="sum")
 
     def before_step(self) -> None:
-        """Record by what fastai is about to multiply the gradients."""
+        """Record the factor by which fastai will clip the gradients."""
         for callback in self.learn.cbs:
             if isinstance(callback, GradientClip):
                 grads = [p.grad for p in self.learn.model.parameters() if p.grad is not None]

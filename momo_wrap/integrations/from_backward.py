@@ -1,8 +1,8 @@
-"""The loss of a step, learned from the backward passes: for code that can't be touched.
+"""The loss of a step, taken from the backward passes, for code that can't be changed.
 
 `Tensor.backward` differentiates its root, and adds the gradient to `.grad` of the parameters. After
-several passes `.grad` holds the gradient of the sum of their roots, scaled or divided as they were.
-So that sum is the loss of the step, whoever calls `backward()`.
+several passes `.grad` is the gradient of the sum of their roots, with any scale or divisor. So that
+sum is the loss of the step, for any caller of `backward()`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _UNSCALE = "_unscale_grads_"
 
 @contextmanager
 def _here() -> Iterator[list[Watched]]:
-    """Give what is watched in this thread, but nothing to what is called within.
+    """Yield the optimizers watched in this thread, or none for nested calls.
 
-    A pass may run others, as activation checkpointing does; they end in no loss.
+    A pass may run others, as activation checkpointing does, whose root is no loss.
     """
     if not _watched or getattr(_within, "one", False):
         yield []
@@ -47,7 +47,7 @@ def _here() -> Iterator[list[Watched]]:
 
 
 def _root(tensors: Any, gradients: Any) -> tuple[Tensor | None, str]:
-    """Return the function whose gradient a pass computes, else why it is unknown."""
+    """Return the function whose gradient a pass computes, or None and why it is unknown."""
     single = isinstance(tensors, (Tensor, GradientEdge))
     roots = [tensors] if single else list(tensors)
     if gradients is None or isinstance(gradients, Tensor):
@@ -66,12 +66,12 @@ def _root(tensors: Any, gradients: Any) -> tuple[Tensor | None, str]:
 
 
 def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that Dynamo calls as it is, after a graph break."""
+    """Return a function that Dynamo calls untraced, after a graph break."""
     disabled: Callable[..., Any] = torch._disable_dynamo(function)  # type: ignore[attr-defined]
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        # Elsewhere Dynamo, which takes long to import, is not even asked.
+        # Outside of Dynamo, avoid its slow import.
         called = disabled if torch.compiler.is_dynamo_compiling() else function
         return called(*args, **kwargs)
 
@@ -145,15 +145,15 @@ def _clip_norm(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _tell_clipping(params: Sequence[Tensor], max_norm: float, norm: Tensor) -> None:
-    """Tell those that are watched by what their gradients were multiplied."""
+    """Note the factor of clipping for the watched optimizers."""
     with _here() as watched:
         for one in watched:
-            if max_norm != float("inf"):  # some only ask for the norm so
+            if max_norm != float("inf"):  # with inf, callers only want the norm
                 one.clipped(params, clipping_by(norm, float(max_norm)))
 
 
 class _Patch:
-    """A function that is replaced while something is watched."""
+    """A function that is patched while optimizers are watched."""
 
     def __init__(self, owner: Any, name: str, made: Callable[[Any], Callable[..., Any]]) -> None:
         self._owner, self._name, self._made = owner, name, made
@@ -166,14 +166,14 @@ class _Patch:
         setattr(self._owner, self._name, self._mine)
 
     def off(self) -> None:
-        # What others have put over it since calls it; with nothing to watch it only hands on.
+        # A later patch by others still calls ours, which then only calls the original.
         if getattr(self._owner, self._name) is self._mine:
             setattr(self._owner, self._name, self._original)
 
 
 def _patches() -> list[_Patch]:
-    """Return what is replaced."""
-    # Called by `clip_grad_norm_`, whoever has imported that before; not there before torch 2.6.
+    """Return the patches."""
+    # `clip_grad_norm_` calls it, also if imported earlier; missing before torch 2.6.
     inner, outer = "_clip_grads_with_norm_", "clip_grads_with_norm_"
     clips = [_Patch(nn.utils, "clip_grad_norm_", _clip_norm)]
     if hasattr(clip_grad, inner):
@@ -182,7 +182,7 @@ def _patches() -> list[_Patch]:
     for scaler in scalers:
         scalers += scaler.__subclasses__()
     return [
-        _Patch(torch.autograd, "backward", _backward),  # which Tensor.backward calls
+        _Patch(torch.autograd, "backward", _backward),  # Tensor.backward calls it
         _Patch(nn.Module, "zero_grad", _module_zero_grad),
         *(_Patch(its, _UNSCALE, _unscale) for its in scalers if _UNSCALE in vars(its)),
         *clips,
@@ -191,31 +191,31 @@ def _patches() -> list[_Patch]:
 
 @contextmanager
 def losses_from_backward(*optimizers: object) -> Iterator[None]:
-    """Learn the losses of optimizers from the backward passes, for code that calls `step()` bare.
+    """Take losses from the backward passes, for code that calls `step()` without a loss.
 
-    For code that can't be changed and for which there is no integration. The loss of a step is the
-    sum of the roots of `backward()` since the last `zero_grad`, of those passes that added to the
-    gradients of that optimizer: with several optimizers, each learns its own. It is the sum whose
-    gradient the optimizer gets, so that losses that were divided for accumulation make the mean.
-    `GradScaler` divides it by its scale with the gradients, and where `clip_grad_norm_` clips them,
-    the model of the loss knows of it. No host synchronisation, and no graph is kept.
+    Use it if the code can't be changed and has no integration. The loss of a step is the sum of the
+    roots of `backward()` since the last `zero_grad`, over the passes that added to the gradients of
+    that optimizer. Its gradient is that of the optimizer, so losses divided for accumulation add up
+    to the mean. `GradScaler` divides the loss by its scale together with the gradients, and if
+    `clip_grad_norm_` clips them, the model of the loss accounts for it. There is no host
+    synchronization, and no graph is kept.
 
-    While it is open, `torch.autograd.backward`, `Module.zero_grad`, `GradScaler` and what
-    `torch.nn.utils.clip_grad_norm_` calls are wrapped, in the whole process; what they do stays the
-    same. Passes in other threads than the one that opened it are not looked at. It may be nested
-    for different optimizers. What else is done to gradients after `backward()`, such as to divide
-    them, is not seen. A rule that asks for probes gets none, and goes on without.
+    Inside the `with` statement, `torch.autograd.backward`, `Module.zero_grad`, `GradScaler` and the
+    function behind `torch.nn.utils.clip_grad_norm_` are patched in the whole process, with the same
+    behavior. Passes in other threads are ignored. It may be nested for different optimizers. It
+    does not detect other changes of gradients after `backward()`, such as a division. A rule that
+    requests probes gets none, and works without them.
 
-    A step whose loss can't be told is refused with the reason: after a `backward()` on several
-    elements, or one that added to gradients that were used, reset in part, clipped, or changed
-    unseen. `record_loss` and `record_clipping`, which would count twice, are refused.
+    A step with an unknown loss raises, with the reason: after a `backward()` on several elements,
+    or one that added to gradients that were used, partly reset, clipped, or changed undetected.
+    `record_loss` and `record_clipping` raise, because they would count twice.
 
     Args:
-        *optimizers: The wrappers, or what a trainer made of them.
+        *optimizers: The wrappers, or a trainer's wrappers around them.
 
     Raises:
-        TypeError: One is no `MoMoWrapper`, or there is none.
-        ValueError: One is learned already.
+        TypeError: An argument is not a `MoMoWrapper`, or there are no arguments.
+        ValueError: The losses of an optimizer are already taken from backward passes.
 
     Example:
         >>> with losses_from_backward(model.policy.optimizer):
@@ -230,8 +230,8 @@ def losses_from_backward(*optimizers: object) -> Iterator[None]:
         named = {id(wrapper) for wrapper in wrappers}
         if len(named) < len(wrappers) or named & {id(one.wrapper) for one in _watched}:
             raise ValueError(
-                "losses_from_backward() got an optimizer whose losses are learned already. Name "
-                "each optimizer once, in the outer with."
+                "losses_from_backward() got an optimizer that is already inside such a with "
+                "statement. Pass each optimizer once, to the outer one."
             )
         mine = [Watched(wrapper) for wrapper in wrappers]
         if not _watched:

@@ -1,4 +1,4 @@
-"""ignite: a loss function that also hands the loss to the optimizer."""
+"""ignite: a loss function that also records the loss for the optimizer."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from momo_wrap.integrations import wrapper_of
 def recorded(loss_function: Callable[..., Tensor], optimizer: object) -> Callable[..., Tensor]:
     """Return a loss function that records each loss for the next `optimizer.step()`.
 
-    For trainers that take a loss function and call `step()` bare, as those of ignite's
-    `create_supervised_trainer` do. With `gradient_accumulation_steps` the loss of a step is the
-    mean of its batches, and with a scaler it is the loss before it is scaled.
+    For trainers that take a loss function and call `step()` without a loss, such as ignite's
+    `create_supervised_trainer`. With `gradient_accumulation_steps` the loss of a step is the mean
+    over its batches, and with a scaler it is the unscaled loss.
 
-    What is computed without gradients, such as the loss of an evaluation, is not recorded. Rules
-    that ask for probes get none.
+    Losses computed without gradients, as in an evaluation, are not recorded. Rules that request
+    probes get none.
 
     Args:
-        loss_function: Called once for each batch, as `loss_function(predictions, targets)`; a
-            function or a module.
-        optimizer: The wrapper, or what a trainer made of it.
+        loss_function: A function or a module, called once per batch as `loss_function(predictions,
+            targets)`.
+        optimizer: The wrapper, or a trainer's wrapper around it.
 
     Returns:
-        A function that takes and returns what `loss_function` does.
+        A function with the arguments and the result of `loss_function`.
 
     Raises:
-        TypeError: The optimizer is no `MoMoWrapper`.
+        TypeError: `optimizer` is not and does not contain a `MoMoWrapper`.
 
     Example:
         >>> loss_function = recorded(torch.nn.functional.cross_entropy, optimizer)

@@ -1,4 +1,4 @@
-"""Lightning: a callback that hands the loss to the optimizer and logs what came of it."""
+"""Lightning: a callback that records the loss for the optimizer and logs its steps."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ else:
 class MoMoCallback(pl.Callback):
     """Records the loss of each batch, and logs θ and the effective learning rates.
 
-    Lightning's closure returns the loss of the last batch only, divided by
-    `accumulate_grad_batches`, and with a GradScaler none. The callback records the loss of every
-    batch whose gradients add up, without that division and scale; the loss of a step is their mean.
-    Where `gradient_clip_val` clips gradients by their norm, the model of the loss knows of it.
-    Where the rule has a step probed, `training_step` is called once more with the batches of the
-    next one, without gradients and logs.
+    Lightning's closure returns only the loss of the last batch, divided by
+    `accumulate_grad_batches`, and with a GradScaler no loss. The callback records the loss of every
+    batch whose gradients add up, neither divided nor scaled; the loss of a step is their mean. If
+    `gradient_clip_val` clips gradients by their norm, the model of the loss accounts for it. If the
+    rule probes a step, `training_step` is called once more with the batches of the next step,
+    without gradients and logs.
 
-    It does so in automatic optimisation. In manual optimisation give `step` a closure that
-    returns the loss, and a probe.
+    This works in automatic optimization. In manual optimization, pass `step` a closure that returns
+    the loss, and a probe.
 
     Args:
-        log: Whether to log, on steps, what `step_metrics` returns. Lightning waits for the values
-            at its log intervals only.
+        log: Whether to log the result of `step_metrics` at every step. Lightning synchronizes with
+            the host only at its log intervals.
 
     Raises:
-        TypeError: When training starts: `configure_optimizers` did not return a `MoMoWrapper`.
+        TypeError: When training starts, if `configure_optimizers` did not return a `MoMoWrapper`.
 
     Example:
         >>> class Classifier(LightningModule):
@@ -60,7 +60,7 @@ class MoMoCallback(pl.Callback):
         self._number = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse an optimizer that is no wrapper."""
+        """Raise if the optimizer is not a `MoMoWrapper`."""
         wrapper_of(trainer.optimizers[0])
         self._number = _number_of_arguments(pl_module)
 
@@ -80,7 +80,7 @@ class MoMoCallback(pl.Callback):
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             if scaler is not None:
                 loss = loss / scaler.scale(torch.ones_like(loss))
-            # Automatic optimisation has one optimizer.
+            # Automatic optimization has one optimizer.
             wrapper = wrapper_of(trainer.optimizers[0])
             probe = partial(_evaluate, trainer, pl_module, *self._arguments)
             wrapper.record_loss(loss, probe=probe if self._arguments else None)
@@ -88,7 +88,7 @@ class MoMoCallback(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
     ) -> None:
-        """Record by what Lightning is about to multiply the gradients."""
+        """Record the factor by which Lightning will clip the gradients."""
         largest, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
         if pl_module.automatic_optimization and largest and algorithm in (None, "norm"):
             wrapper = wrapper_of(optimizer)
@@ -108,7 +108,7 @@ class MoMoCallback(pl.Callback):
 
 
 def _number_of_arguments(module: pl.LightningModule) -> int:
-    """Return how many arguments `training_step` is given; 0 where it draws batches by itself."""
+    """Return the number of arguments of `training_step`; 0 if it takes an iterator of batches."""
     takes = signature(module.training_step)
     if "dataloader_iter" in takes.parameters:
         return 0
@@ -120,9 +120,9 @@ def _number_of_arguments(module: pl.LightningModule) -> int:
 
 
 def _evaluate(trainer: pl.Trainer, module: pl.LightningModule, *arguments: Any) -> Any:
-    """Return the loss of a batch, and leave no trace.
+    """Return the loss of a batch, without side effects.
 
-    The module itself is called: DDP would broadcast buffers, and leave it out the next time.
+    It calls the module, because DDP would broadcast buffers, and skip that the next time.
     """
     metrics = [part for part in module.modules() if isinstance(part, (Metric, MetricCollection))]
     with (

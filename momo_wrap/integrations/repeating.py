@@ -1,4 +1,4 @@
-"""What a trainer does once more for a probe, and that nothing is left of it but the loss."""
+"""Repeating a training step for a probe, without side effects."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Batch = TypeVar("Batch")
 def undone(
     module: nn.Module, *owners: object, without: tuple[tuple[object, str], ...]
 ) -> Iterator[None]:
-    """Leave out some methods, and put buffers and attributes back afterwards.
+    """Disable some methods, and restore buffers and attributes afterwards.
 
-    Buffers get back their values. Attributes are those of the owners: what was assigned to them is
-    undone, and tensors, lists, sets and dicts are copies meanwhile. It does not reach deeper: what
-    the items of a list do, or files and loggers, is not undone.
+    Buffers get back their values. Assignments to attributes of the owners are undone, and tensors,
+    lists, sets and dicts among them are copies meanwhile. Other side effects are not undone, such
+    as those on items of a list, files and loggers.
 
     Args:
-        module: Its buffers, and those of its submodules.
-        owners: The objects whose attributes are put back.
-        without: Owners, each with the name of a method that does nothing meanwhile.
+        module: The module whose buffers are restored, with its submodules.
+        owners: The objects whose attributes are restored.
+        without: Owners, each with the name of a method that is a no-op meanwhile.
     """
     buffers = [
         (held, name, buffer, buffer.detach().clone())
@@ -57,12 +57,12 @@ def undone(
 
 
 def with_own_container(batch: Batch) -> Batch:
-    """Return the batch in a list or mapping of its own, from which items may be taken."""
+    """Return a shallow copy of a list or mapping, from which items may be removed."""
     return copy.copy(batch) if isinstance(batch, (list, MutableMapping)) else batch
 
 
 def _copied(value: Any) -> Any:
-    """Return what may be changed in the place of an attribute; its items are shared."""
+    """Return a copy of an attribute that may be changed; its items are shared."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if type(value) not in _CONTAINERS:
@@ -74,4 +74,4 @@ def _copied(value: Any) -> Any:
 
 
 def _nothing(*_: object, **__: object) -> None:
-    """Stand in for a method that is left out."""
+    """Replace a disabled method."""

@@ -1,4 +1,4 @@
-"""transformers: a Trainer that hands the loss to the optimizer and logs what came of it."""
+"""transformers: a Trainer that records the loss for the optimizer and logs its steps."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ from momo_wrap.integrations.repeating import undone, with_own_container
 class MoMoTrainer(Trainer):
     """A `transformers.Trainer` for a `MoMoWrapper`; takes the arguments of `Trainer`.
 
-    Trainer calls `optimizer.step()` bare. This one records the loss of each batch before, in the
-    proportion in which its gradients count: however Trainer divides the losses of accumulated
-    batches (by their number, or by `num_items_in_batch`), the loss of a step is the sum of the
-    divided ones. Where Trainer clips gradients, the model of the loss knows of it. Where the rule
-    has a step probed, the batches of the next one are evaluated once more by Trainer's own
-    `training_step`, without its gradients and logs. With the logs of the training loss come those
-    of `step_metrics`.
+    Trainer calls `optimizer.step()` without a loss. This class records the loss of each batch
+    before. Trainer divides the losses of accumulated batches, by their number or by
+    `num_items_in_batch`; the loss of a step is the sum of the divided losses. If Trainer clips
+    gradients, the model of the loss accounts for it. If the rule probes a step, Trainer's
+    `training_step` evaluates the batches of the next step once more, without gradients and logs.
+    The result of `step_metrics` is logged together with the training loss.
 
-    A Trainer of another kind becomes one by `class MyTrainer(MoMoTrainer, Seq2SeqTrainer)`, unless
-    it has a `training_step` of its own that does not call this one.
+    For another Trainer class, write `class MyTrainer(MoMoTrainer, Seq2SeqTrainer)`. Its
+    `training_step`, if it overrides that, must call this one.
 
     Raises:
-        TypeError: In the first step: `optimizers` has no `MoMoWrapper`.
+        TypeError: In the first step, if `optimizers` has no `MoMoWrapper`.
 
     Example:
         >>> optimizer = MoMoWrapper(torch.optim.AdamW(model.parameters(), lr=1e-2))
@@ -44,11 +43,11 @@ class MoMoTrainer(Trainer):
         inputs: dict[str, Tensor | Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Add the gradients of a batch, and record its loss."""
+        """Add the gradients of a batch, and record its loss; see `Trainer.training_step`."""
         wrapper = wrapper_of(self.optimizer)
         params = [param for group in wrapper.param_groups for param in group["params"]]
         if all(param.grad is None for param in params):
-            # Trainer resets the model's gradients by itself, also those of a step that was skipped.
+            # Trainer resets the model's gradients without the wrapper, also after a skipped step.
             wrapper.zero_grad()
         probe = partial(self._loss_again, model, with_own_container(inputs), num_items_in_batch)
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -56,7 +55,7 @@ class MoMoTrainer(Trainer):
         return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        """Clip as Trainer does, and tell the model of the loss."""
+        """Clip as Trainer does, and record the factor."""
         norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
         value = torch.as_tensor(norm)
         wrapper_of(self.optimizer).record_clipping(clipping_by(value, self.args.max_grad_norm))
@@ -68,9 +67,9 @@ class MoMoTrainer(Trainer):
         inputs: dict[str, Tensor | Any],
         num_items_in_batch: Tensor | int | None,
     ) -> Tensor:
-        """Return the loss of a batch as it is recorded, and leave no trace."""
+        """Return the loss of a batch as recorded, without side effects."""
         if isinstance(model, DistributedDataParallel):
-            model = model.module  # which would broadcast buffers, and leave it out the next time
+            model = model.module  # DDP would broadcast buffers, and skip that the next time
         without = ((self, "log"), (self.accelerator, "backward"))
         with undone(model, self, self.accelerator, without=without):
             return super().training_step(model, with_own_container(inputs), num_items_in_batch)

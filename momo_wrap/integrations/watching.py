@@ -1,4 +1,4 @@
-"""The gradients of an optimizer, watched over backward passes, and what their loss is."""
+"""The loss of an optimizer's gradients, from watching them over backward passes."""
 
 from __future__ import annotations
 
@@ -15,52 +15,52 @@ Seen: TypeAlias = list[tuple[Tensor, "Tensor | None", int]]
 
 _RECORD = "Write optimizer.record_loss(loss) there, without losses_from_backward()."
 _STALE = (
-    "step() can't tell the loss: a backward() added its gradients to those of an earlier step, and "
-    "nobody was seen to reset them. Call optimizer.zero_grad() or model.zero_grad() in between."
+    "The loss of step() is unknown: a backward() added its gradients to those of an earlier step, "
+    "which were not reset. Call optimizer.zero_grad() or model.zero_grad() in between."
 )
 _PARTLY = (
-    "step() can't tell the loss: only some of the optimizer's gradients were reset between two "
+    "The loss of step() is unknown: only some of the optimizer's gradients were reset between two "
     f"backward(). Reset all of them, by optimizer.zero_grad(). {_RECORD}"
 )
 _CHANGED = (
-    "step() can't tell the loss: before a backward() somebody had set or changed gradients that "
-    "were not reset since, by no backward() in this thread, nor by clip_grad_norm_() of all. "
+    "The loss of step() is unknown: a backward() added to gradients that were set or changed by "
+    "something other than a backward() in this thread or clip_grad_norm_() of all of them. "
     f"{_RECORD}"
 )
 _CLIPPED = (
-    "step() can't tell the loss: a backward() added its gradients to those that clip_grad_norm_() "
-    "had clipped. Clip once, after the last backward() of a step."
+    "The loss of step() is unknown: a backward() added its gradients to clipped ones. Call "
+    "clip_grad_norm_() once, after the last backward() of a step."
 )
 UNSEEN = (
     "step() needs the loss that the gradients belong to, and losses_from_backward() has seen no "
-    "backward() add to them since they were reset or used. It sees neither torch.autograd.grad(), "
-    f"nor other threads, nor a backward() that has not ended yet. {_RECORD}"
+    "backward() add to them since they were reset or used. It does not see torch.autograd.grad(), "
+    f"other threads, or a backward() that has not ended. {_RECORD}"
 )
 _SHARDED = (
-    "step() can't tell the loss: a backward() before the last one added nothing to the gradients "
-    "of the DTensor parameters. With FSDP2 it may have accumulated them elsewhere, as after "
-    f"set_requires_gradient_sync(False). {_RECORD}"
+    "The loss of step() is unknown: a backward() before the last one added nothing to the "
+    "gradients of the DTensor parameters. With FSDP2 it may have accumulated them elsewhere, as "
+    f"after set_requires_gradient_sync(False). {_RECORD}"
 )
 BROKEN = (
-    "step() can't tell the loss: a backward() raised an error when it had added some gradients. "
-    "Call optimizer.zero_grad() before the next one."
+    "The loss of step() is unknown: a backward() raised an error after it had added some "
+    "gradients. Call optimizer.zero_grad() before the next one."
 )
 NO_ROOT = (
-    "step() can't tell the loss: backward() was called on {}, not on a loss with one element. "
+    "The loss of step() is unknown: backward() was called on {}, expected a one-element loss. "
     f"{_RECORD}"
 )
 
 
 class Watched:
-    """An optimizer whose losses are learned, in the thread that asked for it.
+    """An optimizer whose losses are taken from the backward passes of one thread.
 
     Args:
         wrapper: The optimizer.
 
     Attributes:
-        wrapper: As it was given.
-        pending: Where its losses are recorded.
-        thread: Whose passes count.
+        wrapper: As given.
+        pending: The recorder of its losses.
+        thread: The id of the thread whose passes count.
     """
 
     def __init__(self, wrapper: MoMoWrapper) -> None:
@@ -69,11 +69,11 @@ class Watched:
         self._elsewhere = False
         self._last = self._state()
         self.pending.clear()
-        self.pending.used = bool(self._last)  # by whom, nobody has seen
+        self.pending.used = bool(self._last)  # of unknown origin
         self.pending.unseen = UNSEEN
 
     def close(self) -> None:
-        """Forget what was learned, and learn no more."""
+        """Discard the losses, and stop watching."""
         self.pending.clear()
         self.pending.unseen = ""
 
@@ -82,17 +82,17 @@ class Watched:
             yield from group["params"]
 
     def _state(self) -> dict[int, tuple[int, int]]:
-        """Return what tells whether gradients have been replaced or changed, by parameter."""
+        """Return keys of the gradients by parameter, which differ after each change."""
         pairs = [(id(param), param.grad) for param in self._params()]
         return {key: _known(grad, _version(grad)) for key, grad in pairs if grad is not None}
 
     def shares(self, params: Sequence[Tensor]) -> bool:
-        """Return whether all parameters with gradients are among these, and there are some."""
+        """Return whether there are gradients, all of them of these parameters."""
         mine = self._state().keys()
         return bool(mine) and mine <= {id(param) for param in params}
 
     def before(self) -> Seen:
-        """Return what the gradients are before a pass; a write to one changes its version."""
+        """Return the gradients and their versions before a pass; a write changes the version."""
         seen: Seen = []
         for param in self._params():
             grad = param.grad
@@ -115,12 +115,12 @@ class Watched:
             self._elsewhere, problem = False, _SHARDED
         self._last = self._state()
         if problem or loss is None:
-            self.pending.refuse(problem)
+            self.pending.note_problem(problem)
         elif not self.pending.problem:
             self.pending.add(loss, 1.0, None, "sum")
 
     def _problem(self, there: dict[int, tuple[int, int]]) -> str:
-        """Return why the loss is unknown of gradients to which a pass has added."""
+        """Return why the loss of gradients to which a pass has added is unknown, else ""."""
         if self.pending.used:
             return _STALE
         if self.pending.emptied or there.keys() - self._last.keys():
@@ -132,13 +132,13 @@ class Watched:
         return _CHANGED if self.pending.count and there != self._last else ""
 
     def multiplied(self, params: Sequence[Tensor], factor: Tensor) -> None:
-        """Note that gradients, if all are of these parameters, were multiplied as losses are."""
+        """Multiply the losses, if all gradients are of these parameters."""
         if self.shares(params):
             self.pending.multiply(factor)
             self._last = self._state()
 
     def clipped(self, params: Sequence[Tensor], factor: Tensor) -> None:
-        """Note that gradients, if all are of these parameters, were clipped."""
+        """Record a factor of clipping, if all gradients are of these parameters."""
         if self.shares(params):
             before = self.pending.clipping
             own = detached(factor)
@@ -153,17 +153,17 @@ class Watched:
         elif self.shares(params):
             self.pending.clear()
         elif self._state().keys() & {id(param) for param in params}:
-            self.pending.refuse(_PARTLY)
+            self.pending.note_problem(_PARTLY)
 
 
 def _known(grad: Tensor, version: int) -> tuple[int, int]:
-    """Return what tells a gradient again; nothing of the views that DDP makes anew at will."""
+    """Return a key of a gradient; a constant for views, which DDP replaces at any time."""
     inner = getattr(grad, "_local_tensor", grad)
     return (0, 0) if inner._is_view() else (id(grad), version)
 
 
 def _version(grad: Tensor | None) -> int:
-    """Return a number that grows with each write to a gradient; FSDP2 writes to the part within."""
+    """Return a number that grows with each write to a gradient; FSDP2 writes to the local shard."""
     if grad is None:
         return 0
     inner = None if type(grad) is Tensor else getattr(grad, "_local_tensor", None)

@@ -24,16 +24,16 @@ from momo_wrap.probes import Before, Probe, probed_loss
 
 
 class PendingLosses:
-    """The weighted mean or sum of the losses of the next step, without host synchronisation.
+    """The weighted mean or sum of the losses of the next step, without host synchronization.
 
     Attributes:
-        before: The parameters before the last step, where it is to be probed.
-        count: How many losses were recorded.
-        clipping: By what the gradients were multiplied, None: nobody has told.
-        used: Whether a step was taken, or skipped, with the gradients that there are.
-        problem: Why the loss of these can't be told.
-        emptied: Whether they were all set to None, and no loss was recorded since.
-        unseen: Where losses are learned, what to write if none was; else empty.
+        before: The parameters before the last step, if it is to be measured.
+        count: The number of recorded losses.
+        clipping: The factor by which the gradients were clipped; None: unknown.
+        used: Whether a step was taken, or skipped, with the current gradients.
+        problem: Why their loss is unknown; else empty.
+        emptied: Whether all gradients were set to None, and no loss was recorded since.
+        unseen: In `losses_from_backward`, the error message for a missing loss; else empty.
     """
 
     clipping: Loss | None
@@ -44,7 +44,7 @@ class PendingLosses:
         self.clear()
 
     def clear(self) -> None:
-        """Forget what was recorded."""
+        """Discard the recorded losses."""
         self.used = self.emptied = self._due = self._clipping_due = False
         self.problem = ""
         self._reduction: Reduction = "mean"
@@ -54,28 +54,29 @@ class PendingLosses:
         self.count = 0
         self.clipping = None
         self._has_probe = False
-        # Each with the weight of its batch, which it keeps alive; none where none is called.
+        # Each with the weight of its batch. A probe keeps its batch alive, so only those to be
+        # called.
         self._probes: list[tuple[Probe, Loss]] = []
 
     def __getstate__(self) -> dict[str, object]:
-        # Functions can't be saved, and copies of them would bring their model along.
+        # Functions can't be pickled, and copies of them would copy their model.
         return {**vars(self), "_probes": [], "_has_probe": False, "unseen": ""}
 
     def mark_due(self) -> None:
-        """Note that the step that they belong to comes now, or is skipped.
+        """Note that the step of these losses is taken now, or skipped.
 
-        Only a skipped step leaves what is due behind; it does not count for the next. Clipping may
-        still be recorded before the step: Lightning asks the scaler's question before it clips.
+        Only a skipped step leaves losses marked; the next step discards them. Clipping may still be
+        recorded: with Lightning, the scaler reads `_step_supports_amp_scaling` before it clips.
         """
         self._due = self._clipping_due = self.used = True
 
-    def refuse(self, problem: str) -> None:
-        """Note why the loss of the gradients can't be told, for a step that is given none."""
+    def note_problem(self, problem: str) -> None:
+        """Note why the loss of the gradients is unknown, for a step without a loss."""
         self.clear()
         self.problem = problem
 
     def multiply(self, factor: Tensor) -> None:
-        """Multiply what was recorded, as somebody has multiplied the gradients."""
+        """Multiply the recorded losses by a factor that the gradients were multiplied by."""
         if isinstance(self._total, Tensor):
             self._total = self._total * to_device(factor, self._total.device, self._total.dtype)
 
@@ -116,12 +117,12 @@ class PendingLosses:
         self.count += 1
 
     def clipped(self, factor: object) -> None:
-        """Note by what the gradients were multiplied; see `MoMoWrapper.record_clipping`."""
+        """Record the factor of clipped gradients; see `MoMoWrapper.record_clipping`."""
         value = detached(checked_loss(factor, "record_clipping() got"))
         if not isinstance(value, Tensor) and not 0.0 <= value <= 1.0:
             raise ValueError(
-                f"record_clipping() got {value}, expected by what the gradients were multiplied, a "
-                "number of at most 1. After norm = clip_grad_norm_(parameters, 1.0), write "
+                f"record_clipping() got {value}, expected the factor that the gradients were "
+                "multiplied by, from 0 to 1. After norm = clip_grad_norm_(parameters, 1.0), write "
                 "optimizer.record_clipping((1.0 / (norm + 1e-6)).clamp(max=1.0))."
             )
         before = None if self._clipping_due else self.clipping
@@ -131,9 +132,9 @@ class PendingLosses:
     def clip(
         self, groups: Sequence[Mapping[str, Any]], limit: float | None, like: Tensor
     ) -> Tensor:
-        """Clip gradients, and return by what they were multiplied in all.
+        """Clip gradients, and return the factor by which they were clipped in total.
 
-        It is kept: if the step fails, it is tried again with gradients that are clipped already.
+        The factor is kept: if the step fails, a retry finds gradients that are already clipped.
         """
         factor = clipping_of(groups, limit, self.clipping, like)
         self.clipping, self._due, self._clipping_due = factor, True, True
@@ -142,14 +143,14 @@ class PendingLosses:
     def _keep(self, probe: Probe, weight: Loss) -> None:
         if any(same_function(probe, other) for other, _ in self._probes):
             raise ValueError(
-                "record_loss() got as probe for two batches of a step functions that return the "
-                "same, as those do that read a variable, which has become another batch since. "
-                f"Expected one that holds its batch. Write {_WITH_PROBE}."
+                "record_loss() got the same probe for two batches of a step. A function that reads "
+                "its batch from a variable sees the latest one; expected one that holds its batch. "
+                f"Write {_WITH_PROBE}."
             )
         self._probes.append((probe, weight))
 
     def _of_closure(self, returned: object, groups: Sequence[Mapping[str, Any]]) -> Loss | None:
-        """Return the loss that a closure returned; None where its batch was left out."""
+        """Return the loss that a closure returned; None if it skipped its batch."""
         if returned is None:
             if all(param.grad is None for group in groups for param in group["params"]):
                 self.clear()
@@ -166,11 +167,11 @@ class PendingLosses:
         bound: object,
         groups: Sequence[Mapping[str, Any]],
     ) -> tuple[Loss | None, Probe | None, Loss | None, bool]:
-        """Return the loss of a step, its probe, its bound, and whether the probe is of this loss.
+        """Return the loss of a step, its probe, its bound, and whether the probe is for this loss.
 
-        The loss is the mean or sum of what was recorded, by the closure too, else what was given
-        or computed; likewise probe and bound. What was recorded is forgotten. The loss is None
-        where the closure returned none and left no gradient in the groups: a batch left out.
+        The loss is the mean or sum of the recorded losses, including those of the closure, else the
+        loss that was given or computed; likewise probe and bound. Recorded losses are discarded.
+        The loss is None if the closure returned None and left no gradients: a skipped batch.
         """
         own_bound = None if bound is None else checked_bound(bound, "step()")
         self._check_sources(closure, loss)
@@ -180,25 +181,25 @@ class PendingLosses:
         if closure is not None:
             returned = returned_by(closure)
             self._due = self._clipping_due = True
-            # A trainer's closure may return nothing, or only the last of several losses.
+            # A trainer's closure may return None, or only the last of several losses.
             if not self.count:
                 own = self._of_closure(returned, groups)
                 return own, None if own is None else probe, own_bound, True
         return self._of_recorded(probe, own_bound)
 
     def _check_sources(self, closure: object, loss: object) -> None:
-        """Refuse two losses, or none."""
+        """Raise an error if there are two losses, or none."""
         if self.count and loss is not None:
             raise TypeError(
-                f"step() got a loss, but {self.count} were recorded before. Write either "
+                f"step() got a loss, but {self.count} were already recorded. Write either "
                 "optimizer.record_loss(loss) and optimizer.step(), or optimizer.step(loss=loss)."
             )
         if closure is not None and loss is not None:
             raise TypeError(
                 "step() got a closure and a loss, expected one of them. After loss.backward(), "
                 "write optimizer.step(loss=loss); with a closure, write optimizer.step(closure). "
-                "Where a trainer passes a closure of its own, as in Lightning's manual "
-                "optimisation, write optimizer.record_loss(loss) and optimizer.step()."
+                "If a trainer passes its own closure, as in Lightning's manual optimization, write "
+                "optimizer.record_loss(loss) and optimizer.step()."
             )
         if closure is None and loss is None and not self.count:
             raise TypeError(self.problem or self.unseen or no_loss())
@@ -206,7 +207,7 @@ class PendingLosses:
     def _of_recorded(
         self, probe: Probe | None, bound: Loss | None
     ) -> tuple[Loss, Probe | None, Loss | None, bool]:
-        """Return the mean or sum of what was recorded, which is then forgotten; see `evaluate`."""
+        """Return the mean or sum of the recorded losses, and discard them; see `evaluate`."""
         if probe is not None and self._has_probe:
             raise TypeError(
                 "step() got a probe, but probes were recorded with the losses. Write either "
@@ -240,7 +241,7 @@ _TWO_BOUNDS = (
 
 
 def _reduced(probes: Sequence[tuple[Probe, Loss]], as_mean: bool) -> Loss:
-    """Return the weighted mean or sum of what probes return, as `PendingLosses` takes it."""
+    """Return the weighted mean or sum of the losses of probes, like that of `PendingLosses`."""
     total: Loss = 0.0
     weights: Loss = 0.0
     for probe, weight in probes:

@@ -11,24 +11,24 @@ Adaptive Learning Rates", ICML 2024, arXiv 2305.07583, section 2):
     m(x) = (f̄ + e + ⟨d_k, x - x_k⟩) / ρ
     f̄ = p F_k + q f_k ,    e = p E_k ,    ρ = p R_k + q                                   (2)
 
-The paper stores ⟨g_j, x_j⟩ where (1) stores how far the parameters have moved since, which needs
-no pass over the parameters and no difference of two large numbers.
+The paper stores ⟨g_j, x_j⟩ instead of the moves in (1), which need no pass over the parameters and
+no difference of two large numbers.
 
-Each parameter group i has an averaging of its own, and so its own F, R, E and ρ. The groups are
-linearised separately and added up,
+Each parameter group i has its own averaging, and so its own F, R, E and ρ. The groups are
+linearized separately and added up,
 
     m(x) = Σ_i ω_i f̄_i/ρ_i + Σ_i ( e_i + ⟨d_i, x_i - x_{k,i}⟩ )/ρ_i                       (2')
 
-where ω_i is the group's share of the decrease that is predicted for the step. Where all groups
-average alike, this is (2).
+where ω_i is the group's share of the predicted decrease of the step. If all groups average in the
+same way, this is (2).
 
-Where a gradient is clipped, c g_k in the place of g_k with 0 < c <= 1, the base gives it the weight
-b c, and so does the model. It then needs the sum of these weights too, S_k = a S_{k-1} + b c:
+If a gradient is clipped, to c g_k with 0 < c <= 1, the base gives it the weight b c, and so does
+the model. It then needs the sum of these weights too, S_k = a S_{k-1} + b c:
 
     F_k = a F_{k-1} + b c f_k ,    f̄ = p F_k + q c f_k ,    ρ = p S_k + q c               (2'')
 
-A group that joins late has no gradients of the losses before, but the losses are known: F_k/W_k is
-then the level of the groups that were there, with a weight W_k of its own; for all others, W = R.
+A group that joins late has no gradients of earlier losses, but the losses are known: F_k/W_k is
+then taken from the earlier groups, with a separate weight W_k. For all other groups, W = R.
 """
 
 from momo_wrap.model.coefficients import Start, coefficients_of, first_weight

@@ -1,4 +1,4 @@
-"""What equations (1) and (2) multiply with, from how groups average and what they start from."""
+"""The coefficients of equations (1) and (2), from how groups average and how they start."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from momo_wrap.model.momentum import Averaging, Coefficients
 
 
 class Start(Enum):
-    """What a group's averages are made of before a step.
+    """What a group's averages contain before a step.
 
     Attributes:
-        RUNNING: Of the steps so far.
-        FRESH: Of nothing, as the base's buffers.
-        HISTORY: The base's buffers have taken in gradients whose losses nobody knows. The model
-            starts as if all losses so far had been equal to the first one that it sees.
-        JOINED: The losses are those of the groups that were there, the buffers are empty.
+        RUNNING: The steps so far.
+        FRESH: Nothing, like the base's buffers.
+        HISTORY: The base's buffers contain gradients whose losses are unknown. The model starts as
+            if all earlier losses had been equal to the first one that it sees.
+        JOINED: The losses of the earlier groups; the buffers are empty.
     """
 
     RUNNING = 0
@@ -36,7 +36,7 @@ def coefficients_of(
 
     Args:
         averagings: How each group averages at this step.
-        starts: What each group's averages are made of.
+        starts: What each group's averages contain.
         like: A tensor of the device and dtype of the scalars.
     """
     pairs = list(zip(averagings, starts, strict=True))
@@ -61,15 +61,15 @@ def coefficients_of(
 
 
 def first_weight(averaging: Averaging, start: Start) -> Scalar:
-    """Return b, or what stands for it in the first step of a group.
+    """Return b, or its substitute in the first step of a group.
 
     Args:
         averaging: How the group averages.
-        start: What its averages are made of.
+        start: What its averages contain.
     """
     if start is Start.HISTORY:
         rest = 1.0 - averaging.decay
-        # The sum of the weights of a long history, if there is one.
+        # The sum of the weights of a long history, if it is finite.
         never_ends = not isinstance(rest, Tensor) and rest <= 0.0
         return averaging.weight if never_ends else averaging.weight / rest
     if start is Start.RUNNING or averaging.first_weight is None:

@@ -19,7 +19,7 @@ from momo_wrap.rules import GroupStats, ModelStats
 #     α ⟨d, u⟩, for (7);
 #     (c - 1) ⟨d, x⟩, the group's share of h in (3);
 #     ⟨p B, t⟩, for (5).
-# Where there is no t, the third is the first and the others are 0, and they may be left out.
+# Without t, the third equals the first, the last two are 0, and all three may be omitted.
 SUMS = (
     "predicted_decrease",
     "buffer_move",
@@ -38,12 +38,12 @@ class Averaging:
     Attributes:
         decay: a, the weight of the old buffer.
         weight: b, the weight of the new gradient.
-        first_weight: b at the very first step, where it differs (SGD starts its buffer with the
-            whole gradient); None: the same as `weight`.
+        first_weight: b at the first step if it differs (SGD initializes its buffer with the
+            gradient); None: the same as `weight`.
         buffer_scale: p, the buffer's factor in the direction.
         grad_scale: q, the gradient's factor in the direction (Nesterov momentum).
-        bias_corrected: p is `buffer_scale` / R_k with R_k the sum of the weights in the buffer, so
-            that the direction is made of a weighted mean of gradients, as in Adam.
+        bias_corrected: p is `buffer_scale` / R_k, where R_k is the sum of the weights in the
+            buffer. The direction then contains a weighted mean of gradients, as in Adam.
 
     Raises:
         ValueError: `buffer_scale` is 0.
@@ -59,35 +59,36 @@ class Averaging:
     def __post_init__(self) -> None:
         if not isinstance(self.buffer_scale, Tensor) and self.buffer_scale == 0:
             raise ValueError(
-                "Averaging has buffer_scale=0, so the buffer would not count. For a direction that "
-                "is the gradient itself, write Averaging(decay=0.0, weight=1.0)."
+                "Averaging got buffer_scale=0, expected another number, because the direction "
+                "would not contain the buffer. For a direction that is the gradient, write "
+                "Averaging(decay=0.0, weight=1.0)."
             )
 
     @property
     def uses_gradient(self) -> bool:
-        """Whether the direction has a term in the gradient itself (q is not the number 0)."""
+        """Whether the direction has a term in the gradient (q is not the number 0)."""
         return isinstance(self.grad_scale, Tensor) or self.grad_scale != 0.0
 
     @property
     def is_gradient(self) -> bool:
-        """Whether the buffer is the gradient itself (a is the number 0 and b the number 1)."""
+        """Whether the buffer is the gradient (a is the number 0 and b the number 1)."""
         coefficients = (self.decay, self.weight)
         return not any(isinstance(c, Tensor) for c in coefficients) and coefficients == (0.0, 1.0)
 
 
 class Coefficients(NamedTuple):
-    """What equations (1) and (2) multiply with, by group.
+    """The coefficients of equations (1) and (2), by group.
 
     The averages are the sums F and E over the weights W and R.
 
     Attributes:
         decay: a, [groups].
-        intake: What a step adds to F, E, W, R besides the loss's share, [4, groups].
-        loss_intake: What it adds per unit of the loss, [4, groups].
+        intake: What a step adds to F, E, W, R besides the term in the loss, [4, groups].
+        loss_intake: What a step adds per unit of the loss, [4, groups].
         buffer_scale: p before bias correction, [groups].
         grad_scale: q, [groups].
-        corrected: 1 where p is divided by the weights, else 0.
-        uncorrected: 1 - `corrected`.
+        corrected: 1 if p is divided by the weights, else 0; [groups].
+        uncorrected: 1 - `corrected`, [groups].
         uses_gradient: Whether any q is not the number 0.
     """
 
@@ -103,19 +104,19 @@ class Coefficients(NamedTuple):
 
 @dataclass(frozen=True)
 class MomentumModel:
-    """The model (2') at the current parameters, and what (1) keeps for the next step.
+    """The model (2') at the current parameters, and the averages (1) for the next step.
 
     Attributes:
-        averages: F_k, E_k, W_k and R_k of each group, shape [4, groups]; where gradients are
-            clipped also S_k, shape [5, groups].
+        averages: F_k, E_k, W_k and R_k of each group, shape [4, groups]; with clipped gradients
+            also S_k, shape [5, groups].
         buffer_scale: p at this step, [groups].
-        normaliser: ρ, [groups].
+        normalizer: ρ, [groups].
         levels: f̄/ρ and e/ρ, [2, groups].
     """
 
     averages: Tensor
     buffer_scale: Tensor
-    normaliser: Tensor
+    normalizer: Tensor
     levels: Tensor
 
     @classmethod
@@ -127,19 +128,19 @@ class MomentumModel:
         clipping: Tensor | None = None,
         offsets: Tensor | None = None,
     ) -> MomentumModel:
-        """Take in the loss of this step, equations (1) and (2).
+        """Update the averages with the loss of this step, equations (1) and (2).
 
         Args:
-            averages: Those of the last step, shape [4, groups], or [5, groups] where gradients are
-                clipped; 0 where a group starts.
+            averages: The averages of the last step, shape [4, groups], or [5, groups] with clipped
+                gradients; 0 for a group that starts.
             coefficients: How the groups average.
             loss: The loss at the current parameters, 0-dim.
-            clipping: c, by which gradients were multiplied, 0-dim; None: they were not.
-            offsets: ⟨g, z - x⟩ of each group, [groups], where the model is taken at another place
-                z than the parameters x; None: nowhere.
+            clipping: c, the factor by which gradients were clipped, 0-dim; None: no clipping.
+            offsets: ⟨g, z - x⟩ of each group, [groups], for a model at a point z other than the
+                parameters x; None: z = x.
 
         Returns:
-            The model. Nothing is changed.
+            The model. The arguments are not changed.
         """
         c = coefficients
         if len(averages) > 4:
@@ -154,11 +155,11 @@ class MomentumModel:
         if not c.uses_gradient:  # p is in f̄, e and ρ alike
             scale = scales[1]
             return cls(averages, scale, scale * weights[1], sums / weights)  # (2)
-        shown, normalisers = scales * sums, torch.addcmul(c.grad_scale, scales, weights)  # ρ
+        shown, normalizers = scales * sums, torch.addcmul(c.grad_scale, scales, weights)  # ρ
         shown[0].addcmul_(c.grad_scale, loss)
         if offsets is not None:
             shown[1].addcmul_(c.grad_scale, offsets)
-        return cls(averages, scales[1], normalisers[1], shown / normalisers)  # (2)
+        return cls(averages, scales[1], normalizers[1], shown / normalizers)  # (2)
 
     @classmethod
     def _of_clipped(
@@ -169,7 +170,7 @@ class MomentumModel:
         clipping: Tensor,
         offsets: Tensor | None,
     ) -> MomentumModel:
-        """Take in a loss whose gradient was multiplied by `clipping`, equation (2'')."""
+        """Update the averages with a loss whose gradient was clipped, equation (2'')."""
         nothing, _, loss_weight, weight = c.intake.unbind()
         clipped = loss_weight * clipping
         offsets = nothing if offsets is None else offsets  # of the clipped gradient
@@ -179,10 +180,10 @@ class MomentumModel:
         losses, moves, loss_weights, weights, clipped_weights = averages.unbind()
         scale = c.buffer_scale / torch.addcmul(c.uncorrected, c.corrected, weights)  # p
         own = c.grad_scale * clipping
-        normaliser = torch.addcmul(own, scale, clipped_weights)  # ρ
+        normalizer = torch.addcmul(own, scale, clipped_weights)  # ρ
         mean = torch.addcmul(own * loss, scale, losses) / torch.addcmul(own, scale, loss_weights)
-        displacement = torch.addcmul(c.grad_scale * offsets, scale, moves) / normaliser
-        return cls(averages, scale, normaliser, torch.stack([mean, displacement]))
+        displacement = torch.addcmul(c.grad_scale * offsets, scale, moves) / normalizer
+        return cls(averages, scale, normalizer, torch.stack([mean, displacement]))
 
     def stats(
         self,
@@ -195,16 +196,17 @@ class MomentumModel:
         """Add up the groups, equation (2').
 
         Args:
-            sums: What each group contributes to the step, the rows of `SUMS`.
-            loss: The loss of this step, of the function that is minimised.
-            lower_bound: The user's bound, likewise.
-            learning_rate: The largest of the groups, 0-dim.
-            probed: What `ModelStats` has of probes, in its order.
+            sums: What each group contributes to the step, one row for each of `SUMS`, [2 or 5,
+                groups].
+            loss: The loss of this step in the sense of minimization, 0-dim.
+            lower_bound: The user's bound in the sense of minimization.
+            learning_rate: The largest learning rate of the groups, 0-dim.
+            probed: The last fields of `ModelStats`, in its order.
 
         Returns:
-            What a step rule may ask for.
+            What a step rule receives.
         """
-        rows = torch.cat([self.levels, sums / self.normaliser])
+        rows = torch.cat([self.levels, sums / self.normalizer])
         groups, totals = None, rows.view(-1)
         if rows.shape[1] > 1:
             mean, displacement, predicted, _, *more = rows.unbind()
@@ -218,15 +220,15 @@ class MomentumModel:
         return ModelStats(*known, groups, *probed)
 
     def after(self, sums: Tensor, thetas: Tensor) -> Tensor:
-        """Return the averages that are kept for the next step, equation (5).
+        """Return the averages for the next step, equation (5).
 
         Args:
             sums: As for `stats`.
-            thetas: The fraction that is taken, 0-dim or of shape [groups].
+            thetas: θ, 0-dim or of shape [groups].
 
         Returns:
-            Of the shape of `averages`. E already holds the move: the next step has only to multiply
-            by a.
+            A tensor with the shape of `averages`. E already contains the move: the next step only
+            multiplies by a.
         """
         # A product that overflowed must not turn into NaN, now or in later steps.
         limit = torch.finfo(sums.dtype).max / 1e6
@@ -239,7 +241,7 @@ class MomentumModel:
 def _shares(decreases: Tensor) -> Tensor:
     """Return ω, the groups' shares of the predicted decrease: positive, with the sum 1.
 
-    Groups that do not descend have no share. Where none descends, all have the same.
+    Groups that do not descend have the share 0. If none descends, all shares are equal.
     """
     descending = decreases.clamp(min=0.0)
     total = descending.sum()

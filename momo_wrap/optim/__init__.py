@@ -1,8 +1,8 @@
-"""Ready-made classes of wrapped optimizers, made from parameters as those of `torch.optim` are.
+"""Ready-made classes of wrapped optimizers, created from parameters like those of `torch.optim`.
 
 They are for trainers, command lines and sweeps that take a class, or its name. `MoMoSGD`,
-`MoMoAdam` and `MoMoAdamW` have the base's own default learning rate; `TrustedSGD`, `TrustedAdam`
-and `TrustedAdamW` one of 100, as it is only a cap and the rule finds the step size. For another
+`MoMoAdam` and `MoMoAdamW` have the base's default learning rate; `TrustedSGD`, `TrustedAdam` and
+`TrustedAdamW` one of 100, because it is only a cap and the rule finds the step size. For another
 base or another rule, see `MoMoWrapper.of`.
 
 Example:
@@ -40,7 +40,7 @@ __all__ = [
 
 
 class WrapperSettings(TypedDict, total=False):
-    """What every class takes, see `MoMoWrapper`; `lower_bound` is that of the class's own rule."""
+    """The arguments of every class, see `MoMoWrapper`; `lower_bound` sets that of its rule."""
 
     rule: StepRule | None
     lower_bound: float | None
@@ -53,7 +53,7 @@ class WrapperSettings(TypedDict, total=False):
 
 
 class SGDSettings(WrapperSettings, total=False):
-    """What `torch.optim.SGD` takes, and what every class does."""
+    """The arguments of `torch.optim.SGD`, and those of every class."""
 
     lr: float | Tensor
     momentum: float
@@ -67,7 +67,7 @@ class SGDSettings(WrapperSettings, total=False):
 
 
 class AdamWSettings(WrapperSettings, total=False):
-    """What `torch.optim.AdamW` takes, and what every class does."""
+    """The arguments of `torch.optim.AdamW`, and those of every class."""
 
     lr: float | Tensor
     betas: tuple[float | Tensor, float | Tensor]
@@ -82,15 +82,15 @@ class AdamWSettings(WrapperSettings, total=False):
 
 
 class AdamSettings(AdamWSettings, total=False):
-    """What `torch.optim.Adam` takes, and what every class does."""
+    """The arguments of `torch.optim.Adam`, and those of every class."""
 
     decoupled_weight_decay: bool
 
 
 class MoMoSGD(MoMoOptimizer, base=SGD, rule=MoMo()):
-    """`torch.optim.SGD` with steps that `MoMo` cuts; see `MoMoOptimizer` for its arguments.
+    """`torch.optim.SGD` with steps that `MoMo` shortens; see `MoMoOptimizer` for arguments.
 
-    Without `momentum` each step goes by the loss of its own batch alone.
+    Without `momentum` each step uses only the loss of its own batch.
     """
 
     if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class MoMoSGD(MoMoOptimizer, base=SGD, rule=MoMo()):
 
 
 class MoMoAdam(MoMoOptimizer, base=Adam, rule=MoMo()):
-    """`torch.optim.Adam` with steps that `MoMo` cuts; see `MoMoOptimizer` for its arguments."""
+    """`torch.optim.Adam` with steps that `MoMo` shortens; see `MoMoOptimizer` for arguments."""
 
     if TYPE_CHECKING:
 
@@ -111,7 +111,7 @@ class MoMoAdam(MoMoOptimizer, base=Adam, rule=MoMo()):
 
 
 class MoMoAdamW(MoMoOptimizer, base=AdamW, rule=MoMo()):
-    """`torch.optim.AdamW` with steps that `MoMo` cuts; see `MoMoOptimizer` for its arguments."""
+    """`torch.optim.AdamW` with steps that `MoMo` shortens; see `MoMoOptimizer` for arguments."""
 
     if TYPE_CHECKING:
 

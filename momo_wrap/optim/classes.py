@@ -1,6 +1,6 @@
-"""Classes of wrapped optimizers that are made from parameters, as `torch.optim`'s are.
+"""Classes of wrapped optimizers that are created from parameters, like `torch.optim`'s.
 
-Trainers, command lines and sweeps make an optimizer as `Class(params, **settings)`, and want to
+Trainers, command lines and sweeps create an optimizer by `Class(params, **settings)`, and may
 import, pickle, print and inspect the class.
 """
 
@@ -42,34 +42,34 @@ _OWN = _own_parameters()
 
 
 class _Recipe(NamedTuple):
-    """What an optimizer of a class is made of, and the parameters of the class."""
+    """The base, rule and defaults of a class, and its signature."""
 
     base: type[Optimizer]
     rule: StepRule
     signature: Signature
-    of_base: Mapping[str, Any]  # what is given to the base, unless the user gives something else
-    own: Mapping[str, Any]  # to the wrapper
+    of_base: Mapping[str, Any]  # the base's default arguments
+    own: Mapping[str, Any]  # the wrapper's
 
 
 class MoMoOptimizer(MoMoWrapper):
-    """A `MoMoWrapper` that makes its base by itself; the base class of those in `momo_wrap.optim`.
+    """A `MoMoWrapper` that creates its base optimizer; the parent of those in `momo_wrap.optim`.
 
-    To have a class of your own that can be imported by name, write
+    To define a class that can be imported by name, write
 
         class TrustedNAdam(MoMoOptimizer, base=torch.optim.NAdam, rule=TrustedMoMo(), lr=100.0):
             pass
 
-    with the arguments of `MoMoWrapper.of`, which returns such a class without a statement.
+    with the arguments of `MoMoWrapper.of`, which returns such a class without a class statement.
 
     Args:
-        params: Parameters, parameters with names, or parameter groups, as the base takes them.
+        params: Parameters, named parameters, or parameter groups, as for the base.
         *args: Further arguments of the base.
-        **settings: Arguments of the base by name, and those of `MoMoWrapper`: `rule`, `adapter`,
+        **settings: Keyword arguments of the base and of `MoMoWrapper`: `rule`, `adapter`,
             `weight_decay_form`, `nonfinite`, `max_grad_norm`, `process_group`, `compiled`; and
             `lower_bound`.
-        rule: The step rule; None: the class's own.
-        lower_bound: The lower bound of the class's own rule; None: the one that it has.
-        adapter: How to read the base; None: that of `adapter_for`.
+        rule: The step rule; None: that of the class.
+        lower_bound: The lower bound of the class's rule; None: its default.
+        adapter: How to read the base; None: `adapter_for(optimizer)`.
 
     Raises:
         TypeError: The class has no such argument, or both `rule` and `lower_bound` are given.
@@ -89,8 +89,8 @@ class MoMoOptimizer(MoMoWrapper):
         if base is None:
             if rule is not None or defaults:
                 raise TypeError(
-                    f"{cls.__name__} has settings for a base, and none. Write "
-                    f"class {cls.__name__}(MoMoOptimizer, base=torch.optim.AdamW, ...)."
+                    f"{cls.__name__} has settings for a base, but no base. Write class "
+                    f"{cls.__name__}(MoMoOptimizer, base=torch.optim.AdamW, ...)."
                 )
             return
         _check_base(base)
@@ -124,7 +124,7 @@ class MoMoOptimizer(MoMoWrapper):
 
 
 class _Made(type):
-    """The type of classes that no statement made, so that they have no name to be imported by."""
+    """The type of classes created by a call, which can't be imported by name."""
 
     def __repr__(cls) -> str:
         return _call(cls) if _made_by_call(cls) else super().__repr__()
@@ -136,7 +136,7 @@ _classes: dict[Any, type[MoMoOptimizer]] = {}
 def class_of(
     wrapper: type[Any], base: type[Optimizer], rule: StepRule | None, defaults: Mapping[str, Any]
 ) -> type[MoMoOptimizer]:
-    """Return the class that `MoMoWrapper.of` makes; `wrapper` is what it was called on."""
+    """Return the class for `MoMoWrapper.of`, called on `wrapper`."""
     _check_base(base)
     defaults = dict(defaults)
     rule = copy.deepcopy(_chosen(MoMo(), rule, defaults.pop("lower_bound", None), "MoMoWrapper.of"))
@@ -144,7 +144,7 @@ def class_of(
     try:
         if key in _classes:
             return _classes[key]
-    except TypeError:  # a setting that has no hash
+    except TypeError:  # a setting is not hashable
         key = None
     parents = (wrapper,) if issubclass(wrapper, MoMoOptimizer) else (MoMoOptimizer, wrapper)
     what = {
@@ -161,11 +161,11 @@ MakesClasses._class_of = staticmethod(class_of)
 
 
 def _made_by_call(cls: type) -> bool:
-    return "_arguments" in vars(cls)  # a subclass of such a class is made by a statement
+    return "_arguments" in vars(cls)  # a subclass of such a class has a class statement
 
 
 def _reduced(cls: Any) -> str | tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Return what pickle writes for a class: its name, or the call that made it."""
+    """Return what pickle writes for a class: its name, or the call that created it."""
     return (class_of, cls._arguments) if _made_by_call(cls) else cls.__qualname__
 
 
@@ -179,19 +179,19 @@ def _call(cls: Any) -> str:
 
 
 def _path(cls: type) -> str:
-    """Return the shortest path that a class can be imported by: torch.optim.NAdam."""
+    """Return the shortest import path of a class: torch.optim.NAdam."""
     packages = list(accumulate(cls.__module__.split("."), lambda left, right: f"{left}.{right}"))
     found = (p for p in packages if getattr(sys.modules.get(p), cls.__name__, None) is cls)
     return f"{next(found, cls.__module__)}.{cls.__qualname__}"
 
 
 def _frozen(settings: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return settings as a key, where 1, 1.0 and True are not the same."""
+    """Return settings as a key, where 1, 1.0 and True differ."""
     return tuple((name, type(settings[name]), settings[name]) for name in sorted(settings))
 
 
 def _chosen(own: StepRule, rule: StepRule | None, bound: float | None, whose: str) -> StepRule:
-    """Return the rule that is given, else a copy of a class's own with the bound."""
+    """Return the given rule, else a copy of the class's rule with the bound."""
     if rule is not None:
         check_rule(rule)
         if bound is not None:
@@ -207,21 +207,20 @@ def _chosen(own: StepRule, rule: StepRule | None, bound: float | None, whose: st
 
 
 def _own_copy(value: Any) -> Any:
-    """Return a default for one optimizer alone: schedulers write into learning rates."""
+    """Return a copy of a default for one optimizer: schedulers change learning rates in place."""
     return value.clone() if isinstance(value, Tensor) else value
 
 
 def _check_base(base: object) -> None:
     if not (isinstance(base, type) and issubclass(base, Optimizer)):
         raise TypeError(
-            f"MoMoWrapper.of expects a class of optimizers, got {base!r}. Write "
-            "MoMoWrapper.of(torch.optim.AdamW); for an optimizer that there is already, "
-            "MoMoWrapper(optimizer)."
+            f"MoMoWrapper.of expects an optimizer class, got {base!r}. Write "
+            "MoMoWrapper.of(torch.optim.AdamW); for an existing optimizer, MoMoWrapper(optimizer)."
         )
     if issubclass(base, MoMoWrapper):
         raise TypeError(
-            f"MoMoWrapper.of got {base.__name__}, whose optimizers are wrapped already; their "
-            "steps would be cut twice. Give it the class of the base, such as torch.optim.AdamW."
+            f"MoMoWrapper.of got {base.__name__}, whose optimizers are already wrapped; their "
+            "steps would be shortened twice. Pass the class of the base, such as torch.optim.AdamW."
         )
 
 
@@ -231,8 +230,8 @@ def _signature(base: type[Optimizer], defaults: Mapping[str, Any]) -> Signature:
     shared = sorted(_OWN.keys() & {parameter.name for parameter in others})
     if shared:
         raise TypeError(
-            f"{base.__name__} and MoMoWrapper both have arguments named {shared}, and a class "
-            f"can't tell whose is meant. Write MoMoWrapper({base.__name__}(params, ...))."
+            f"{base.__name__} and MoMoWrapper both have arguments named {shared}, which is "
+            f"ambiguous. Write MoMoWrapper({base.__name__}(params, ...))."
         )
     rest = [parameter for parameter in others if parameter.kind is Parameter.VAR_KEYWORD]
     named = {p.name: p for p in others if p.kind is not Parameter.VAR_KEYWORD} | _OWN
@@ -241,14 +240,14 @@ def _signature(base: type[Optimizer], defaults: Mapping[str, Any]) -> Signature:
             named[name] = named[name].replace(default=value)
         elif not rest:
             raise TypeError(
-                f"Neither {base.__name__} nor MoMoWrapper has an argument {name!r} that could have "
-                f"the default {value!r}. Those that they have are: {', '.join(named)}."
+                f"Neither {base.__name__} nor MoMoWrapper has an argument {name!r}, got the "
+                f"default {value!r} for it. Their arguments are: {', '.join(named)}."
             )
     return Signature([first, *_in_order([*named.values()]), *rest], return_annotation=None)
 
 
 def _in_order(parameters: list[Parameter]) -> list[Parameter]:
-    """Return parameters, by keyword alone from one without a default on that follows one with."""
+    """Return parameters, keyword-only from the first without a default after one with a default."""
     has_default = False
     for i, parameter in enumerate(parameters):
         is_required = parameter.default is Parameter.empty
@@ -264,7 +263,7 @@ def _by_keyword(parameter: Parameter) -> Parameter:
 
 
 def _constructor(cls: type[MoMoOptimizer], signature: Signature) -> Callable[..., None]:
-    """Return the `__init__` of a class, which differs from that of others in its signature."""
+    """Return the `__init__` of a class, with its signature."""
 
     def __init__(self: MoMoOptimizer, *args: Any, **settings: Any) -> None:  # noqa: N807
         MoMoOptimizer._make(self, args, settings)

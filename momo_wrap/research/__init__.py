@@ -1,11 +1,10 @@
 """Step rules for research: variants of the truncation, each a few lines over the same statistics.
 
-They work with every base, weight decay and several groups, and are saved with the optimizer, as
-`MoMo` is. What they are called by is their source; where several statistics of the paper have to
-share the single θ of a step, the docstring says what was changed. `PerGroup` has a θ for each
-parameter group, `TwinPolyak` one for each of two copies of a model. None is recommended over
-`MoMo`: defaults are plausible, not tuned. `HeavyBall` is a base optimizer, over which some of them
-are methods with heavy-ball momentum.
+They work with every base, weight decay and several groups, and are saved with the optimizer, like
+`MoMo`. Each docstring names the source and the differences from it, which come from a single θ per
+step. Only `PerGroup` has a θ for each parameter group, and `TwinPolyak` one for each of two copies
+of a model. None is recommended over `MoMo`: defaults are plausible, not tuned. `HeavyBall` is a
+base optimizer; with it, some rules become methods with heavy-ball momentum.
 
 Example:
     >>> optimizer = MoMoWrapper(torch.optim.SGD(model.parameters(), lr=1.0), NGN())

@@ -15,7 +15,7 @@ from momo_wrap.rules.arguments import ABOVE_0, Setting
 
 @dataclass(eq=False, repr=False)
 class DecSPS(StepRule):
-    """A Polyak step that is never longer than the ones before, and falls as 1/√k.
+    """A Polyak step that never grows, and falls as 1/√k.
 
         γ_k = min( (f_k + (h - f̄ - e)/ρ - f*) / (N/(ρ α)) , c_{k-1} γ_{k-1} ) / c_k ,
         c_k = c √k ,    k = 1, 2, ... ,    c_0 γ_0 = c α ,    θ_k = min( γ_k/α_k , 1 )
@@ -24,14 +24,15 @@ class DecSPS(StepRule):
 
         γ_k = min( (f_k - ℓ*)/‖g_k‖² , c_{k-1} γ_{k-1} ) / c_k
 
-    exactly. It converges to the minimiser of a convex loss with any bound below the losses, also
-    where that can't be reached, so that the bound needs no tuning; it pays with a step size that
-    never grows. A batch at its bound, where γ is 0, ends the training. With a preconditioner and
-    momentum it is changed as `SPSMax` is.
+    exactly. It converges to the minimizer of a convex loss with any bound below the losses, also
+    one that can't be reached, so the bound needs no tuning; the price is a step size that never
+    grows. A batch at its bound, where γ is 0, ends the training. With a preconditioner and momentum
+    it changes as `SPSMax` does.
 
     Source: Orvieto, Lacoste-Julien and Loizou, "Dynamics of SGD with Stochastic Polyak Stepsizes:
     Truly Adaptive Variants and Convergence to Exact Solution", NeurIPS 2022, arXiv 2205.04583. Its
-    ℓ*, a lower bound of the loss of the batch, is what `step(lower_bound=...)` gives, or else f*.
+    ℓ*, a lower bound of the loss of the batch, is the argument of `step(lower_bound=...)`, or else
+    f*.
 
     Args:
         lower_bound: f*, see `StepRule`. With `-math.inf` the step size is α/√k.
@@ -46,18 +47,18 @@ class DecSPS(StepRule):
     c: Setting = Setting(ABOVE_0, 1.0)
 
     def initial_memory(self, lower_bound: float) -> dict[str, float]:
-        """Return that no step was counted, and nothing limits the first one."""
+        """Return zeros: no step is counted, and the first one has no limit."""
         return {"step_count": 0.0, "shortest": 0.0}
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Return θ of the shortest Polyak step so far, over c √k; see `StepRule`."""
         lr, step = stats.learning_rate, memory["step_count"] + 1.0
-        tiny = torch.finfo(lr.dtype).tiny  # a learning rate of 0 is waited for
+        tiny = torch.finfo(lr.dtype).tiny  # avoids 0/0 at a learning rate of 0
         before = torch.where(step > 1.0, memory["shortest"], self.c * lr)
         _, polyak = truncate(of_batch(stats), stats.lower_bound)
         shortest = torch.minimum(polyak, before / lr.clamp(min=tiny))
         uncapped = shortest / (self.c * step.sqrt())
-        # What overflowed is no step of that length.
+        # A step that overflowed does not count.
         kept = torch.where(stats.predicted_decrease.isinf(), before, shortest * lr.clamp(min=tiny))
-        remembered = {"step_count": step, "shortest": kept}
-        return StepDecision(uncapped.clamp(max=1.0), uncapped, stats.lower_bound, remembered)
+        new_memory = {"step_count": step, "shortest": kept}
+        return StepDecision(uncapped.clamp(max=1.0), uncapped, stats.lower_bound, new_memory)

@@ -1,4 +1,4 @@
-"""Heavy-ball momentum as an average of iterates, for rules that scale the newest gradient alone."""
+"""Heavy-ball momentum as an average of iterates, for rules that scale only the newest gradient."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ class HeavyBall(Optimizer):
 
         x_{k+1} = x_k - (1 - β) α_k D_k^{-1} g_k + β (x_k - x_{k-1})
 
-    In this form old moves stay what they are, whatever α becomes: the wrapper, for which z is the
-    anchor of the model (equations (19) and (20) of docs/algorithm.md), scales the newest gradient
-    alone. In `torch.optim.SGD` it scales the whole buffer. With the rules
+    In this form old moves do not depend on the current α: the wrapper, for which z is the anchor of
+    the model (equations (19) and (20) of docs/algorithm.md), scales only the newest gradient. In
+    `torch.optim.SGD` it scales the full buffer. With the rules
 
         MoMo()     IAMS, with `beta2` IAMS-Adam: λ = β/(1 - β); Gower et al., arXiv 2504.01898
         NGN()      NGN-M, with `beta2` NGN-MDv1; arXiv 2508.15071; c = α
         SPSMax(c)  MomSPS_max; Oikonomou and Loizou, arXiv 2406.04142; γ_b = α
 
-    it takes the steps of these methods. Wrapped with `MoMo(-math.inf)`, or bare, it is SGD with
-    `momentum=β`, `dampening=β` and a first gradient that counts as all others.
+    it takes the steps of these methods. Wrapped with `MoMo(-math.inf)`, or unwrapped, it is SGD
+    with `momentum=β`, `dampening=β` and a first gradient with the same weight as all others.
 
     Args:
-        params: Parameters, or groups of them.
+        params: Parameters or parameter groups.
         lr: α, at least 0.
         momentum: β, in [0, 1).
         beta2: The decay of the squared gradients in D = sqrt(v_k/(1 - β2^k)) + ε, as in Adam, in
             [0, 1); None: D = I.
         eps: ε, at least 0.
-        weight_decay: λ, at least 0; λ x is added to the direction of z, as AdamW does.
+        weight_decay: λ, at least 0; λ x is added to the direction of z, as in AdamW.
 
     Raises:
         ValueError: A setting is out of range.
@@ -56,7 +56,10 @@ class HeavyBall(Optimizer):
     ) -> None:
         for name, value in {"lr": lr, "eps": eps, "weight_decay": weight_decay}.items():
             if not value >= 0.0:
-                raise ValueError(f"HeavyBall got {name}={value}, expected at least 0.")
+                raise ValueError(
+                    f"HeavyBall got {name}={value}, expected at least 0. Write "
+                    "HeavyBall(params, lr=1.0, eps=1e-8, weight_decay=0.0)."
+                )
         for name, decay in {"momentum": momentum, "beta2": 0.0 if beta2 is None else beta2}.items():
             if not 0.0 <= decay < 1.0:
                 raise ValueError(
@@ -68,13 +71,13 @@ class HeavyBall(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take a step.
+        """Take one step.
 
         Args:
             closure: Reevaluates the model and returns the loss.
 
         Returns:
-            What the closure returned.
+            What the closure returned; None without one.
         """
         loss = evaluated(closure)
         for group in self.param_groups:
@@ -92,7 +95,7 @@ class HeavyBall(Optimizer):
 
 
 def _preconditioned(grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-    """Return D^{-1} g of a parameter, and bring its state up to date."""
+    """Return D^{-1} g of a parameter, and update its state."""
     beta2 = group["beta2"]
     if beta2 is None:
         return grad

@@ -20,24 +20,24 @@ class MuonMax(Optimizer):
         matrices:  M = U S Vᵀ ,    x <- x - α s Σ_j tr(s S_j) U Vᵀ
         the rest:  x <- x - α m / (√v + ε)
 
-    where the sum is over all matrices of all groups. The whole step lowers the linear model by α
-    times the square of the dual norm, ‖m‖*² = (s Σ_j tr S_j)² + Σ m²/(√v + ε). So `MoMoWrapper`
-    over it takes steps of the size min(α, (F̄ + ⟨m, x⟩ - f*)/‖m‖*²), which is MuonMax-Momo, with F̄
-    the average of f - ⟨g, x⟩. Where that is negative, as the model is below the bound, MoMo does
-    not move; the formula steps backwards.
+    where the sum is over all matrices of all groups. The full step lowers the linear model by α
+    times the square of the dual norm, `‖m‖*² = (s Σ_j tr S_j)² + Σ m²/(√v + ε)`. So `MoMoWrapper`
+    takes steps of the size `min(α, (F̄ + ⟨m, x⟩ - f*)/‖m‖*²)` with it: this is MuonMax-Momo, with F̄
+    the average of f - ⟨g, x⟩. If that is negative, because the model is below the bound, MoMo does
+    not move, but the formula steps backwards.
 
     Singular values are exact, by `torch.linalg.svd`, which is slow for large matrices.
 
     Source: Crawshaw, Modi, Liu and Gower, "An Exploration of Non-Euclidean Gradient Descent: Muon
-    and its Many Variants", arXiv 2510.09827. Theirs approximates the singular vectors, and decays
-    the weights by the whole α λ; here there is no decay.
+    and its Many Variants", arXiv 2510.09827. The paper approximates the singular vectors, and
+    decays the weights by the full α λ; here there is no weight decay.
 
     Args:
-        params: As for any optimizer. A group with `matrices=False`, such as that of embeddings and
-            of the last layer, counts with the rest, whatever the shape of its parameters.
+        params: Parameters or parameter groups. A group with `matrices=False`, such as embeddings
+            and the last layer, belongs to the rest for any shape of its parameters.
         lr: α, the learning rate, at least 0.
         betas: β1 and β2, in [0, 1).
-        scale: s, which makes steps of matrices s² times as long as those of the rest.
+        scale: s; steps of matrices are s² times as long as those of the rest.
         eps: ε, above 0.
         matrices: Whether parameters with two dimensions are matrices.
 
@@ -66,7 +66,14 @@ class MuonMax(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step, and return what the closure returned."""
+        """Take one step.
+
+        Args:
+            closure: Reevaluates the model and returns the loss.
+
+        Returns:
+            What the closure returned; None without one.
+        """
         loss = evaluated(closure)
         moving = [
             (group, p) for group in self.param_groups for p in group["params"] if p.grad is not None
@@ -91,7 +98,7 @@ class MuonMax(Optimizer):
         return loss
 
     def _take_in(self, group: ParamGroup, param: Tensor) -> None:
-        """Take a gradient into the averages."""
+        """Update the averages with a gradient."""
         state, grad = self.state[param], param.grad
         assert grad is not None
         beta1, beta2 = group["betas"]

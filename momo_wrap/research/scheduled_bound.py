@@ -24,22 +24,23 @@ class ScheduledBound(StepRule):
 
         f*_k = max( l(k) , f* ) ,    k = 1, 2, ...
 
-    For a bound that falls as training goes on, such as a fraction of what a scaling law predicts
-    for step k. Where the bound is above the loss, no step is taken until it has fallen.
+    For a bound that falls during training, such as a fraction of the prediction of a scaling law
+    for step k. While the bound is above the loss, no step is taken.
 
-    Source: equation (3) of MoMo, arXiv 2305.07583, which leaves open where a bound f*_k comes from.
+    Source: equation (3) of MoMo, arXiv 2305.07583, which allows any bound f*_k.
 
     Args:
-        schedule: l, from the count of steps, a 0-dim tensor, to a 0-dim tensor or a number, in the
-            sense of minimisation. It is traced and never waits for the device, so no `if` on k:
-            `torch.where`. A lambda can't be pickled; `LinearSchedule` and `PowerLaw` can.
-        lower_bound: f*, which the bound never falls below; `-math.inf` for the schedule alone.
+        schedule: l, a function from the step count, a 0-dim tensor, to a 0-dim tensor or a number,
+            in the sense of minimization. It must not synchronize with the host: write
+            `torch.where`, not `if`. A lambda can't be pickled; `LinearSchedule` and `PowerLaw` can.
+        lower_bound: f*, below which the bound never falls; `-math.inf` for the schedule only.
 
     The count is kept in the wrapper's dtype: in float32 it ends at 2^24 steps. Skipped steps are
     not counted.
 
     Raises:
-        TypeError: `schedule` can't be called; at a step: it returned neither.
+        TypeError: `schedule` can't be called, or at a step, it returned neither a 0-dim tensor nor
+            a number.
     """
 
     def __init__(self, schedule: Schedule, lower_bound: float = 0.0) -> None:
@@ -62,7 +63,7 @@ class ScheduledBound(StepRule):
         vars(self)["schedule"] = schedule
 
     def initial_memory(self, lower_bound: float) -> dict[str, float]:
-        """Return that no step was counted."""
+        """Return 0: no step is counted."""
         return {"step_count": 0.0}
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
@@ -80,8 +81,8 @@ def _as_bound(value: object, like: Tensor) -> Tensor:
         return torch.full_like(like, float(value))
     found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     raise TypeError(
-        f"The schedule must return a 0-dim tensor or a number, got {found}. Compute it from the "
-        "step count that it is given, which is 0-dim."
+        f"The schedule must return a 0-dim tensor or a number, got {found}. Compute it from its "
+        "argument, the step count, which is 0-dim."
     )
 
 
@@ -94,7 +95,7 @@ class LinearSchedule:
     Attributes:
         start: The value at k = 0; steps count from 1.
         end: The value from k = steps on.
-        steps: How many steps it takes.
+        steps: The number of steps from `start` to `end`, above 0.
 
     Raises:
         TypeError: `steps` is not a number.
@@ -115,7 +116,7 @@ class LinearSchedule:
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """The power law that training curves are fitted with.
+    """A power law, as fitted to training curves.
 
         l_k = offset + scale k^(-exponent)
 
@@ -124,9 +125,9 @@ class PowerLaw:
     where the data D grow in proportion to the steps.
 
     Attributes:
-        offset: The loss that is left after infinitely many steps.
-        scale: How far above it step 1 is.
-        exponent: How fast it is approached.
+        offset: The loss after infinitely many steps.
+        scale: The distance of step 1 from `offset`.
+        exponent: The rate at which the loss approaches `offset`, above 0.
 
     Raises:
         TypeError: `exponent` is not a number.

@@ -24,12 +24,13 @@ class SPSSafe(StepRule):
 
         γ_k = (f_k - ℓ*) / max( ‖g_k‖² , M )
 
-    cut at α, which the paper does not have: give a large learning rate. With a preconditioner,
+    capped at α, which the paper does not have: use a large learning rate. With a preconditioner,
     ‖g_k‖² is that of D^{-1}; with momentum N is the slope of the average of gradients.
 
     Source: Oikonomou and Loizou, "Safeguarded Stochastic Polyak Step Sizes for Non-smooth
     Optimization: Robust Performance Without Small (Sub)Gradients", ICML 2026, arXiv 2512.02342. Its
-    ℓ*, a lower bound of the loss of the batch, is what `step(lower_bound=...)` gives, or else f*.
+    ℓ*, a lower bound of the loss of the batch, is the argument of `step(lower_bound=...)`, or else
+    f*.
 
     Args:
         lower_bound: f*, see `StepRule`.
@@ -44,6 +45,6 @@ class SPSSafe(StepRule):
     safeguard: Setting = Setting(ABOVE_0, 1.0)
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
-        """Return θ of the loss of this batch alone, over a slope of at least M; see `StepRule`."""
+        """Return θ from the loss of this batch, over a slope of at least M; see `StepRule`."""
         least = self.safeguard * stats.learning_rate
         return polyak_step(stats, torch.maximum(stats.predicted_decrease, least))

@@ -1,4 +1,4 @@
-"""Step rules: which fraction θ of the base's step is taken."""
+"""Step rules, which choose the fraction θ of the base's step."""
 
 from momo_wrap.rules.base import (
     StepDecision,

@@ -1,4 +1,4 @@
-"""Settings of a rule: which numbers they may be, checked whenever they are set."""
+"""Settings of a rule: their ranges, checked whenever they are set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Range(NamedTuple):
-    """The numbers that a setting may be, and the end of "expected a number ..."."""
+    """The allowed values of a setting, and the end of "expected a number ..."."""
 
     holds: Callable[[float], bool]
     text: str
@@ -27,13 +27,13 @@ A_BOUND = Range(lambda value: not math.isnan(value), "below every loss, or -math
 
 
 class Setting:
-    """A field of a dataclass: a number that is checked whenever it is set, and kept as a float.
+    """A dataclass field: a number that is checked whenever it is set, and stored as a float.
 
-    It is kept in the object's `__dict__` under its own name, for `repr`, `copy` and `pickle`.
+    It is stored in the object's `__dict__` under its own name, for `repr`, `copy` and `pickle`.
 
     Args:
-        allowed: What it may be.
-        default: What it is until it is set, and what errors propose.
+        allowed: The range of the value.
+        default: The value until one is set; errors suggest it.
     """
 
     def __init__(self, allowed: Range, default: float) -> None:
@@ -42,12 +42,12 @@ class Setting:
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
-        # What a tool that reads the signature is to give. mypy takes it from `__set__`.
+        # The type for tools that read the signature. mypy takes it from `__set__`.
         if name in owner.__annotations__:
             owner.__annotations__[name] = float
 
     def __get__(self, instance: object | None, owner: type) -> float:
-        # The class itself has the default, where `dataclass` looks for it.
+        # The class returns the default, where `dataclass` looks for it.
         own: float = (vars(instance) if instance is not None else {}).get(self.name, self.default)
         return own
 
@@ -56,7 +56,7 @@ class Setting:
 
 
 def checked(owner: object, name: str, value: object, allowed: Range, example: float) -> float:
-    """Return a setting as a float; refuse what is no number or out of range."""
+    """Return a setting as a float; raise if it is not a number or is out of range."""
     kind = type(owner).__name__
     if not isinstance(value, Real):
         raise TypeError(

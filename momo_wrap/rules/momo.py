@@ -23,7 +23,7 @@ class MoMo(StepRule):
     """
 
     def foresee(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> Tensor:
-        """Return 1: the base's own step; see `StepRule`."""
+        """Return 1, the base's step; see `StepRule`."""
         return torch.ones_like(stats.learning_rate)
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:

@@ -20,7 +20,7 @@ class MoMoStar(StepRule):
     Source: arXiv 2305.07583, section 4 (MoMo*), with the user's bound f*_0 as a safeguard.
 
     Args:
-        lower_bound: f*_0, which the estimate starts from and never falls below.
+        lower_bound: f*_0, where the estimate starts, and below which it never falls.
     """
 
     def initial_memory(self, lower_bound: float) -> dict[str, float]:
@@ -28,13 +28,13 @@ class MoMoStar(StepRule):
         return {"lower_bound": lower_bound}
 
     def foresee(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> Tensor:
-        """Return 1: the base's own step; see `StepRule`."""
+        """Return 1, the base's step; see `StepRule`."""
         return torch.ones_like(stats.learning_rate)
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Return θ of equation (3) with the bound of (6), and the next bound of (7)."""
         floor = stats.lower_bound
-        bound = memory["lower_bound"].clamp(min=floor)  # the floor may be higher since a checkpoint
+        bound = memory["lower_bound"].clamp(min=floor)  # a checkpoint may have a lower bound
         reset = (stats.value_after_decay / 2).clamp(min=floor)  # (6)
         bound = torch.where(stats.value_after_decay < bound, reset, bound)
         theta, uncapped = truncate(stats, bound)

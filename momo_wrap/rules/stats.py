@@ -1,4 +1,4 @@
-"""What a step rule sees of the momentum model: a handful of small tensors."""
+"""The statistics of the momentum model that a step rule sees: a few small tensors."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 class GroupStats(NamedTuple):
-    """What each parameter group contributes to the momentum model, of shape [groups].
+    """The contribution of each parameter group to the momentum model, of shape [groups].
 
     Attributes:
-        mean_loss: f̄_i/ρ_i, the average of all losses, as the group averages.
-        displacement: e_i/ρ_i, what the group's own moves have done to the model.
-        decay_shift: (c_i - 1) ⟨d_i, x_i⟩/ρ_i, what its weight decay does.
+        mean_loss: f̄_i/ρ_i, the average of the losses with the weights of the group.
+        displacement: e_i/ρ_i, the change of the model by the group's moves.
+        decay_shift: (c_i - 1) ⟨d_i, x_i⟩/ρ_i, the change of the model by the group's weight decay.
         predicted_decrease: N_i/ρ_i.
         gradient_decrease: α_i ⟨d_i, u_i⟩/ρ_i.
     """
@@ -31,36 +31,37 @@ class GroupStats(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelStats:
-    """What a step rule knows of this step. All tensors are on one device, and 0-dim.
+    """The statistics of one step. All tensors are on one device, and 0-dim.
 
-    Values are those of a minimisation: for a base with `maximize=True` the loss and the bound have
-    changed sign.
+    Values have the sense of minimization: for a base with `maximize=True`, the loss and the bound
+    are negated.
 
     Attributes:
         loss: f_k, the loss of this batch.
         mean_loss: f̄/ρ, the average of the losses so far.
-        value: (f̄ + e)/ρ, the loss that the momentum model has at the current parameters.
-        value_after_decay: h/ρ, the same after weight decay has done its part of the step; equal to
+        value: (f̄ + e)/ρ, the value of the momentum model at the current parameters.
+        value_after_decay: h/ρ, the value after weight decay has done its part of the step; equal to
             `value` without weight decay.
-        predicted_decrease: N/ρ, by how much the whole step of the base lowers the model.
-        gradient_decrease: Σ_i α_i ⟨d_i, u_i⟩/ρ, the same without the shrinking factor of the
-            proximal weight decay.
-        lower_bound: The bound f* that the user gave.
+        predicted_decrease: N/ρ, how much the full step of the base lowers the model.
+        gradient_decrease: Σ_i α_i ⟨d_i, u_i⟩/ρ, N/ρ without the factor of the proximal weight
+            decay.
+        lower_bound: f*, the user's bound, a Python number.
         learning_rate: α, the largest learning rate of the parameter groups.
-        groups: What each parameter group contributes, of shape [groups]; None: there is one group.
-        probed_decrease: By how much the last step lowered the loss of this batch, which had no part
-            in it, as a probe has measured it; NaN where there was none. 0-dim, also in `by_group`.
-        probed_prediction: By how much the model predicted the loss to fall with that very move;
-            NaN where the step was not measured.
-        probed_slope: ⟨g, x - x'⟩ of that move from x to x' and the gradient g of this batch at x':
-            by how much the loss would have fallen had it been as steep all the way as it is at the
-            end. Likewise.
-        step: The number of this step, from 1 on, a number on the host.
-        has_probe: Whether `step()` was given a probe, likewise on the host.
-        was_probed: Whether the last step was measured, by its slope alone or by a probe, likewise.
-        is_scheduled: Whether a schedule sets the learning rate, likewise: it differs from the
-            `initial_lr` that a scheduler has left in a group, or has changed between two steps. Of
-            learning rates that are tensors this is not known.
+        groups: The contribution of each parameter group, of shape [groups]; None for a single
+            group.
+        probed_decrease: How much the last step lowered the loss of this batch, which that step had
+            not seen, as measured by a probe; NaN without a probe. 0-dim, also in `by_group`.
+        probed_prediction: The decrease that the model predicted for that move; NaN if the step was
+            not measured. 0-dim, also in `by_group`.
+        probed_slope: ⟨g, x - x'⟩ for that move from x to x' and the gradient g of this batch at x':
+            the decrease of the loss if it were as steep along the whole step as at its end. NaN and
+            0-dim likewise.
+        step: The number of this step, from 1 on, a Python number.
+        has_probe: Whether `step()` got a probe, a Python bool.
+        was_probed: Whether the last step was measured, by its slope or by a probe, a Python bool.
+        is_scheduled: Whether a schedule sets the learning rate, a Python bool: it differs from a
+            group's `initial_lr`, which schedulers write, or has changed between two steps. Learning
+            rates that are tensors do not count.
     """
 
     loss: Tensor
@@ -89,21 +90,29 @@ class ModelStats:
         learning_rate: Tensor,
         known: Sequence[Any],
     ) -> ModelStats:
-        """Return what is known before the model of a step; its own values are `unknown`."""
+        """Return the statistics before the model of a step is known.
+
+        Args:
+            loss: As in `ModelStats`.
+            unknown: The values of the model: NaN, 0-dim.
+            lower_bound: As in `ModelStats`.
+            learning_rate: As in `ModelStats`.
+            known: The last fields of `ModelStats`, in its order.
+        """
         model = (unknown,) * 5
         return cls(loss, *model, lower_bound, learning_rate, None, *known)
 
     @property
     def by_group(self) -> ModelStats:
-        """The models of single groups, each as if no other had ever moved: shape [groups].
+        """The models of single groups, each as if no other group had moved: shape [groups].
 
-        That of group i has all the losses, and of displacement, weight decay and decrease the
-        group's own:
+        The model of group i contains all losses, but only the group's displacement, weight decay
+        and decrease:
 
             value:              (f̄_i + e_i)/ρ_i
             value_after_decay:  (f̄_i + e_i + (c_i - 1) ⟨d_i, x_i⟩)/ρ_i
 
-        It is computed where it is asked for, so that other rules do not pay for it.
+        It is computed on access, so other rules do not pay for it.
         """
         if self.groups is None:
             flat: dict[str, Any] = {
@@ -126,5 +135,5 @@ class ModelStats:
         )
 
 
-# Statistics that no group has by itself.
+# Statistics that single groups do not have.
 _WHOLE = ("learning_rate", "probed_decrease", "probed_prediction", "probed_slope")

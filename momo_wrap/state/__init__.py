@@ -1,1 +1,1 @@
-"""What the wrapper keeps, saves and loads, and shares with the optimizer that it wraps."""
+"""The state of the wrapper: saved, loaded, and shared with the base optimizer."""

@@ -19,7 +19,7 @@ from momo_wrap.state.memory import PREFIX
 
 
 def check_state_dict(state_dict: object, base: Optimizer) -> None:
-    """Refuse what has not the form of a state dict, torch's or that of the base itself."""
+    """Raise for anything not shaped like a state dict, in torch's format or in the base's."""
     found = type(state_dict).__name__
     if isinstance(state_dict, Mapping):
         state, groups = state_dict.get("state"), state_dict.get("param_groups")
@@ -43,11 +43,11 @@ def _is_groups(value: object) -> bool:
 
 @contextmanager
 def restored_on_failure(optimizer: Optimizer) -> Iterator[None]:
-    """Put an optimizer back to what it was if what is done with it raises.
+    """Restore an optimizer if the body of the `with` statement raises.
 
-    Covers attributes and containers of the optimizer, and those of the optimizers, schedulers and
-    the like within it. Tensors are not copied: what is done must replace them, as all
-    `load_state_dict` of torch do.
+    Restores attributes and containers of the optimizer, and of the optimizers, schedulers and
+    similar objects inside. Tensors are not copied: the body must replace them, like torch's
+    `load_state_dict`.
     """
     contents = _contents(optimizer)
     try:
@@ -61,7 +61,7 @@ def restored_on_failure(optimizer: Optimizer) -> Iterator[None]:
 
 
 def _contents(root: object) -> list[tuple[Any, Collection[Any]]]:
-    """Return all containers that an optimizer's state is made of, with shallow copies."""
+    """Return all containers of an optimizer's state, with shallow copies."""
     found: dict[int, tuple[Any, Collection[Any]]] = {}
     remaining = [root]
     while remaining:
@@ -78,27 +78,27 @@ def _contents(root: object) -> list[tuple[Any, Collection[Any]]]:
 
 
 def _can_load(value: object) -> bool:
-    """Return whether something is an optimizer, a scheduler or the like within one."""
+    """Return whether a value is an optimizer, a scheduler or a similar object."""
     if isinstance(value, (type, torch.nn.Module)):
         return False
     return hasattr(type(value), "load_state_dict") and hasattr(value, "__dict__")
 
 
 def load(base: Optimizer, state_dict: dict[str, Any]) -> None:
-    """Load a state dict into the base, and say what is wrong where the base only stumbles."""
+    """Load a state dict into the base, with clear errors where the base raises unclear ones."""
     # Not all defaults: those of wrapping optimizers need not be in the groups.
     needed = [
         (type(optimizer).__name__, group.keys() & optimizer.defaults.keys())
         for optimizer in members(base)
         for group in optimizer.param_groups
     ]
-    # A step could not update tensors that were made in `torch.inference_mode`.
+    # A step can't update inference tensors.
     state_dict = tree_map_only(Tensor, lambda x: x.clone() if x.is_inference() else x, state_dict)
     try:
         base.load_state_dict(state_dict)
     except LookupError as error:
         raise ValueError(
-            f"The state dict is not one of {type(base).__name__}, which looked for {error} in it. "
+            f"The state dict is not one of {type(base).__name__}, which expected {error} in it. "
             "Load it into an optimizer of the class that saved it."
         ) from error
     pairs = zip(needed, base.param_groups, strict=True)
@@ -112,7 +112,7 @@ def load(base: Optimizer, state_dict: dict[str, Any]) -> None:
 
 
 def shown(base: Optimizer) -> str:
-    """Return how the base prints, without what its groups keep for the state of the wrapper."""
+    """Return the repr of the base, without the wrapper's entries in its groups."""
     lines = repr(base).splitlines(keepends=True)
     return "".join(line for line in lines if not line.lstrip().startswith(PREFIX))
 
@@ -120,7 +120,7 @@ def shown(base: Optimizer) -> str:
 def with_entries(state_dict: dict[str, Any], entries: Sequence[Mapping[str, Any]]) -> Any:
     """Return a copy of a state dict with further entries, one mapping for each parameter group.
 
-    The groups may be further within, as in state dicts of optimizers that wrap another.
+    The groups may be nested, as in state dicts of optimizers that wrap another.
     """
     copied = dict(state_dict)
     for name, value in state_dict.items():
@@ -133,7 +133,7 @@ def with_entries(state_dict: dict[str, Any], entries: Sequence[Mapping[str, Any]
 
 
 def check_loaded(pairs: Sequence[tuple[Optimizer, Adapter]]) -> None:
-    """Refuse scalars of the wrapper that are no numbers, and tensors of other parameters."""
+    """Raise for entries of the wrapper that are no numbers, and for tensors of other parameters."""
     owners = [(base, adapter, group) for base, adapter in pairs for group in base.param_groups]
     for index, (base, adapter, group) in enumerate(owners):
         for name, value in group.items():
@@ -141,8 +141,8 @@ def check_loaded(pairs: Sequence[tuple[Optimizer, Adapter]]) -> None:
                 found = list(value.shape) if isinstance(value, Tensor) else repr(value)
                 raise ValueError(
                     f"Group {index} has {name}={found}, expected a number. The state dict is "
-                    "damaged; take an older one, or remove the keys that start with "
-                    f"{PREFIX!r} to start the model of the loss afresh."
+                    f"damaged; load an older one, or remove the keys that start with {PREFIX!r} to "
+                    "restart the model of the loss."
                 )
         for position, param in enumerate(group["params"]):
             entry = base.state.get(param)
@@ -153,4 +153,4 @@ def check_loaded(pairs: Sequence[tuple[Optimizer, Adapter]]) -> None:
 def _is_scalar(value: object) -> bool:
     if isinstance(value, Tensor):
         return value.numel() == 1
-    return value is None or isinstance(value, (int, float))  # None: nothing was kept
+    return value is None or isinstance(value, (int, float))  # None: no value

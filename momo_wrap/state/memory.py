@@ -1,9 +1,9 @@
-"""What the wrapper remembers: the averages of its model, and what the step rule keeps.
+"""The state of the wrapper between steps: the averages of its model, and the rule's memory.
 
-Both live in tensors of the wrapper's own. A state dict has copies of them as entries of the
-parameter groups, which are what every tool that saves an optimizer keeps. The base's own groups
-have the names of these entries with the value None, since some tools go by the names that are
-there; a value in them was put there by a load, and is taken over once.
+Both are tensors of the wrapper. A state dict contains copies as entries of the parameter groups,
+which every tool that saves an optimizer keeps. The base's groups have the names of these entries
+with the value None, because some tools load only existing names. A load replaces None by a value,
+which is imported once.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from momo_wrap.adapters.base import Adapter
 from momo_wrap.engine.scalars import Scalar, as_scalar, comparable, numbers_of, vector
 from momo_wrap.model import Averaging, Coefficients, Start, coefficients_of, first_weight
 
-# What the names of entries in the groups start with.
+# The prefix of the entries in the groups.
 PREFIX = "momo_"
-# F, E, W, R of equations (1) and (2), in the order of the averages; S where gradients are clipped.
+# F, E, W, R of equations (1) and (2), in the order of the averages; S with clipped gradients.
 _NAMES = ("loss_sum", "displacement", "loss_weight_sum", "weight_sum")
 _CLIPPED = "clipped_weight_sum"
 _RULE_PREFIX = f"{PREFIX}rule_"
 _STEPS, _SCHEDULED, _REACH = f"{PREFIX}steps", f"{PREFIX}is_scheduled", f"{PREFIX}reach"
 # Names of a rule's memory in files of version 0.1.0.
 _FORMER = {"prediction": "foretold"}
-# In a state dict, for R of a group that starts with a history, and for S and a reach that are not.
+# In a state dict, for R of a group that starts with a history, and for a missing S or reach.
 _HAS_HISTORY = _UNKNOWN = -1.0
 
 Pairs: TypeAlias = Sequence[tuple[Optimizer, Adapter]]
@@ -44,35 +44,35 @@ class Memory:
 
     def __init__(self, initial: Mapping[str, float], like: Tensor) -> None:
         self.averages = torch.zeros(4, 0, device=like.device, dtype=like.dtype)  # F, E, W, R
-        self.starts: list[Start] = []  # what each group's averages are made of
-        self.steps = 0  # how many were taken
+        self.starts: list[Start] = []  # what each group's averages contain
+        self.steps = 0  # the number taken
         self.is_scheduled = False  # whether a schedule sets the learning rates
         self.rates: Sequence[Scalar] = ()  # those of the last step
         self._owners: list[_Owner] = []
         self._about: list[_About | None] = []
         self._coefficients: tuple[object, Coefficients] | None = None
-        self._keeping: list[int] = []  # groups whose adapter itself averages
+        self._keeping: list[int] = []  # groups whose adapter keeps averages
         self.start_rule(initial)
 
     def start_rule(self, initial: Mapping[str, float]) -> None:
-        """Forget what the rule remembered; names and values are then those before a first step."""
+        """Reset the rule's memory to the names and values before a first step."""
         self._initial, self.reach = dict(initial), None
         self._hold_rule(self.averages.new_tensor(list(self._initial.values())))
         if self._owners:
             self._mark()
 
     def _hold_rule(self, values: Tensor) -> None:
-        """Let the values of the rule be views of one tensor."""
+        """Make the rule's memory views of one tensor."""
         self._values = values
         self.rule = dict(zip(self._initial, values.unbind(), strict=True))
 
     def follow_clipping(self) -> None:
-        """Make room for S, which is R where no gradient was clipped yet."""
+        """Add S, which equals R until a gradient is clipped."""
         if len(self.averages) == len(_NAMES):
             self.averages = torch.cat([self.averages, self.averages[3:]])
 
     def _follow_rates(self, rates: Sequence[Scalar]) -> None:
-        """Note whether a schedule sets the learning rates, by those of another step."""
+        """Update whether a schedule sets the learning rates, from those of a new step."""
         initial = [group.get("initial_lr") for _, _, group in self._owners]
         pairs = [*zip(rates, initial, strict=True)]
         if len(rates) == len(self.rates):
@@ -84,7 +84,7 @@ class Memory:
         self.rates = rates
 
     def write(self, averages: Tensor, rule: Mapping[str, Tensor], reach: Tensor | None) -> None:
-        """Write what a step has left: new averages, and the rule's memory, which may be empty."""
+        """Store the results of a step: new averages, and the rule's memory, which may be empty."""
         self.steps += 1
         self.reach = reach
         self.averages.copy_(averages)
@@ -99,7 +99,7 @@ class Memory:
                 self._note(i, [about[0]])
 
     def prepare(self, pairs: Pairs, like: Tensor, rates: Sequence[Scalar] | None = None) -> None:
-        """Make room for the groups that there are, and start anew what has lost its buffers.
+        """Follow the current groups, and restart those that have lost their buffers.
 
         `like` has the device and dtype of the scalars, `rates` are the learning rates of a step.
         """
@@ -127,10 +127,10 @@ class Memory:
             self._restart(lost if len(lost) < noted else range(len(groups)))
 
     def _take_groups(self, pairs: Pairs) -> None:
-        """Follow the groups: those that are known keep their averages, wherever they are now."""
+        """Follow the groups: known ones keep their averages, at any position."""
         owners = [(base, adapter, g) for base, adapter in pairs for g in base.param_groups]
         places = {id(group): i for i, (_, _, group) in enumerate(self._owners)}
-        # The copy of a group that is known has our entries without values, and its parameters.
+        # A copy of a known group has the same parameters, and our entries without values.
         copied = {tuple(map(id, g["params"])): i for i, (_, _, g) in enumerate(self._owners)}
         kept = [places.get(id(group)) for _, _, group in owners]
         for i, (_, _, group) in enumerate(owners):
@@ -159,7 +159,7 @@ class Memory:
         self._mark()
 
     def _restart(self, indices: Sequence[int]) -> None:
-        """Start the averages of some groups anew."""
+        """Restart the averages of some groups."""
         running = [i for i in self._running() if i not in indices]
         for i in indices:
             base, adapter, group = self._owners[i]
@@ -180,16 +180,16 @@ class Memory:
         return [i for i, start in enumerate(self.starts) if start is Start.RUNNING]
 
     def _join(self, index: int, other: int) -> None:
-        """Give a group that joins the losses of another one."""
+        """Give a joining group the losses of another one."""
         self.averages[:3:2, index] = self.averages[:3:2, other]
 
     def _is_lost(self, index: int, param: Tensor, entry: dict[str, Any]) -> bool:
-        """Return whether the state that the averages of a group are about is gone or another."""
+        """Return whether the state behind the averages of a group is gone or was replaced."""
         base, _, group = self._owners[index]
         now = base.state.get(param)
         others = [p for p in group["params"] if p is not param and base.state.get(p)]
         if not now or not any(p is param for p in group["params"]):
-            # A parameter may have left, or be reset by itself.
+            # A single parameter may have left, or its state been reset.
             self._note(index, others)
             return not others
         tensors = [value for value in entry.values() if isinstance(value, Tensor)]
@@ -197,16 +197,15 @@ class Memory:
         return bool(tensors) and not any(value is t for value in now.values() for t in tensors)
 
     def _note(self, index: int, params: Sequence[Tensor]) -> None:
-        """Note a state that the averages of a group are about: that of one of some parameters."""
+        """Store a state behind the averages of a group: that of one of the parameters."""
         state = self._owners[index][0].state
         found = [(param, entry) for param in params if (entry := state.get(param))]
         self._about[index] = found[0] if found and isinstance(found[0][1], dict) else None
 
     def entries(self) -> list[dict[str, Any]]:
-        """Return everything as numbers, entries of the groups of a state dict.
+        """Return everything as numbers, for the groups of a state dict.
 
-        They are read on the host in two transfers; on the meta device, where there is nothing to
-        read, they stay tensors.
+        They are read on the host in two transfers; on the meta device they stay tensors.
         """
         averages = self.averages.clone()
         for i, start in enumerate(self.starts):
@@ -230,11 +229,12 @@ class Memory:
         return torch.addcmul(vector(weights, self.averages), last, decay)
 
     def coefficients(self, averagings: Sequence[Averaging]) -> Coefficients:
-        """Return what the model multiplies with, the last ones where nothing has changed."""
+        """Return the coefficients of the model, cached until something changes."""
         if Start.JOINED in self.starts:
             running = self._running()
             for i, start in enumerate(self.starts):
-                # A group that joins has the losses as one that averages alike has them.
+                # A joining group takes the losses of a group with the same averaging, if there is
+                # one.
                 alike = [j for j in running if _alike(averagings[j], averagings[i])]
                 if start is Start.JOINED and alike:
                     self._join(i, alike[0])
@@ -242,22 +242,22 @@ class Memory:
         if self._coefficients is not None and self._coefficients[0] == key:
             return self._coefficients[1]
         made = coefficients_of(averagings, self.starts, self.averages)
-        # Tensors may change in place, unseen.
+        # Tensors may change in place, which the key does not show.
         is_constant = not any(isinstance(value, Tensor) for own in key for value in own.values())
         runs = self.starts.count(Start.RUNNING) == len(self.starts)
         self._coefficients = (key, made) if runs and is_constant else None
         return made
 
     def _import(self, index: int) -> bool:
-        """Take over what a state dict brought; return whether averages came, of gradients too."""
+        """Import the values of a state dict; return whether it had all averages of a group."""
         base, adapter, group = self._owners[index]
         values: dict[str, Any] = {name: group.get(PREFIX + name) for name in _NAMES}
-        if values["loss_weight_sum"] is None:  # as for all groups that were there from the start
+        if values["loss_weight_sum"] is None:  # as for all groups from the start
             values["loss_weight_sum"] = values["weight_sum"]
         is_there = all(value is not None for value in values.values())
         if not is_there or adapter.has_lost_average(base, group):
             return False
-        # Read where they were loaded to, before they go to the device of the scalars.
+        # Read on the device that they were loaded to, before they go to that of the scalars.
         loss_weight, weight = float(values["loss_weight_sum"]), float(values["weight_sum"])
         if weight < 0:
             self.starts[index] = Start.HISTORY
@@ -276,7 +276,7 @@ class Memory:
         return True
 
     def _mark(self) -> None:
-        """Leave the names in the groups, without values."""
+        """Write the names into the groups, without values."""
         for _, _, group in self._owners:
             group.update({PREFIX + name: None for name in (*_NAMES, _CLIPPED)})
         _, _, first = self._owners[0]

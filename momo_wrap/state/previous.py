@@ -1,7 +1,6 @@
-"""The parameters before the last step, where it is still to be measured, in a state dict.
+"""The parameters before the last step in a state dict, if that step is yet to be measured.
 
-They are entries of the parameters' states there, so that a resumed run measures what the saved one
-does.
+They are entries of the optimizer state, so a resumed run measures the same as the saved one.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Groups = Sequence[Mapping[str, Any]]
 def with_previous(
     state_dict: dict[str, Any], groups: Groups, before: Before | None
 ) -> dict[str, Any]:
-    """Return a copy of a state dict with what is kept of the last step, if anything is."""
+    """Return a copy of a state dict with the parameters before the last step, if they are kept."""
     saved = state_dict.get("param_groups")
     if before is None or "state" not in state_dict or saved is None or len(saved) != len(groups):
         return state_dict
@@ -42,10 +41,10 @@ def with_previous(
     state = dict(state_dict["state"])
     decays: list[Scalar] = [0.0] * len(saved)
     for (param, decay, _), previous in zip(before.params, before.previous, strict=True):
-        if id(param) not in places:  # it has left since
+        if id(param) not in places:  # it was removed
             continue
         copy = param.detach().clone()
-        if real(copy).shape != previous.shape:  # there is no way back
+        if real(copy).shape != previous.shape:  # the shape has changed
             return state_dict
         real(copy).copy_(previous)
         name, index = places[id(param)]
@@ -59,7 +58,7 @@ def with_previous(
 
 @torch.no_grad()
 def take_previous(pairs: Sequence[tuple[Optimizer, Adapter]], like: Tensor) -> Before | None:
-    """Take out of the bases what `with_previous` put into the state dict that was loaded."""
+    """Remove from the bases the loaded entries of `with_previous`, and return their contents."""
     found: list[tuple[Tensor, Scalar, int]] = []
     moving: list[Tensor] = []
     values: list[Tensor] = []

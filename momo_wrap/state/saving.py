@@ -1,4 +1,4 @@
-"""An optimizer whose averages of losses are in its state dict."""
+"""An optimizer with the state of the model in its state dict."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from momo_wrap.state.shared_state import SharedStateOptimizer
 
 
 class SavesMemory(SharedStateOptimizer):
-    """Saves what the model of the loss and the rule remember, and the parameters before a step."""
+    """Saves the averages, the rule's memory, and the parameters before a measured step."""
 
     rule: StepRule
     _bases: Bases

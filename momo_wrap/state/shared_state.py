@@ -1,4 +1,4 @@
-"""An optimizer that shares everything but its step with the optimizer that it is made from."""
+"""An optimizer that shares everything but its step with another optimizer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from momo_wrap.state.loading import check_state_dict, load, restored_on_failure
 
 @contextmanager
 def lasting_tensors() -> Iterator[None]:
-    """Make ordinary tensors, also where the caller is in `torch.inference_mode`.
+    """Create ordinary tensors, also inside `torch.inference_mode`.
 
-    Tensors that are made in inference mode can't be updated in place outside of it. Whether
-    gradients are recorded stays as it is.
+    Inference tensors can't be updated in place outside of inference mode. Grad mode does not
+    change.
     """
     enabled = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.set_grad_enabled(enabled):
@@ -27,7 +27,7 @@ def lasting_tensors() -> Iterator[None]:
 
 
 class _Shared:
-    """An attribute that the wrapper shares with its base, whichever of the two it is set on."""
+    """An attribute that the wrapper and its base share; either may set it."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -36,13 +36,13 @@ class _Shared:
         return self if wrapper is None else getattr(wrapper.base, self._name)
 
     def __set__(self, wrapper: SharedStateOptimizer, value: Any) -> None:
-        # Optimizer.__init__ assigns fresh ones, before there is a base; those of the base count.
+        # Optimizer.__init__ assigns new ones, before there is a base; the base keeps its own.
         if "base" in wrapper.__dict__:
             setattr(wrapper.base, self._name, value)
 
 
 class SharedStateOptimizer(Optimizer):
-    """A proxy with the groups, state, defaults and state dicts of `base`, and a step of its own."""
+    """A proxy with the groups, state, defaults and state dicts of `base`, and another step."""
 
     param_groups: list[dict[str, Any]] = _Shared()  # type: ignore[assignment]
     state: Any = _Shared()
@@ -54,14 +54,14 @@ class SharedStateOptimizer(Optimizer):
         self.base = base
 
     def _check(self) -> None:
-        """Refuse settings and a state of the base that the step can't go on from."""
+        """Raise for settings and a state of the base that the next step can't use."""
 
     def _export(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Return the base's state dict with what the subclass keeps; must not change it."""
+        """Return the base's state dict with the subclass's entries; must not change it."""
         return state_dict
 
     def _import(self) -> None:
-        """Take over what was loaded into the base's groups; raises before it changes tensors."""
+        """Import the entries loaded into the base's groups; raises before it changes tensors."""
 
     @lasting_tensors()
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -71,11 +71,11 @@ class SharedStateOptimizer(Optimizer):
             param_group: The parameters and their settings.
 
         Raises:
-            ValueError: The settings are out of range or do not go with those of the other groups.
-                The optimizer is as it was, also after any other error.
+            ValueError: The settings are out of range or contradict those of other groups. The
+                optimizer is unchanged, also after any other error.
         """
         if not hasattr(self, "base"):
-            return  # Optimizer.__init__ adds its own; those of the base count
+            return  # Optimizer.__init__ adds a group; the base keeps its own
         with restored_on_failure(self):
             self.base.add_param_group(param_group)
             self._check()
@@ -85,20 +85,21 @@ class SharedStateOptimizer(Optimizer):
         self.base.zero_grad(set_to_none)
 
     def train(self) -> None:
-        """Forward `train()` to schedule-free bases, to be called before training goes on."""
+        """Forward `train()` to schedule-free bases. Call it before training continues."""
         for member in members(self.base):
             getattr(member, "train", lambda: None)()
 
     def eval(self) -> None:
-        """Forward `eval()` to schedule-free bases, to be called before evaluating or saving."""
+        """Forward `eval()` to schedule-free bases. Call it before evaluating or saving."""
         for member in members(self.base):
             getattr(member, "eval", lambda: None)()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the base's state dict, with the wrapper's own state in its parameter groups.
+        """Return the base's state dict, with the wrapper's state in its parameter groups.
 
         Returns:
-            What `load_state_dict` takes. A bare optimizer of the base's type takes it too.
+            The argument for `load_state_dict`. An unwrapped optimizer of the base's type loads it
+            too.
         """
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
@@ -110,15 +111,15 @@ class SharedStateOptimizer(Optimizer):
 
     @lasting_tensors()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned, or the state dict of a bare optimizer, atomically.
+        """Load what `state_dict` returned, or the state dict of an unwrapped optimizer, atomically.
 
         Args:
-            state_dict: The state. Without the wrapper's scalars, the model starts afresh.
+            state_dict: The state dict. Without the wrapper's entries, the model starts again.
 
         Raises:
-            TypeError: It is no state dict.
-            ValueError: It is that of another optimizer, of other parameters, or damaged. The
-                optimizer is as it was, also after any other error.
+            TypeError: It is not a state dict.
+            ValueError: It belongs to another optimizer or other parameters, or is damaged. The
+                optimizer is unchanged, also after any other error.
         """
         check_state_dict(state_dict, self.base)
         state_dict = state_dict.copy()
@@ -133,8 +134,8 @@ class SharedStateOptimizer(Optimizer):
             after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Hooks, and the step that a scheduler patched in, stay behind, as they do in torch; groups
-        # and state are in the base.
+        # Hooks and a scheduler's patch of the step are dropped, as in torch; groups and state are
+        # in the base.
         return {
             name: value
             for name, value in self.__dict__.items()

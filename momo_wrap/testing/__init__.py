@@ -1,4 +1,4 @@
-"""Checks for authors of adapters: the laws that any adapter satisfies, as one call in a test.
+"""Checks for authors of adapters: the laws that any adapter satisfies, in one call.
 
 Example:
     >>> def test_my_adapter():
@@ -28,37 +28,37 @@ def check_adapter(
 ) -> list[str]:
     """Check that an adapter reads an optimizer correctly.
 
-    Trains a small regression with the bare optimizer, with the wrapped one, and with the
-    `ProposingAdapter`, which knows nothing of preconditioners and averages gradients itself. The
+    It trains a small regression with the unwrapped optimizer, with the wrapped one, and with the
+    `ProposingAdapter`, which uses no preconditioner and keeps its own average of gradients. The
     laws, `LAWS`, are
 
-    - bare: without a bound, the wrapped optimizer takes the bare one's steps, in float64 and, more
-      coarsely, in float32;
-    - weight decay: the same with a weight decay of 0.1 (where groups have the setting);
+    - bare: without a bound, the wrapped optimizer takes the steps of the unwrapped one, in float64
+      and, with a larger tolerance, in float32;
+    - weight decay: the same with a weight decay of 0.1 (if groups have the setting);
     - proposing: with θ = h/(h + N), it takes those of the proposing adapter (equation (8));
     - stop: with the bound at the loss it does not move;
-    - resume: from a saved state dict it goes on bit for bit;
-    - missing gradients: parameters without a gradient stay, the others follow the bare optimizer;
-    - groups, late group: the first two laws, with two learning rates and with a group that is added
-      in mid-training;
-    - permuted: neither the order of the parameters nor that of their memory matters;
-    - blocks: the bare law with blocks of a few elements, so that no block holds a whole group;
+    - resume: from a saved state dict it continues bit for bit;
+    - missing gradients: parameters without a gradient stay, the others follow the unwrapped one;
+    - groups, late group: the first two laws, with two learning rates and with a group added during
+      training;
+    - permuted: neither the order of the parameters nor their memory layout matters;
+    - blocks: the bare law with blocks of a few elements, so no block contains a whole group;
     - bfloat16: the bare law to the precision of bfloat16, and parameters keep their dtype;
-    - maximize: maximising -f is minimising f (where the optimizer has the setting, in its groups or
-      as an attribute);
-    - compiled: where the wrapper can update the state in the base's stead, the steps are the same;
-    - settings: the settings of the groups are the very objects that they were, also after a step in
-      which the base raised, and parameters have not moved then;
+    - maximize: maximizing -f is minimizing f (if the optimizer has the setting, in its groups or as
+      an attribute);
+    - compiled: if compiled passes can replace `base.step()`, the steps are the same;
+    - settings: a step keeps the settings of the groups, as the same objects, also if the base
+      raises, and then parameters do not move;
     - results: the effective learning rates are θα, and the sums agree without weight decay.
 
     Args:
-        make_optimizer: Makes the base from parameters or groups of parameters, all of them matrices
-            (2-dim), with a learning rate at which it lowers the loss within 100 steps. Weight decay
-            is set to 0 where the adapter applies it in its own form.
-        adapter: The adapter; None: the one of `adapter_for`.
-        averaging: How the base averages, for the proposing adapter to compare with; None: as the
-            adapter says.
-        skip: Names of laws that the bare optimizer itself does not satisfy.
+        make_optimizer: Creates the base from parameters or parameter groups, all of them 2-dim,
+            with a learning rate that lowers the loss within 100 steps. With a `ReadingAdapter`,
+            weight decay is set to 0.
+        adapter: The adapter; None: that of `adapter_for`.
+        averaging: How the base averages, for the `ProposingAdapter`; None: the adapter's
+            `averaging`.
+        skip: Names of laws to skip, because the unwrapped optimizer does not satisfy them.
 
     Returns:
         The names of the laws that were checked.
@@ -69,14 +69,17 @@ def check_adapter(
     """
     unknown = sorted(set(skip) - set(LAWS))
     if unknown:
-        raise ValueError(f"skip names {unknown}, expected some of {list(LAWS)}.")
+        raise ValueError(
+            f"skip names {unknown}, expected some of {list(LAWS)}. Write "
+            "check_adapter(make_optimizer, skip=['bare'])."
+        )
     setting = Setting.of(make_optimizer, adapter, averaging)
     checked = {n: law for n, law in laws.applicable(setting).items() if n not in skip}
     failures: dict[str, Exception] = {}
     for name, law in checked.items():
         try:
             law(setting)
-        except Exception as failure:  # noqa: PERF203  all laws are wanted
+        except Exception as failure:  # noqa: PERF203  all laws are checked
             failures[name] = failure
     if failures:
         lines = [f"{type(setting.adapter).__name__} fails {len(failures)} of its laws:"]

@@ -9,5 +9,5 @@ from momo_wrap.engine import chunks
 
 
 def block_elements(elements: int) -> AbstractContextManager[object]:
-    """Plan with blocks of at most so many elements on the CPU."""
+    """Plan with blocks of at most `elements` elements on the CPU."""
     return mock.patch.object(chunks, "CPU_ELEMENTS", elements)

@@ -19,7 +19,7 @@ from momo_wrap.wrapper import MoMoWrapper
 
 try:
     from momo_wrap.fast.updates import UPDATES
-except ImportError:  # an optional wing
+except ImportError:  # this subpackage is optional
     UPDATES = {}
 
 _TOLERANCE = 1e-9  # relative, in float64
@@ -27,7 +27,7 @@ _ROUNDING = 1e-12
 _BFLOAT16_TOLERANCE = 0.05
 _STEPS_BEFORE_FILE = 10
 _FLOAT32_TOLERANCE = 1e-2  # of the distance moved, which is short at first
-_COARSE_STEPS = 25  # trajectories that are rounded coarsely part in the end
+_COARSE_STEPS = 25  # in low precision, trajectories diverge later
 
 
 def _require_close(left: Tensor, right: Tensor, what: str, tolerance: float = _TOLERANCE) -> None:
@@ -51,7 +51,7 @@ def _follows_bare(
 ) -> None:
     bare = Run(setting.bare, **kind).train(prepare, steps)
     wrapped = Run(setting.wrapped(MoMo(-math.inf)), **kind).train(prepare, steps)
-    _require_close(wrapped, bare, "without a bound, wrapped and bare optimizer", tolerance)
+    _require_close(wrapped, bare, "without a bound, wrapped and unwrapped optimizer", tolerance)
 
 
 def _follows_proposing(
@@ -69,7 +69,7 @@ def _bare(setting: Setting) -> None:
     ]
     start = runs[0].flat()
     ours, theirs = (run.train(steps=_COARSE_STEPS) - start for run in runs)
-    what = "the moves of wrapped and bare optimizer in float32"
+    what = "the moves of wrapped and unwrapped optimizer in float32"
     _require_close(ours, theirs, what, _FLOAT32_TOLERANCE)
 
 
@@ -98,8 +98,8 @@ def _stop(setting: Setting) -> None:
 
 
 def _resume(setting: Setting) -> None:
-    # In float32, because torch loads a base's own scalars with the dtype of the parameters. With
-    # two adapters, so that what one of them remembers by itself is lost.
+    # In float32, because torch loads a base's scalars with the dtype of the parameters. With a copy
+    # of the adapter, so any state in the adapter is lost.
     run = Run(setting.wrapped(), dtype=torch.float32)
     fresh = copy.deepcopy(setting.adapter)
     resumed, file = Run(setting.wrapped(adapter=fresh), dtype=torch.float32), io.BytesIO()
@@ -173,7 +173,7 @@ def _bfloat16(setting: Setting) -> None:
 
 
 def _maximize(setting: Setting) -> None:
-    def maximising(params: Any) -> MoMoWrapper:
+    def maximizing(params: Any) -> MoMoWrapper:
         optimizer = setting.bare(params)
         if hasattr(optimizer, "maximize"):
             optimizer.maximize = True
@@ -182,14 +182,14 @@ def _maximize(setting: Setting) -> None:
                 group["maximize"] = True
         return MoMoWrapper(optimizer, Soft(), adapter=setting.adapter, compiled=False)
 
-    minimised = Run(setting.wrapped()).train()
-    maximised = Run(maximising, sign=-1.0).train()
-    _require_close(maximised, minimised, "maximising -f and minimising f")
+    minimized = Run(setting.wrapped()).train()
+    maximized = Run(maximizing, sign=-1.0).train()
+    _require_close(maximized, minimized, "maximizing -f and minimizing f")
 
 
 def _compiled(setting: Setting) -> None:
     theirs = Run(setting.wrapped(), groups=2).train()
-    # What would be compiled is run as it is: the law is about what it computes.
+    # Kernels run uncompiled, because the law is about their results.
     with run_as_it_is():
         for compiled in ("auto", True):
             ours = Run(setting.wrapped(compiled=compiled), groups=2).train()
@@ -197,7 +197,7 @@ def _compiled(setting: Setting) -> None:
 
 
 def _changes(before: list[dict[str, Any]], run: Run) -> dict[str, tuple[object, object]]:
-    """Return the settings of a run that are not the objects that they were, but for our own."""
+    """Return the settings of a run that were replaced, except the wrapper's."""
     return {
         name: (old.get(name), group.get(name))
         for old, group in zip(before, run.optimizer.param_groups, strict=True)
@@ -247,8 +247,8 @@ def _results(setting: Setting) -> None:
     whole, gradient = rule.decreases
     if abs(whole - gradient) > _TOLERANCE * abs(whole):
         raise AssertionError(
-            f"without weight decay predicted_decrease, {whole}, must be gradient_decrease, which "
-            f"is {gradient}."
+            f"without weight decay predicted_decrease is {whole}, expected gradient_decrease, "
+            f"{gradient}."
         )
 
 
@@ -260,7 +260,7 @@ LAWS: dict[str, Callable[[Setting], None]] = {
 
 
 def applicable(setting: Setting) -> dict[str, Callable[[Setting], None]]:
-    """Return the laws that speak of something that the optimizer has."""
+    """Return the laws that apply to the optimizer's settings."""
     laws, optimizer = dict(LAWS), Run(setting.bare).optimizer
     if not all("weight_decay" in group for group in optimizer.param_groups):
         del laws["weight decay"]

@@ -1,4 +1,4 @@
-"""What is checked, the training run that it is checked on, and what it is compared with."""
+"""The training run of the laws, and the optimizers that they compare."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Run:
 
     make: MakeOptimizer
     dtype: torch.dtype = torch.float64
-    sign: float = 1.0  # -1 to maximise the negative of the loss
-    permuted: bool = False  # whether parameters come in reverse order and in transposed memory
-    # 2 for a first group of one parameter, whose state is not packed with that of others, and a
-    # second one with 0.8 of the learning rate.
+    sign: float = 1.0  # -1 to maximize the negative of the loss
+    permuted: bool = False  # whether parameters have reverse order and transposed memory
+    # 2 for a first group of one parameter, whose state is not packed with others, and a second one
+    # with 0.8 of the learning rate.
     groups: int = 1
     thetas: list[float] = field(default_factory=list)  # of each step of a wrapped optimizer
 
@@ -70,7 +70,7 @@ class Run:
         return self.sign * residual.square().mean()
 
     def step(self, step: int, prepare: Prepare | None = None) -> None:
-        """Take one step; `prepare` may change gradients and groups before."""
+        """Take one step; `prepare` may change gradients and groups before it."""
         params = [*self.params, self.late]
         loss = self.loss(step)
         for param, grad in zip(params, torch.autograd.grad(loss, params), strict=True):
@@ -98,12 +98,12 @@ class Run:
 
 
 class Soft(StepRule):
-    """θ = h / (h + N): a fraction in every step, which tells any two models apart."""
+    """θ = h / (h + N): a fraction in every step, which differs for different models."""
 
     decreases = (0.0, 0.0)
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
-        """Return θ, and remember what it was made of."""
+        """Return θ, and store the decreases of the step."""
         gap = (stats.value_after_decay - stats.lower_bound).clamp(min=0.0)
         total = gap + stats.predicted_decrease.clamp(min=0.0)
         theta = torch.where(total > 0, gap / total, 0.0)
@@ -113,7 +113,7 @@ class Soft(StepRule):
 
 @dataclass(frozen=True)
 class Setting:
-    """The bare optimizer and the adapter that are checked, and the one that it is compared with."""
+    """The unwrapped optimizer, the adapter to check, and the adapter to compare with."""
 
     bare: MakeOptimizer
     adapter: Adapter
@@ -123,7 +123,7 @@ class Setting:
     def of(
         cls, make: MakeOptimizer, adapter: Adapter | None, averaging: AveragingOfGroup | None
     ) -> Setting:
-        """Make sure that the bare optimizer trains; see `check_adapter`."""
+        """Create a setting, and check that the unwrapped optimizer trains; see `check_adapter`."""
 
         def bare(params: Any) -> Optimizer:
             optimizer = make(params)
@@ -143,8 +143,9 @@ class Setting:
         end = run.whole_loss()
         if not end < 0.9 * start:
             raise AssertionError(
-                f"The bare optimizer brought the loss from {start:.4g} to {end:.4g} in {STEPS} "
-                "steps. Choose a learning rate at which it trains."
+                f"The unwrapped optimizer changed the loss from {start:.4g} to {end:.4g} in "
+                f"{STEPS} steps, expected less than 0.9 of the start. Choose a learning rate at "
+                "which it trains."
             )
         if averaging is None:
             averaging = getattr(adapter, "averaging", None)
@@ -156,7 +157,7 @@ class Setting:
         adapter: Adapter | None = None,
         compiled: Compiled = False,
     ) -> Callable[[Any], MoMoWrapper]:
-        """Return what makes a wrapped optimizer, with the adapter that is checked or another."""
+        """Return a function that creates the wrapped optimizer; None: with the checked adapter."""
         rule = Soft() if rule is None else rule
         chosen = self.adapter if adapter is None else adapter
         return lambda params: MoMoWrapper(

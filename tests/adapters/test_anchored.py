@@ -546,7 +546,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "an anchor that is no name": (
         lambda: ProposingAdapter(anchor=("z",)),  # type: ignore[arg-type]
         TypeError,
-        "anchor must name an entry of the base's state, got tuple. Write "
+        "anchor must name an entry of the optimizer state, got tuple. Write "
         "ProposingAdapter(anchor='z').",
     ),
     "a drift without an anchor": (

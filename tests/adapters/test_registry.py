@@ -78,7 +78,7 @@ def test_read_without_a_warning(kind: type[Optimizer], adapter: type[ReadingAdap
 def test_registered_adapter_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_adapters", dict(registry._adapters))
     adapter = AdamAdapter()
-    with pytest.warns(UserWarning, match="there is no adapter that reads it"):
+    with pytest.warns(UserWarning, match="no adapter is registered for it"):
         assert isinstance(adapter_for(RenamedAdam(some_params())), ProposingAdapter)
     register_adapter(RenamedAdam, adapter)
     assert MoMoWrapper(RenamedAdam(Problem().params)).adapter is adapter
@@ -86,8 +86,8 @@ def test_registered_adapter_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # What the proposing adapter serves by itself, why, and the MiB that it needs for 1 MiB.
 PROPOSED: dict[str, tuple[Callable[[list[Tensor]], Optimizer], str, str]] = {
-    "a subclass": (RenamedAdam, "there is no adapter that reads it", "2 MiB"),
-    "Adafactor": (Adafactor, "there is no adapter that reads it", "2 MiB"),
+    "a subclass": (RenamedAdam, "no adapter is registered for it", "2 MiB"),
+    "Adafactor": (Adafactor, "no adapter is registered for it", "2 MiB"),
     "RMSprop with momentum": (
         lambda p: RMSprop(p, momentum=0.9),
         "with momentum its buffer averages preconditioned gradients, not gradients",
@@ -95,12 +95,12 @@ PROPOSED: dict[str, tuple[Callable[[list[Tensor]], Optimizer], str, str]] = {
     ),
     "Adadelta without a memory": (
         lambda p: Adadelta(p, rho=0.0),
-        "with rho=0 its state does not tell by how much it would move",
+        "with rho=0 its state does not determine its step",
         "2 MiB",
     ),
     "Lion without a memory": (
         lambda p: Lion(p, betas=(0.9, 0.0)),
-        "with betas[1]=0 its state does not tell its direction",
+        "with betas[1]=0 its state does not determine its direction",
         "2 MiB",
     ),
     "Lion with another decay": (
@@ -110,12 +110,12 @@ PROPOSED: dict[str, tuple[Callable[[list[Tensor]], Optimizer], str, str]] = {
     ),
     "Lion with coupled decay": (
         lambda p: pytorch_optimizer.Lion(p, weight_decay=0.1, weight_decouple=False),
-        "with weight_decouple=False it adds its decay to the gradients themselves",
+        "with weight_decouple=False it adds its decay to `.grad` in place",
         "2 MiB",
     ),
     "Lion with complex parameters": (
         lambda p: Lion([p[0].detach()[:, :128].to(torch.complex64).requires_grad_()]),
-        "the sign of complex numbers is not the same in all packages",
+        "packages differ in the sign of complex numbers",
         "2 MiB",
     ),
 }
@@ -132,7 +132,7 @@ def test_proposed_with_one_warning(
     assert isinstance(wrapper.adapter, ProposingAdapter)
     (warning,) = caught
     kind = type(optimizer)
-    assert f"for {kind.__module__}.{kind.__qualname__}: {reason}. While" in str(warning.message)
+    assert f"for {kind.__module__}.{kind.__qualname__}: {reason}. During" in str(warning.message)
     assert f"that needs {memory} more" in str(warning.message)
     assert warning.category is UserWarning
     with warnings.catch_warnings():

@@ -175,13 +175,13 @@ AT_CONSTRUCTION: dict[str, Row] = {
     "two parameters in one memory": (
         lambda: MoMoWrapper(_in_one_memory()),
         ValueError,
-        "Parameters 0 of group 0 and 0 of group 1, of shape [2], share their memory but are two "
-        "parameters, so that each would move the other. Make them one: second.weight = ",
+        "Parameters 0 of group 0 and 0 of group 1, of shape [2], share memory but are two "
+        "parameters, so each would move the other. Tie them: second.weight = ",
     ),
     "no optimizers": (
         lambda: MoMoWrapper([]),
         ValueError,
-        "There are no optimizers. Write MoMoWrapper([muon, adamw])",
+        "The list of optimizers is empty, expected at least one. Write MoMoWrapper([muon, adamw])",
     ),
     "a parameter in two optimizers": (
         lambda: MoMoWrapper(_sharing()),
@@ -192,7 +192,7 @@ AT_CONSTRUCTION: dict[str, Row] = {
     "a wrapper among several": (
         lambda: MoMoWrapper([SGD([parameter()], lr=0.1), wrapped()]),
         TypeError,
-        "wrapped already; its steps would be cut twice. Wrap the base itself",
+        "already wrapped; its steps would be shortened twice. Wrap the base:",
     ),
     "LBFGS among several": (
         lambda: MoMoWrapper([SGD([parameter()], lr=0.1), torch.optim.LBFGS([parameter()])]),
@@ -204,7 +204,7 @@ AT_CONSTRUCTION: dict[str, Row] = {
             [SGD([parameter()], lr=0.1), Adam([parameter()])], adapter=[SGDAdapter()]
         ),
         ValueError,
-        "got 2 optimizers and 1 adapters. Give one for each, None for the one that is registered: "
+        "got 2 optimizers and 1 adapters. Give one for each, with None for the registered one: "
         "adapter=[None, MyAdapter()]",
     ),
     "an adapter class among several": (
@@ -250,25 +250,25 @@ AT_CONSTRUCTION: dict[str, Row] = {
     "momentum is a number": (
         lambda: ProposingAdapter(0.9),  # type: ignore[arg-type]
         TypeError,
-        "momentum must name an entry of the base's state, got float. Write ProposingAdapter(mom",
+        "momentum must name an entry of the optimizer state, got float. Write ProposingAdapter(mom",
     ),
     "a wrapper": (
         lambda: MoMoWrapper(wrapped()),
         TypeError,
-        "wrapped already; its steps would be cut twice. Wrap the base itself",
+        "already wrapped; its steps would be shortened twice. Wrap the base:",
     ),
     "SAM": (
         lambda: MoMoWrapper(of_package("pytorch_optimizer", "SAM")),
         TypeError,
         "can't wrap SAM: it evaluates its closure at two places per step, so there is no single "
-        "loss and gradient to build the model from. Put it around the wrapped optimizer: "
-        "SAM(params, base_optimizer=momo_wrap.optim.MoMoSGD, lr=1.0), and, before each step",
+        "loss and gradient to build the model from. Wrap its base instead: SAM(params, "
+        "base_optimizer=momo_wrap.optim.MoMoSGD, lr=1.0), and, before each of its steps",
     ),
     "one parameter twice": (
         lambda: MoMoWrapper(twice()),
         ValueError,
-        "Parameters 0 of group 0 and 1 of group 0 are one and the same, which would move twice. "
-        "Name it once: dict.fromkeys(parameters) in place of parameters.",
+        "Parameters 0 of group 0 and 1 of group 0 are the same tensor, which would move twice. "
+        "Pass it once: dict.fromkeys(parameters) instead of parameters.",
     ),
     "a beta1 of 1": (
         lambda: after(MoMoWrapper(Adam([parameter()])), betas=(1.0, 0.999)).step(loss=1.0),
@@ -300,14 +300,13 @@ AT_CONSTRUCTION: dict[str, Row] = {
     "form of weight decay": (
         lambda: MoMoWrapper(SGD([parameter()], lr=0.1), weight_decay_form=0.1),  # type: ignore[arg-type]
         ValueError,
-        "weight_decay_form chooses the form of the decay and must be 'base', 'proximal', "
-        "'decoupled' or 'scaled', got 0.1. Its strength is the base's own weight_decay",
+        "weight_decay_form must be 'base', 'proximal', 'decoupled' or 'scaled', got 0.1. It is the "
+        "form of the decay; for its strength, set the weight_decay of the base",
     ),
     "form of weight decay of a rule": (
         lambda: MoMoWrapper(SGD([parameter()], lr=0.1), _Decaying()),
         ValueError,
-        "_Decaying.weight_decay_form chooses the form of the decay and must be 'base', 'proximal', "
-        "'decoupled' or 'scaled', got 0.1.",
+        "_Decaying.weight_decay_form must be 'base', 'proximal', 'decoupled' or 'scaled', got 0.1.",
     ),
     "NaN lr": (
         lambda: wrapped(lr=math.nan),
@@ -373,12 +372,12 @@ AT_CONSTRUCTION: dict[str, Row] = {
     "buffer without weight": (
         lambda: Averaging(0.9, 0.1, buffer_scale=0.0),
         ValueError,
-        "Averaging has buffer_scale=0, so the buffer would not count",
+        "Averaging got buffer_scale=0, expected another number",
     ),
     "registering an instance": (
         lambda: register_adapter(SGD([parameter()]), AdamAdapter()),  # type: ignore[arg-type]
         TypeError,
-        "expects a class of optimizers first",
+        "expects an optimizer class as its first argument",
     ),
     "registering an adapter class": (
         lambda: register_adapter(MyAdam, AdamAdapter),  # type: ignore[arg-type]
@@ -515,7 +514,8 @@ AFTER_UPDATING: dict[str, tuple[Callable[[MoMoWrapper], Any], type[Exception], s
     "a rule with a bound for each group": (
         lambda o: _with_rule(o, VectorRule("lower_bound", 2)).step(loss=1.0),
         TypeError,
-        "The rule's lower_bound must be a number or a 0-dim tensor, got [2]: there is one loss",
+        "The rule's lower_bound must be a number or a 0-dim tensor, got [2]: one loss has one "
+        "bound",
     ),
     "a rule that answers nothing": (
         lambda o: _with_rule(o, SilentRule()).step(loss=1.0),
@@ -597,13 +597,13 @@ def test_in_a_run(call: Callable[[MoMoWrapper], Any], error: type[Exception], me
 ADAPTERS: dict[str, tuple[Adapter, str]] = {
     "an adapter that takes a name": (
         CarelessAdapter(tensors={"param": []}),
-        "read() returned tensors named ['param'], which every block has already",
+        "read() returned tensors named ['param'], which every block already has",
     ),
     "a momentum that the base does not have": (
         ProposingAdapter("exp_avg"),
         "ProposingAdapter(momentum='exp_avg') found no tensor of that name and of shape [5, 8] in "
-        "the state of SGD, which has ['momentum_buffer']. Write ProposingAdapter() to have an "
-        "average kept",
+        "the state of SGD, which has ['momentum_buffer']. Write ProposingAdapter(), which keeps an "
+        "average",
     ),
     "an adapter without bias corrections": (CarelessAdapter(tensors={}), "'buffer_scale'"),
 }
@@ -744,19 +744,19 @@ UNKNOWN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "of the base": (
         {"lr": 0.1},
-        "takes no lr; it is a setting of the base. Write MoMoWrapper(torch.optim.AdamW("
-        "model.parameters(), lr=...)); the class that takes it is momo_wrap.optim.MoMoAdamW, or "
-        "MoMoWrapper.of(torch.optim.AdamW).",
+        "takes no lr; it is an argument of the base. Write "
+        "MoMoWrapper(torch.optim.AdamW(model.parameters(), lr=...)); the class that takes it is "
+        "momo_wrap.optim.MoMoAdamW, or MoMoWrapper.of(torch.optim.AdamW).",
     ),
     "the strength of weight decay": (
         {"weight_decay": 0.1},
-        "takes no weight_decay; it is a setting of the base",
+        "takes no weight_decay; it is an argument of the base",
     ),
     "the form of weight decay": (
         {"weight_decay": "decoupled"},
         "write MoMoWrapper(optimizer, weight_decay_form='decoupled').",
     ),
-    "of nothing": ({"theta": 1.0}, "MoMoWrapper takes no theta. Its arguments are listed by help("),
+    "of nothing": ({"theta": 1.0}, "MoMoWrapper takes no theta. For its arguments, see help("),
 }
 
 

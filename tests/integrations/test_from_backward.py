@@ -536,18 +536,36 @@ REFUSED: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
         lambda o, _: o.step(),
         r"has seen no backward\(\) add to them.*Write optimizer.record_loss",
     ),
-    "differentiated by another function": (not_seen, "It sees neither torch.autograd.grad"),
-    "another thread": (another_thread, "somebody had set or changed gradients"),
-    "gradients that were set": (set_by_hand, "somebody had set or changed gradients"),
-    "gradients that were set after a reset": (set_after_a_reset, "somebody had set or changed"),
-    "after a reset of the model": (set_after_a_reset_of_the_model, "somebody had set or changed"),
-    "gradients zeroed by hand": (zeroed_by_hand, "somebody had set or changed gradients"),
-    "reset by another optimizer": (reset_by_another, "somebody had set or changed gradients"),
-    "within backward()": (in_a_hook, r"nor a backward\(\) that has not ended yet"),
-    "clipped between two": (clipped_between, r"Clip once, after the last backward\(\)"),
+    "differentiated by another function": (not_seen, "It does not see torch.autograd.grad"),
+    "another thread": (another_thread, "added to gradients that were set or changed by something"),
+    "gradients that were set": (
+        set_by_hand,
+        "added to gradients that were set or changed by something",
+    ),
+    "gradients that were set after a reset": (
+        set_after_a_reset,
+        "added to gradients that were set or changed by something",
+    ),
+    "after a reset of the model": (
+        set_after_a_reset_of_the_model,
+        "added to gradients that were set or changed by something",
+    ),
+    "gradients zeroed by hand": (
+        zeroed_by_hand,
+        "added to gradients that were set or changed by something",
+    ),
+    "reset by another optimizer": (
+        reset_by_another,
+        "added to gradients that were set or changed by something",
+    ),
+    "within backward()": (in_a_hook, r"or a backward\(\) that has not ended"),
+    "clipped between two": (
+        clipped_between,
+        r"Call clip_grad_norm_\(\) once, after the last backward\(\)",
+    ),
     "clipping that is recorded, too": (
         clipping_recorded_too,
-        r"record_clipping\(\) was called within losses_from_backward.*is told already",
+        r"record_clipping\(\) was called within losses_from_backward.*is seen already",
     ),
     "the same loss for two steps": (
         lambda o, p: (p.sum().backward(), o.step(), o.step()),
@@ -558,16 +576,16 @@ REFUSED: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "zero in part": (partly_zero, "only some of the optimizer's gradients were reset"),
     "several elements": (
         lambda o, p: (p.backward(torch.ones(2)), o.step()),
-        r"called on a tensor of shape \[2\], not on a loss with one element. Write opt",
+        r"called on a tensor of shape \[2\], expected a one-element loss. Write opt",
     ),
     "an edge": (
         an_edge,
         "called on an edge of the graph",
     ),
-    "an error in backward()": (broken, r"raised an error when it had added some gradients"),
+    "an error in backward()": (broken, r"raised an error after it had added some gradients"),
     "a loss that is given, too": (
         lambda o, p: (p.sum().backward(), o.step(loss=1.0)),
-        "got a loss, but 1 were recorded",
+        "got a loss, but 1 were already recorded",
     ),
     "a loss that is recorded, too": (
         recorded_too,
@@ -646,7 +664,7 @@ def test_wrong_optimizers() -> None:
         pass
     with (
         losses_from_backward(optimizer),
-        pytest.raises(ValueError, match="learned already"),
+        pytest.raises(ValueError, match="already inside such a with statement"),
         losses_from_backward(optimizer),
     ):
         pass

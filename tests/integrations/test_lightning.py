@@ -329,7 +329,7 @@ def test_manual_optimisation_with_recorded_losses() -> None:
 def test_errors_of_manual_optimisation_lead_to_record_loss(step: Any) -> None:
     """Lightning passes a closure of its own, whatever one writes."""
     with pytest.raises(
-        TypeError, match=r"manual optimisation,? write optimizer.record_loss\(loss\)"
+        TypeError, match=r"manual optimization,? write optimizer.record_loss\(loss\)"
     ):
         trainer().fit(InHand(step), loader())
 

@@ -112,8 +112,8 @@ DAMAGED: dict[str, tuple[Damage, type[Exception], str]] = {
     "a scalar that is a string": (
         with_setting("momo_loss_sum", "0.3"),
         ValueError,
-        "has momo_loss_sum='0.3', expected a number. The state dict is damaged; take an older one, "
-        "or remove the keys that start with 'momo_' to start the model of the loss afresh",
+        "has momo_loss_sum='0.3', expected a number. The state dict is damaged; load an older one, "
+        "or remove the keys that start with 'momo_' to restart the model of the loss",
     ),
     "a scalar with several elements": (
         with_setting("momo_weight_sum", torch.ones(3)),
@@ -160,7 +160,7 @@ def test_state_dict_of_another_class_is_refused(saved: str, loading: str, missin
     problem, optimizer = trained(BASES[loading])
     before = everything(problem, optimizer)
     no_setting = rf"Group 0 has no \[.*'{missing}'.*not one of"
-    with pytest.raises(ValueError, match=rf"{no_setting}|AdamW, which looked for 'step'"):
+    with pytest.raises(ValueError, match=rf"{no_setting}|AdamW, which expected 'step'"):
         optimizer.load_state_dict(foreign)
     assert everything(problem, optimizer) == before
 

@@ -23,12 +23,12 @@ class LimitedGrowth(StepRule):
 
     Source: after the smoothing of SPS_max in the experiments of Loizou et al., arXiv 2002.10542,
     where γ_k is at most γ_{k-1} times a factor that doubles it in an epoch. Here θ is limited, not
-    θ α, so that a scheduler may raise α as it likes.
+    θ α, so a scheduler may raise α.
 
     Args:
         lower_bound: f*, see `StepRule`.
-        factor: The largest ratio of θ to the θ of the step before, at least 1.
-        floor: The θ that growth starts from where the last one was smaller, above 0.
+        factor: The largest ratio of θ to the last θ, at least 1.
+        floor: The least θ from which growth starts, above 0 and at most 1.
 
     Raises:
         TypeError: A setting is not a number.
@@ -40,12 +40,12 @@ class LimitedGrowth(StepRule):
     floor: Setting = Setting(ABOVE_0_TO_1, 1e-3)
 
     def initial_memory(self, lower_bound: float) -> dict[str, float]:
-        """Return that the first step may be whole."""
+        """Return 1: the first step may be full."""
         return {"last_theta": 1.0}
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Return θ of equation (3), limited by the last one; see `StepRule`."""
         theta, uncapped = truncate(stats, stats.lower_bound)
         theta = torch.minimum(theta, self.factor * memory["last_theta"])
-        remembered = {"last_theta": theta.clamp(min=self.floor)}
-        return StepDecision(theta, uncapped, stats.lower_bound, remembered)
+        new_memory = {"last_theta": theta.clamp(min=self.floor)}
+        return StepDecision(theta, uncapped, stats.lower_bound, new_memory)
