@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from itertools import count
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from momo_wrap.checks.losses import evaluated
 
 
 class JointOptimizer(Optimizer):
@@ -79,10 +80,7 @@ class JointOptimizer(Optimizer):
         Returns:
             What the closure returned; None without one.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for optimizer in self.optimizers:
             optimizer.step()
         return loss

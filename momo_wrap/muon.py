@@ -70,34 +70,33 @@ def muon_and_adamw(
             f"{torch.__version__}. Upgrade torch, or write MoMoWrapper([muon, adamw]) with a Muon "
             "of another package."
         )
-    ends = _ends(model, adamw_for)
+    hidden, *rest = _groups(model, _ends(model, adamw_for))
+    both = {"lr": lr, "weight_decay": weight_decay}
+    of_muon = {**both, "adjust_lr_fn": "match_rms_adamw", **(muon or {})}
+    bases: list[torch.optim.Optimizer] = [torch.optim.Muon([hidden], **of_muon)]
+    if rest:
+        bases.append(torch.optim.AdamW(rest, **{**both, **(adamw or {})}))
+    return MoMoWrapper(bases, rule, **settings)
+
+
+def _groups(model: nn.Module, ends: set[int]) -> list[dict[str, Any]]:
+    """Return the parameter groups that there are: that of Muon, then those of AdamW."""
     groups: dict[str, list[Tensor]] = {"hidden": [], "ends": [], "vectors": []}
     for name, param in model.named_parameters():
-        if param.requires_grad:
-            is_hidden = param.dim() == 2 and id(param) not in ends
-            kind = "hidden" if is_hidden else "ends" if param.dim() > 1 else "vectors"
-            groups[kind].append(param)
-            if is_hidden:
-                _check_parts(name, param)
+        if not param.requires_grad:
+            continue
+        is_hidden = param.dim() == 2 and id(param) not in ends
+        groups["hidden" if is_hidden else "ends" if param.dim() > 1 else "vectors"].append(param)
+        if is_hidden:
+            _check_parts(name, param)
     if not groups["hidden"]:
         raise ValueError(
             f"{type(model).__name__} has no matrix of a hidden layer for Muon: parameters with two "
             "dimensions, besides embeddings and the last layer. Write MoMoWrapper(AdamW(params)), "
             "or name the output layer, muon_and_adamw(model, adamw_for=[model.head])."
         )
-    of_muon = {"lr": lr, "weight_decay": weight_decay, "adjust_lr_fn": "match_rms_adamw"}
-    hidden = {"params": groups["hidden"], "name": "hidden"}
-    bases: list[torch.optim.Optimizer] = [torch.optim.Muon([hidden], **{**of_muon, **(muon or {})})]
-    of_adamw = {"lr": lr, "weight_decay": weight_decay, **(adamw or {})}
-    rest: list[dict[str, Any]] = [
-        {"params": groups[name], "name": name} for name in ("ends", "vectors") if groups[name]
-    ]
-    for group in rest:
-        if group["name"] == "vectors":
-            group["weight_decay"] = 0.0
-    if rest:
-        bases.append(torch.optim.AdamW(rest, **of_adamw))
-    return MoMoWrapper(bases, rule, **settings)
+    own: dict[str, dict[str, float]] = {"vectors": {"weight_decay": 0.0}}
+    return [{"params": ps, "name": name, **own.get(name, {})} for name, ps in groups.items() if ps]
 
 
 def _ends(model: nn.Module, adamw_for: Iterable[nn.Module | Tensor] | None) -> set[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,6 +98,30 @@ def last_step(optimizer: Optimizer) -> StepRecord:
     assert isinstance(optimizer, MoMoWrapper)
     assert optimizer.last_step is not None
     return optimizer.last_step
+
+
+def goes_on_from_a_file(
+    make: MakeOptimizer, make_problem: Callable[[], Problem], steps: int = 15
+) -> Optimizer:
+    """Check that a run goes on bit for bit with all that it saved, and return its optimizer."""
+    problem, fresh = make_problem(), make_problem()
+    optimizer, other = make(problem.params), make(fresh.params)
+    for _ in range(steps):
+        take_step(optimizer, problem.gradients())
+    torch.save(optimizer.state_dict(), file := io.BytesIO())
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    fresh.generator.set_state(problem.generator.get_state())
+    with torch.no_grad():
+        for param, value in zip(fresh.params, problem.params, strict=True):
+            param.copy_(value)
+    for _ in range(steps):
+        take_step(optimizer, problem.gradients())
+        take_step(other, fresh.gradients())
+        found, expected = vars(last_step(other)), vars(last_step(optimizer))
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert torch.equal(flat(fresh.params), flat(problem.params))
+    return other
 
 
 def kept(optimizer: Optimizer) -> list[dict[str, Any]]:

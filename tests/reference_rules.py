@@ -111,19 +111,6 @@ def scheduled(bound: float, schedule: Callable[[int], float]) -> Rule:
     return theta
 
 
-def warm_target(bound: float, steps: int) -> Rule:
-    count = 0
-
-    def theta(seen: Seen) -> float:
-        nonlocal count
-        count += 1
-        eta = count / steps if count < steps else 1.0
-        target = eta * bound + (1 - eta) * max(seen.value, bound)
-        return clip((seen.height - target) / seen.decrease)
-
-    return theta
-
-
 def moving_target(bound: float, speed: float, pull: float) -> Rule:
     """The joint projection of parameters and target, with a weight σ on moves of the target."""
     target = bound
@@ -138,46 +125,6 @@ def moving_target(bound: float, speed: float, pull: float) -> Rule:
         return clip(multiplier)
 
     return theta
-
-
-def limited_growth(bound: float, factor: float, floor: float) -> Rule:
-    last = 1.0
-
-    def theta(seen: Seen) -> float:
-        nonlocal last
-        found = clip((seen.height - bound) / seen.decrease)
-        if found > factor * max(last, floor):
-            found = factor * max(last, floor)
-        last = found
-        return found
-
-    return theta
-
-
-@dataclass
-class TrustRegion:
-    """Nocedal and Wright, Algorithm 4.1, with their ratio."""
-
-    bound: float
-    floor: float
-    radius: float = 1.0
-    last: tuple[float, float, float] | None = None
-    judged: list[str] = field(default_factory=list)
-
-    def __call__(self, seen: Seen) -> float:
-        if self.last is not None:
-            value, predicted, theta = self.last
-            ratio = (value - seen.value) / predicted if predicted > 0 else 0.5
-            if ratio < 0.25:
-                self.radius = max(self.radius / 4, self.floor)
-                self.judged.append("bad")
-            elif ratio > 0.75 and theta >= self.radius:
-                self.radius = min(2 * self.radius, 1.0)
-                self.judged.append("good")
-        theta = min(clip((seen.height - self.bound) / seen.decrease), self.radius)
-        after = seen.height - theta * seen.decrease
-        self.last = seen.value, seen.value - after, theta
-        return theta
 
 
 @dataclass

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from momo_wrap import MoMo, MoMoStar, MoMoWrapper, ProposingAdapter, Recorder, StepRule, TrustedMoMo
-from momo_wrap.research import NGN, LimitedGrowth, MovingTarget, PerGroup, SPSMax, TrustRegion
+from momo_wrap.research import NGN, ModelNGN, MovingTarget, PerGroup, SPSMax
 from tests.checks.test_errors import parameter
 from tests.problems import Problem, flat, last_step, relative_distance
 from tests.reference import AdamBase, Array, ReferenceGroup, SGDBase
@@ -105,7 +105,7 @@ def train(
 
 RULES: dict[str, Callable[[float], StepRule]] = {
     rule.__name__: rule
-    for rule in (MoMo, TrustedMoMo, NGN, SPSMax, PerGroup, LimitedGrowth, MovingTarget, TrustRegion)
+    for rule in (MoMo, TrustedMoMo, NGN, ModelNGN, SPSMax, PerGroup, MovingTarget)
 }
 
 

@@ -15,9 +15,12 @@ from functools import partial
 from docs.evidence.methods import BARE, wrapped
 from docs.evidence.plan import RESULTS, SEEDS, run_from_command_line
 from docs.evidence.problems import train
+from docs.evidence.rules.limited_growth import LimitedGrowth
+from docs.evidence.rules.trust_region import TrustRegion
+from docs.evidence.rules.warm_target import WarmTarget
 from docs.evidence.tasks import DESIGN
 from momo_wrap import MoMo, MoMoStar, StepRule, TrustedMoMo, sweep
-from momo_wrap.research import LimitedGrowth, ModelNGN, PerGroup, TrustRegion, WarmTarget
+from momo_wrap.research import ModelNGN, PerGroup
 from momo_wrap.sweep import OptimizerFactory
 
 CANDIDATES = RESULTS / "candidates.csv"

@@ -1,15 +1,16 @@
-"""Each rule of the library at 1, 10 and 100 times the best learning rate, on three tasks.
+"""Each rule at 1, 10 and 100 times the best learning rate, on three tasks.
 
     python -m docs.evidence.which_rule      # what is missing; ten minutes on one core
 
-trains Adam and SGD-M with each rule. The best learning rate is that of the bare base on the task,
-in docs/evidence/results/constant.csv. The results in docs/evidence/results/which_rule.csv are taken
-up where they are, and the tables in docs/which_rule.md are written anew.
+trains Adam and SGD-M with each rule of the library, and with those that were tried, in rules/. The
+best learning rate is that of the bare base on the task, in docs/evidence/results/constant.csv. The
+results in docs/evidence/results/which_rule.csv are taken up where they are, and the tables in
+docs/which_rule.md are written anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -19,25 +20,28 @@ from docs.evidence.measures import judged_by
 from docs.evidence.methods import BARE, wrapped
 from docs.evidence.plan import RESULTS, path_of, run_from_command_line
 from docs.evidence.problems import train
+from docs.evidence.rules.limited_growth import LimitedGrowth
+from docs.evidence.rules.trust_region import TrustRegion
+from docs.evidence.rules.warm_target import WarmTarget
 from docs.evidence.sections import table
 from docs.evidence.tasks import DESIGN, SCORED
+from docs.evidence.twins import train_twins
 from momo_wrap import MoMo, MoMoStar, StepRule, TrustedMoMo, sweep
 from momo_wrap.research import (
     NGN,
     DecSPS,
-    LimitedGrowth,
     ModelNGN,
     MovingTarget,
     PerGroup,
     SPSMax,
     SPSSafe,
-    TrustRegion,
-    WarmTarget,
+    TwinPolyak,
 )
 from momo_wrap.sweep import OptimizerFactory
 from momo_wrap.sweep.comparing import medians
 
 WHICH_RULE = RESULTS / "which_rule.csv"
+CONSTANT = path_of("constant")
 PAGE = Path(__file__).parents[1] / "which_rule.md"
 TASKS = {
     name: DESIGN[name] for name in ("digits, perceptron", "digits, diffusion", "matrix completion")
@@ -61,6 +65,7 @@ RULES: dict[str, Callable[[], StepRule]] = {
         LimitedGrowth,
         TrustRegion,
         PerGroup,
+        TwinPolyak,
     )
 }
 
@@ -72,9 +77,9 @@ def methods(base: str) -> dict[str, OptimizerFactory]:
     return {base: make, **ruled}
 
 
-def best_rate(base: str, task: str) -> float:
-    """Return the best learning rate of a bare base on a task."""
-    known = sweep.load(path_of("constant"))
+def best_rate(base: str, task: str, path: Path = CONSTANT) -> float:
+    """Return the best learning rate of a bare base on a task, in a file of results."""
+    known = sweep.load(path)
     by_rate = medians(known[known["optimizer"] == base], task, judged_by(task), task in SCORED)
     column = by_rate[base]
     return float(column.idxmax() if task in SCORED else column.idxmin())
@@ -89,13 +94,19 @@ def run(processes: int | None = None) -> None:
     """Run what is missing, in so many processes, and write the tables into the page."""
     for base in BASES:
         for name, make in TASKS.items():
-            task = {name: partial(train, make_problem=make)}
-            grid = rates(base, name)
-            sweep.run(task, methods(base), grid, SEEDS, WHICH_RULE, processes=processes)
+            ruled, twins = methods(base), f"{base} + {TwinPolyak.__name__}"
+            for its_train, its in ((train_twins, {twins: ruled.pop(twins)}), (train, ruled)):
+                task = {name: partial(its_train, make_problem=make)}
+                sweep.run(task, its, rates(base, name), SEEDS, WHICH_RULE, processes=processes)
+    write(sections())
+
+
+def write(tables: Mapping[str, str]) -> None:
+    """Write tables into the page, by the names of their sections."""
     from docs.evidence.report import replace_sections  # which imports a page of its own
 
     page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(replace_sections(page, sections()), encoding="utf-8")
+    PAGE.write_text(replace_sections(page, tables), encoding="utf-8")
 
 
 def sections(path: Path = WHICH_RULE) -> dict[str, str]:
@@ -117,12 +128,12 @@ def _table(results: pd.DataFrame, base: str) -> str:
     ]
     rows = []
     for name, method in zip(("bare", *(f"`{rule}`" for rule in RULES)), methods(base), strict=True):
-        cells = [_cell(results, task, method, rate) for task, its in grid.items() for rate in its]
+        cells = [cell(results, task, method, rate) for task, its in grid.items() for rate in its]
         rows.append([name, *cells])
     return table(head, rows)
 
 
-def _cell(results: pd.DataFrame, task: str, method: str, rate: float) -> str:
+def cell(results: pd.DataFrame, task: str, method: str, rate: float) -> str:
     """Return the mean test loss of the runs of a cell, or that one has failed."""
     same = (results["task"] == task) & (results["optimizer"] == method) & (results["lr"] == rate)
     runs = results[same & results["seed"].isin(SEEDS)]

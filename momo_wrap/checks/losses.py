@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from math import isfinite
 from numbers import Real
 from types import FunctionType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -85,6 +85,13 @@ def returned_by(closure: object) -> object:
             f"step() takes a closure as its positional argument, got {type(closure).__name__}. To "
             "pass a loss, write optimizer.step(loss=loss)."
         )
+    return evaluated(closure)
+
+
+def evaluated(closure: Callable[[], object] | None) -> Any:
+    """Return the result of a closure, called with gradients enabled; None without one."""
+    if closure is None:
+        return None
     with torch.enable_grad():
         return closure()
 

@@ -174,6 +174,21 @@ class PendingLosses:
         The loss is None if the closure returned None and left no gradients: a skipped batch.
         """
         own_bound = None if bound is None else checked_bound(bound, "step()")
+        self._check_sources(closure, loss)
+        if loss is not None:
+            self._due = self._clipping_due = True
+            return checked_loss(loss, "step() got as loss"), probe, own_bound, True
+        if closure is not None:
+            returned = returned_by(closure)
+            self._due = self._clipping_due = True
+            # A trainer's closure may return None, or only the last of several losses.
+            if not self.count:
+                own = self._of_closure(returned, groups)
+                return own, None if own is None else probe, own_bound, True
+        return self._of_recorded(probe, own_bound)
+
+    def _check_sources(self, closure: object, loss: object) -> None:
+        """Raise an error if there are two losses, or none."""
         if self.count and loss is not None:
             raise TypeError(
                 f"step() got a loss, but {self.count} were already recorded. Write either "
@@ -186,18 +201,13 @@ class PendingLosses:
                 "If a trainer passes its own closure, as in Lightning's manual optimization, write "
                 "optimizer.record_loss(loss) and optimizer.step()."
             )
-        if loss is not None:
-            self._due = self._clipping_due = True
-            return checked_loss(loss, "step() got as loss"), probe, own_bound, True
-        if closure is None and not self.count:
+        if closure is None and loss is None and not self.count:
             raise TypeError(self.problem or self.unseen or no_loss())
-        if closure is not None:
-            returned = returned_by(closure)
-            self._due = self._clipping_due = True
-            # A trainer's closure may return None, or only the last of several losses.
-            if not self.count:
-                own = self._of_closure(returned, groups)
-                return own, None if own is None else probe, own_bound, True
+
+    def _of_recorded(
+        self, probe: Probe | None, bound: Loss | None
+    ) -> tuple[Loss, Probe | None, Loss | None, bool]:
+        """Return the mean or sum of the recorded losses, and discard them; see `evaluate`."""
         if probe is not None and self._has_probe:
             raise TypeError(
                 "step() got a probe, but probes were recorded with the losses. Write either "
@@ -206,16 +216,16 @@ class PendingLosses:
         as_mean, probes, complete = self._reduction == "mean", self._probes, False
         loss = self._total / self._weights if as_mean else self._total
         if self._bound is not None:
-            if own_bound is not None:
+            if bound is not None:
                 raise TypeError(_TWO_BOUNDS)
-            own_bound = self._bound / self._weights if as_mean else self._bound
+            bound = self._bound / self._weights if as_mean else self._bound
         if self._has_probe:
             probe, complete = partial(_reduced, probes, as_mean), len(probes) == self.count
         clipping = self.clipping
         self.clear()
         self.mark_due()
         self.clipping = clipping
-        return loss, probe, own_bound, complete
+        return loss, probe, bound, complete
 
 
 _WITH_PROBE = "optimizer.record_loss(loss, probe=functools.partial(loss_of, inputs, targets))"

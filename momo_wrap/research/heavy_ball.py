@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from momo_wrap.checks.losses import evaluated
+
 
 class HeavyBall(Optimizer):
     """SGD or Adam-like steps of z, and parameters x that follow as a running average of it.
@@ -77,10 +79,7 @@ class HeavyBall(Optimizer):
         Returns:
             What the closure returned; None without one.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:

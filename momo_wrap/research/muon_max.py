@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from momo_wrap.adapters import ParamGroup
+from momo_wrap.checks.losses import evaluated
 
 
 class MuonMax(Optimizer):
@@ -73,10 +74,7 @@ class MuonMax(Optimizer):
         Returns:
             What the closure returned; None without one.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         moving = [
             (group, p) for group in self.param_groups for p in group["params"] if p.grad is not None
         ]

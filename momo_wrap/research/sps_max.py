@@ -48,10 +48,14 @@ class SPSMax(StepRule):
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Return θ from the loss of this batch; see `StepRule`."""
-        batch = of_batch(stats)
-        scaled = replace(batch, predicted_decrease=self.c * stats.predicted_decrease)
-        theta, uncapped = truncate(scaled, stats.lower_bound)
-        return StepDecision(theta, uncapped, stats.lower_bound)
+        return polyak_step(stats, self.c * stats.predicted_decrease)
+
+
+def polyak_step(stats: ModelStats, decrease: Tensor) -> StepDecision:
+    """Return the Polyak step of the loss of this batch; the whole step lowers it by `decrease`."""
+    seen = replace(of_batch(stats), predicted_decrease=decrease)
+    theta, uncapped = truncate(seen, stats.lower_bound)
+    return StepDecision(theta, uncapped, stats.lower_bound)
 
 
 def of_batch(stats: ModelStats) -> ModelStats:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
 
-from momo_wrap.research.sps_max import of_batch
-from momo_wrap.rules import ModelStats, StepDecision, StepRule, truncate
+from momo_wrap.research.sps_max import polyak_step
+from momo_wrap.rules import ModelStats, StepDecision, StepRule
 from momo_wrap.rules.arguments import ABOVE_0, Setting
 
 
@@ -46,8 +46,5 @@ class SPSSafe(StepRule):
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Return θ from the loss of this batch, over a slope of at least M; see `StepRule`."""
-        batch = of_batch(stats)
         least = self.safeguard * stats.learning_rate
-        safe = replace(batch, predicted_decrease=torch.maximum(batch.predicted_decrease, least))
-        theta, uncapped = truncate(safe, stats.lower_bound)
-        return StepDecision(theta, uncapped, stats.lower_bound)
+        return polyak_step(stats, torch.maximum(stats.predicted_decrease, least))

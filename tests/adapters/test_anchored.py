@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 import re
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from tests.engine.test_blocks import peak_mib
 from tests.problems import (
     Problem,
     flat,
+    goes_on_from_a_file,
     last_step,
     relative_distance,
     take_step,
@@ -72,17 +72,19 @@ class Toy:
         loss = -(logs * one_hot).sum(1).mean()
         return float(loss), inputs.T @ (np.exp(logs) - one_hot) / len(labels)
 
-    def train(self, make: Callable[[list[Tensor]], MoMoWrapper]) -> tuple[Array, list[float]]:
+    def train(
+        self, make: Callable[[list[Tensor]], MoMoWrapper], bounds: Array | None = None
+    ) -> tuple[Array, list[float]]:
         """The weights after each step, as they are evaluated, and each θ."""
         weights = torch.zeros(6, 3, dtype=torch.float64, requires_grad=True)
         optimizer = make([weights])
         switch: Any = optimizer
         history, thetas = [], []
-        for rows in self.batches:
+        for k, rows in enumerate(self.batches):
             getattr(switch, "train", lambda: None)()
             loss, grad = self.evaluate(weights.detach().numpy(), rows)
             weights.grad = torch.from_numpy(grad)
-            optimizer.step(loss=loss)
+            optimizer.step(loss=loss, lower_bound=None if bounds is None else float(bounds[k]))
             thetas.append(float(last_step(optimizer).theta))
             getattr(switch, "eval", lambda: None)()
             history.append(weights.detach().numpy().copy())
@@ -121,15 +123,15 @@ def schedule_free_polyak(toy: Toy, lr: float, adam: bool) -> Array:
     return np.stack(history)
 
 
-def iams(toy: Toy, lr: float, adam: bool) -> Array:
+def iams(toy: Toy, lr: float, adam: bool, bounds: Array | float = 0.0) -> Array:
     """ArXiv 2504.01898: z <- z - η D⁻¹ g and x <- (λ x + z)/(1 + λ), where g is taken at x."""
     diagonal, weight = Diagonal(adam=adam), BETA / (1 - BETA)
     z = x = np.zeros((6, 3))
     history = []
-    for rows in toy.batches:
+    for rows, bound in zip(toy.batches, np.broadcast_to(bounds, STEPS), strict=True):
         loss, grad = toy.evaluate(x, rows)
         scale = diagonal(grad)
-        gap = max(loss + (grad * (z - x)).sum(), 0.0)
+        gap = max(loss - bound + (grad * (z - x)).sum(), 0.0)
         z = z - min(lr, gap / (grad**2 / scale).sum()) * grad / scale
         x = (weight * x + z) / (1 + weight)
         history.append(x)
@@ -179,6 +181,21 @@ def test_heavy_ball_methods_are_the_published_ones(
     found, fractions = toy.train(make)
     np.testing.assert_allclose(found, published(toy, lr, adam), rtol=1e-10, atol=1e-12)
     assert any(0 < theta < 1 for theta in fractions)
+
+
+@pytest.mark.parametrize("adam", [False, True])
+def test_iam_has_the_least_loss_of_each_batch(adam: bool) -> None:
+    """What they are is IAM's to know; here any numbers below most of the losses."""
+    toy = Toy()
+    bounds = np.random.default_rng(1).uniform(0.0, 0.3, size=STEPS)
+
+    def make(params: list[Tensor]) -> MoMoWrapper:
+        beta2 = BETA2 if adam else None
+        return MoMoWrapper(HeavyBall(params, 1e3, momentum=BETA, beta2=beta2, eps=EPS))
+
+    found, _ = toy.train(make, bounds)
+    np.testing.assert_allclose(found, iams(toy, 1e3, adam, bounds), rtol=1e-10, atol=1e-12)
+    assert np.abs(found - iams(toy, 1e3, adam)).max() > 0.01
 
 
 def schedule_free(
@@ -471,23 +488,7 @@ def test_slopes_are_along_the_move_of_the_anchor() -> None:
 
 @pytest.mark.parametrize("rule", [MoMo(0.3), MoMoStar(), TrustedMoMo(0.3)], ids=repr)
 def test_run_goes_on_bit_for_bit_from_a_file(rule: StepRule) -> None:
-    problem, fresh = Problem(), Problem()
-    optimizer, other = (MoMoWrapper(polyak(p.params, beta2=0.9), rule) for p in (problem, fresh))
-    for _ in range(15):
-        take_step(optimizer, problem.gradients())
-    file = io.BytesIO()
-    torch.save(optimizer.state_dict(), file)
-    file.seek(0)
-    other.load_state_dict(torch.load(file, weights_only=True))
-    fresh.generator.set_state(problem.generator.get_state())
-    with torch.no_grad():
-        for param, value in zip(fresh.params, problem.params, strict=True):
-            param.copy_(value)
-    for _ in range(15):
-        take_step(optimizer, problem.gradients())
-        take_step(other, fresh.gradients())
-        assert last_step(other) == last_step(optimizer)
-    assert torch.equal(flat(fresh.params), flat(problem.params))
+    goes_on_from_a_file(lambda p: MoMoWrapper(polyak(p, beta2=0.9), rule), Problem)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.complex128])

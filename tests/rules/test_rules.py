@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from momo_wrap import ModelStats, MoMo, MoMoStar, StepRule, TrustedMoMo
-from momo_wrap.research import NGN, LimitedGrowth, MovingTarget, ScheduledBound, WarmTarget
+from momo_wrap.research import NGN, MovingTarget, ScheduledBound, SPSMax
 from momo_wrap.rules import truncate
 from tests.problems import last_step
 from tests.test_wrapper import one_parameter
@@ -170,8 +170,8 @@ SET: dict[str, tuple[StepRule, str, Any, type[Exception], str]] = {
     ),
     "an infinite bound": (MovingTarget(1.0), "lower_bound", -math.inf, ValueError, "is finite"),
     "a window": (TrustedMoMo(), "window", 1.0, ValueError, "of at least 2 that is finite"),
-    "a factor": (LimitedGrowth(), "factor", "2", TypeError, "factor must be a Python number"),
-    "a length": (WarmTarget(), "steps", 0, ValueError, "WarmTarget got steps=0, expected a number"),
+    "a factor": (SPSMax(), "c", "2", TypeError, "c must be a Python number"),
+    "a speed": (MovingTarget(), "speed", 1, ValueError, "MovingTarget got speed=1, expected"),
     "a schedule": (
         ScheduledBound(abs),
         "schedule",
@@ -194,15 +194,16 @@ def test_settings_are_checked_when_they_are_set(
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda rule: pickle.loads(pickle.dumps(rule))])
 def test_settings_that_are_set_are_used_shown_and_copied(copied: Callable[[Any], Any]) -> None:
-    rule = LimitedGrowth(factor=3)
-    rule.lower_bound, rule.floor = 1, 0.5
+    rule = MovingTarget(speed=0)
+    rule.lower_bound, rule.pull = 1, 0.5
     other = copied(rule)
-    assert repr(other) == "LimitedGrowth(lower_bound=1.0, factor=3.0, floor=0.5)"
-    other.factor = 4.0
-    assert (rule.factor, other.factor) == (3.0, 4.0)
-    memory = {"last_theta": number(0.01)}
-    assert float(other(replace(STATS, lower_bound=0.0), memory).theta) == pytest.approx(0.04)
-    assert float(rule(replace(STATS, lower_bound=0.0), memory).theta) == pytest.approx(0.03)
+    assert repr(other) == "MovingTarget(lower_bound=1.0, speed=0.0, pull=0.5)"
+    other.pull = 1.0
+    assert (rule.pull, other.pull) == (0.5, 1.0)
+    memory = {"target": number(3.0)}
+    seen = replace(STATS, lower_bound=1.0)
+    assert float(other(seen, memory).memory["target"]) == 1.0
+    assert float(rule(seen, memory).memory["target"]) == 2.0
 
 
 def test_a_rule_with_a_constructor_of_its_own_has_a_bound() -> None:

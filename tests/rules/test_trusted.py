@@ -35,7 +35,7 @@ from tests.problems import Problem, flat, last_step, relative_distance, take_ste
 from tests.property.test_theta import scalar
 from tests.reference import AdamBase, ReferenceGroup, SGDBase
 from tests.reference_rules import ReferenceRun
-from tests.research.test_research import numpy_vector
+from tests.research.laws import numpy_vector
 
 BOUND = 0.01
 Params = list[Tensor]
