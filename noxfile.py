@@ -82,7 +82,7 @@ def lint(session: nox.Session) -> None:
 def examples(session: nox.Session) -> None:
     """Run the examples; each asserts its claim."""
     _install(session, "evidence", "integrations")
-    session.run("python", "examples/quickstart.py", "--output", session.create_tmp() + "/lr.png")
+    session.run("python", "examples/quickstart.py", "--output", session.create_tmp() + "/lr")
     session.run("python", "-m", "docs.quickstart.seeds")  # the results are there already
     for name in ("plain", "accumulation_amp", "lightning", "accelerate", "hf_trainer"):
         session.run("python", f"examples/train_{name}.py")
