@@ -19,10 +19,10 @@ from momo_wrap.adapters.proposing import ProposingAdapter
 from momo_wrap.adapters.radam import RAdamAdapter
 from momo_wrap.adapters.rmsprop import RMSpropAdapter
 from momo_wrap.adapters.sgd import SGDAdapter
+from momo_wrap.checks.warning import users_level
 from momo_wrap.engine.scalars import Scalar
 from momo_wrap.joint import members
 from momo_wrap.model import Averaging
-from momo_wrap.warning import users_level
 
 # By type, or by the qualified name of an optimizer of another package, which is not imported.
 _adapters: dict[type[Optimizer] | str, Adapter] = {
