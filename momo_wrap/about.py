@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import warnings
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 
 import torch
 
@@ -79,19 +80,23 @@ def _compiled(device: str) -> str:
         from momo_wrap.fast import kernels
     except ImportError:
         return "no: the folder momo_wrap/fast is missing"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own; a failure is told below
+        try:
+            return _tried(device, kernels)
+        except Exception as error:  # whatever it is, it belongs in the report
+            return f"no: a step raises {type(error).__name__}: {_on_one_line(str(error))}"
+
+
+def _tried(device: str, kernels: ModuleType) -> str:
     param = torch.nn.Parameter(torch.zeros(8, device=device))
     param.grad = torch.ones_like(param)
     if device not in kernels.failures and not kernels.can_compile([param]):
         return "no: torch.compile is disabled, as by TORCH_COMPILE_DISABLE=1, or a mode is active"
     before = kernels.count()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the failure is told below
-            optimizer = MoMoWrapper(torch.optim.AdamW([param]), compiled=True)
-            optimizer.step(loss=1.0)  # the first makes the state, without a kernel
-            optimizer.step(loss=1.0)
-    except Exception as error:  # whatever it is, it belongs in the report
-        return f"no: a step raises {type(error).__name__}: {_on_one_line(str(error))}"
+    optimizer = MoMoWrapper(torch.optim.AdamW([param]), compiled=True)
+    optimizer.step(loss=1.0)  # the first makes the state, without a kernel
+    optimizer.step(loss=1.0)
     if device in kernels.failures:
         return f"no: {_on_one_line(kernels.failures[device])}"
     if kernels.count() == before:
