@@ -6,7 +6,7 @@
 trains a small convolutional network on handwritten digits with SGD-M and AdamW, bare, with MoMo and
 with TrustedMoMo. It prints the test accuracies, draws them, and ends with a verdict in one line. It
 takes less than a minute on two CPU cores, and downloads nothing. The result depends on the seed,
-most for SGD-M + MoMo: docs/quickstart/seeds.py compares twelve, of which the default is typical.
+above all for MoMo: docs/quickstart/seeds.py compares twelve, of which the default is typical.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from momo_wrap import MoMo, MoMoWrapper, StepRule, TrustedMoMo, sweep
 
 LEARNING_RATES = [10 ** (exponent / 2) for exponent in range(-8, 5)]
 EPOCHS = 10
-SEED = 0
+SEED = 1
 TASK = "handwritten digits"
 BASES = ("SGD-M", "AdamW")
 MARGIN = 0.02  # of test accuracy: this near the best is near enough
@@ -74,8 +74,8 @@ def train(
     torch.manual_seed(seed)
     images, test_images, labels, test_labels = data()
     network = nn.Sequential(
-        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU()),
-        *(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * 4 * 4, 10)),
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 4 * 4, 10)),
     )
     optimizer = make_optimizer(network.parameters(), lr)
     for _ in range(epochs):
@@ -103,7 +103,8 @@ def verdict(results: Any) -> str:
     """Return in one line over how many decades of lr each optimizer trains well."""
     parts = []
     for base in BASES:
-        found = widths(results, base).values()
+        names = (base, f"{base} + MoMo", f"{base} + TrustedMoMo")
+        found = [widths(results, base)[name] for name in names]
         bare, momo, trusted = (f"{width:.1f}" if width >= 0 else "none" for width in found)
         parts.append(f"{base} {bare}, with MoMo {momo}, with TrustedMoMo {trusted}")
     return f"Decades of lr within {MARGIN} of the best accuracy: {'; '.join(parts)}."
@@ -120,10 +121,10 @@ def plot(results: Any, prefix: str) -> None:
 
 def check_claim(results: Any) -> None:
     """Assert that the largest lr ruins what is bare, and that TrustedMoMo trains well with it."""
+    scores = results[results["lr"] == max(LEARNING_RATES)].set_index("optimizer")["score"]
     for base in BASES:
-        bare, _, trusted = of_base(results, base).sort_values("lr", kind="stable")["score"].tail(3)
-        message = f"{base} at the largest lr: {bare:.3f} bare, {trusted:.3f} with TrustedMoMo"
-        assert bare < 0.5 < 0.9 < trusted, message
+        bare, trusted = scores[base], scores[f"{base} + TrustedMoMo"]
+        assert bare < 0.5 < 0.9 < trusted, f"{base} at the largest lr: {bare:.3f}, {trusted:.3f}"
         widest = widths(results, base)
         assert widest[f"{base} + TrustedMoMo"] > widest[base], widest
 
