@@ -36,7 +36,7 @@ def sgd_m(params: Any, lr: float) -> Optimizer:
 
 
 def adamw(params: Any, lr: float) -> Optimizer:
-    return torch.optim.AdamW(params, lr=lr, weight_decay=0.0)
+    return torch.optim.AdamW(params, lr=lr)
 
 
 def sgd_m_with_momo(params: Any, lr: float) -> Optimizer:

@@ -7,6 +7,7 @@ Example:
 """
 
 from momo_wrap import optim as optim
+from momo_wrap.about import info
 from momo_wrap.adapters import (
     Adapter,
     ProposingAdapter,
@@ -14,14 +15,14 @@ from momo_wrap.adapters import (
     adapter_for,
     register_adapter,
 )
+from momo_wrap.checks.warning import MoMoWarning
 from momo_wrap.diagnosis import Diagnosis
 from momo_wrap.joint import JointOptimizer
 from momo_wrap.model import Averaging
-from momo_wrap.muon import muon_and_adamw
+from momo_wrap.optim.muon import muon_and_adamw
 from momo_wrap.record import StepRecord
 from momo_wrap.recorder import Recorder
 from momo_wrap.rules import ModelStats, MoMo, MoMoStar, StepDecision, StepRule, TrustedMoMo
-from momo_wrap.warning import MoMoWarning
 from momo_wrap.wrapper import MoMoWrapper
 
 __version__ = "0.1.0"
@@ -44,6 +45,7 @@ __all__ = [
     "StepRule",
     "TrustedMoMo",
     "adapter_for",
+    "info",
     "muon_and_adamw",
     "register_adapter",
 ]

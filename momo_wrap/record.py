@@ -12,13 +12,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
+from momo_wrap.checks.warning import MoMoWarning, users_level
 from momo_wrap.diagnosis import WINDOW, Diagnosis, Tally
 from momo_wrap.distributed import ProcessGroup, ranks_of
 from momo_wrap.engine.scalars import as_scalar
 from momo_wrap.joint import members
 from momo_wrap.rules import ModelStats, StepDecision, StepRule
 from momo_wrap.state.memory import Memory
-from momo_wrap.warning import MoMoWarning, users_level
 
 # Symptoms are counted at every so many steps.
 SAMPLED_EVERY = 10

@@ -70,9 +70,16 @@ def test_cost_tables_are_the_measured_ones() -> None:
     results = import_module("docs.performance.report")
     measured = results.Results.load(ROOT / "docs" / "performance" / "results" / "step_cost.json")
     transformer = measured.cases["transformer"]
-    readme = (ROOT / "README.md").read_text()
-    assert results.table(transformer.costs, results.SUMMARY) in readme
-    assert f"{transformer.elements / 1e6:.0f} M" in readme
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    costs = {cost.optimizer: cost for cost in transformer.costs}
+    known = costs["AdamW(fused) wrapped, compiled, foreseen"]
+    shortened = costs["AdamW(fused) wrapped, compiled"]
+    assert f"over {transformer.elements / 1e6:.0f} M float32 parameters" in readme
+    assert f"takes {known.over_fused:.2f} times the bare step of AdamW(fused) if" in readme
+    assert f"and {shortened.over_fused:.2f} times if it is shortened" in readme
+    foreach = f"{known.over_foreach:.2f} and {shortened.over_foreach:.2f} of AdamW(foreach)"
+    momo_opt = f"{known.over_momo_opt:.2f} and {shortened.over_momo_opt:.2f} of momo-opt's MomoAdam"
+    assert f"{foreach}, {momo_opt}" in readme
     page = (ROOT / "docs" / "performance.md").read_text()
     assert set(measured.cases) == {"transformer", "small", "one", "bf16"}
     assert all(results.table(case.costs) in page for case in measured.cases.values())
@@ -109,8 +116,11 @@ def test_table_of_small_models_is_the_measured_one() -> None:
 def test_quickstart_table_is_the_measured_one() -> None:
     pytest.importorskip("sklearn", reason="the examples extra is not installed")
     seeds = import_module("docs.quickstart.seeds")
-    results = [seeds.RESULTS / f"seed_{seed}.csv" for seed in seeds.SEEDS]
+    results = seeds.sweep.load(seeds.RESULTS / "seeds.csv")
+    assert len(results) == 12 * 6 * 13
+    assert set(results["status"]) == {"ok"}
     assert seeds.table(results) in (ROOT / "README.md").read_text()
+    assert seeds.typical_seed(results) == seeds.quickstart.SEED
 
 
 def test_every_page_is_in_the_navigation() -> None:

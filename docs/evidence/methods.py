@@ -16,7 +16,7 @@ from schedulefree import AdamWScheduleFree, SGDScheduleFree
 from torch import nn
 from torch.optim import Optimizer
 
-from momo_wrap import MoMo, MoMoWrapper, StepRule, TrustedMoMo
+from momo_wrap import JointOptimizer, MoMo, MoMoWrapper, StepRule, TrustedMoMo
 from momo_wrap.sweep import OptimizerFactory
 
 Params = Iterable[nn.Parameter]
@@ -36,25 +36,8 @@ def muon_and_adamw(params: Params, lr: float) -> list[Optimizer]:
     return [muon, *([torch.optim.AdamW(rest, lr=lr)] if rest else [])]
 
 
-class Together(Optimizer):
-    """Several optimizers that step together: what `MoMoWrapper` is given, bare."""
-
-    def __init__(self, parts: list[Optimizer]) -> None:
-        self._parts = parts
-        super().__init__([group for part in parts for group in part.param_groups], {})
-        # The groups themselves, not copies: schedulers write into them.
-        self.param_groups = [group for part in parts for group in part.param_groups]
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Step with each."""
-        loss = None if closure is None else closure()
-        for part in self._parts:
-            part.step()
-        return loss
-
-
 def muon(params: Params, lr: float) -> Optimizer:
-    return Together(muon_and_adamw(params, lr))
+    return JointOptimizer(muon_and_adamw(params, lr))
 
 
 def mechanic(params: Params, lr: float) -> Optimizer:

@@ -115,21 +115,6 @@ def noise(costs: Sequence[Cost]) -> str | None:
     return f"Not a quiet machine: quartiles far apart for {', '.join(noisy)}." if noisy else None
 
 
-# What README shows.
-SUMMARY = (
-    "AdamW(foreach)",
-    "AdamW(fused)",
-    "AdamW(fused) wrapped",
-    "AdamW(fused) wrapped, compiled",
-    "AdamW(fused) wrapped, compiled, foreseen",
-    "MomoAdam (momo-opt)",
-    "SGD-M(fused)",
-    "SGD-M(fused) wrapped",
-    "SGD-M(fused) wrapped, compiled",
-    "SGD-M(fused) wrapped, compiled, foreseen",
-    "Momo (momo-opt)",
-)
-
 COLUMNS: dict[str, Callable[[Cost], str]] = {
     "ms": lambda cost: _number(cost.milliseconds, 1 if cost.milliseconds >= 10 else 3),
     "/ fused": lambda cost: _number(cost.over_fused, 2),

@@ -2,77 +2,95 @@
 
     python -m docs.quickstart.seeds
 
-runs examples/quickstart.py for the seeds whose result is not in docs/quickstart/results yet, about
-three minutes each, and prints the table of tolerated learning rates that is in the README.
+trains as examples/quickstart.py does, with each of twelve seeds, which takes ten minutes on two CPU
+cores, unless the results are in docs/quickstart/results already. It draws the pictures of the
+quickstart's default seed, and prints the table of tolerated learning rates that is in the README.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
-from examples.quickstart import METHODS, Sweep, decades
+from examples import quickstart
+from momo_wrap import sweep
 
-ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
 SEEDS = range(12)
 COLLAPSED = 0.5  # accuracy below which a network has not just trained a little worse
 
 
-def run_quickstart(seed: int, result: Path) -> None:
-    script = ROOT / "examples" / "quickstart.py"
-    outputs = ["--csv", str(result), "--output", str(result.with_suffix(".png"))]
-    subprocess.run([sys.executable, str(script), "--seed", str(seed), *outputs], check=True)
+def all_results() -> Any:
+    """Return the results of all seeds; those that are missing are made."""
+    return sweep.run(
+        {quickstart.TASK: quickstart.train},
+        quickstart.OPTIMIZERS,
+        quickstart.LEARNING_RATES,
+        SEEDS,
+        RESULTS / "seeds.csv",
+        settings={"epochs": quickstart.EPOCHS},
+    )
 
 
-def load(result: Path) -> Sweep:
-    with result.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    rates = sorted({float(row["learning_rate"]) for row in rows})
-    accuracies = {
-        method: [float(row["test_accuracy"]) for row in rows if row["method"] == method]
-        for method in METHODS
-    }
-    return Sweep(rates, accuracies)
+def of_seed(results: Any, seed: int) -> Any:
+    return results[results["seed"] == seed]
 
 
-def collapses_from(sweep: Sweep, method: str) -> float | None:
+def decades(results: Any) -> dict[str, list[float]]:
+    """Return over how many decades of lr each optimizer comes near the best, for each seed."""
+    found: dict[str, list[float]] = {name: [] for name in quickstart.OPTIMIZERS}
+    for seed in SEEDS:
+        for base in quickstart.BASES:
+            for name, width in quickstart.widths(of_seed(results, seed), base).items():
+                found[name].append(width)
+    return found
+
+
+def collapses_from(results: Any, optimizer: str) -> float | None:
     """Return the learning rate from which on training is ruined, if there is one in the sweep."""
     ruined: float | None = None
-    pairs = list(zip(sweep.learning_rates, sweep.accuracies[method], strict=True))
-    for lr, accuracy in reversed(pairs):
+    rows = results[results["optimizer"] == optimizer].sort_values("lr", ascending=False)
+    for lr, accuracy in zip(rows["lr"], rows["score"], strict=True):
         if accuracy >= COLLAPSED:
             break
         ruined = lr
     return ruined
 
 
-def table(results: list[Path]) -> str:
+def typical_seed(results: Any) -> int:
+    """Return the seed whose widths are nearest to the medians, in all."""
+    widths = [[max(width, -0.5) for width in column] for column in decades(results).values()]
+    medians = [statistics.median(column) for column in widths]
+
+    def distance(seed: int) -> float:
+        pairs = zip(widths, medians, strict=True)
+        return sum(abs(column[seed] - median) for column, median in pairs)
+
+    return min(SEEDS, key=distance)
+
+
+def table(results: Any) -> str:
     """Return the widths of the tolerated ranges over all seeds, as Markdown."""
-    sweeps = [load(result) for result in results]
     lines = ["| | decades of lr: median (range) | collapses at high lr |", "|---|---|---|"]
-    for method in METHODS:
-        widths = [decades(sweep.tolerated(method)) for sweep in sweeps]
-        ruined = [lr for sweep in sweeps if (lr := collapses_from(sweep, method)) is not None]
+    for name, widths in decades(results).items():
+        found = [collapses_from(of_seed(results, seed), name) for seed in SEEDS]
+        ruined = [lr for lr in found if lr is not None]
         least = f"{min(widths):.1f}" if min(widths) >= 0 else "none"
         spread = f"{statistics.median(widths):.2f} ({least} to {max(widths):.1f})"
-        collapse = f"in {len(ruined)} of {len(sweeps)} seeds"
+        collapse = f"in {len(ruined)} of {len(found)} seeds"
         if ruined:
             collapse += f", from {min(ruined):.3g} on at the earliest"
-        lines.append(f"| {method} | {spread} | {collapse} |")
+        lines.append(f"| {name} | {spread} | {collapse} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "").parse_args()
-    results = [RESULTS / f"seed_{seed}.csv" for seed in SEEDS]
-    for seed, result in zip(SEEDS, results, strict=True):
-        if not result.exists():
-            run_quickstart(seed, result)
+    results = all_results()
+    quickstart.plot(of_seed(results, quickstart.SEED), str(RESULTS / "quickstart"))
+    print(f"The typical seed is {typical_seed(results)}.")
     print(table(results))
 
 

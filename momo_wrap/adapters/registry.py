@@ -19,10 +19,10 @@ from momo_wrap.adapters.proposing import ProposingAdapter
 from momo_wrap.adapters.radam import RAdamAdapter
 from momo_wrap.adapters.rmsprop import RMSpropAdapter
 from momo_wrap.adapters.sgd import SGDAdapter
+from momo_wrap.checks.warning import users_level
 from momo_wrap.engine.scalars import Scalar
 from momo_wrap.joint import members
 from momo_wrap.model import Averaging
-from momo_wrap.warning import users_level
 
 # By type, or by qualified name for packages that are not imported.
 _adapters: dict[type[Optimizer] | str, Adapter] = {

@@ -150,6 +150,12 @@ def _kernel(
     return compiled
 
 
+def count() -> int:
+    """Return how often a kernel has been asked for in this process."""
+    found = _kernel.cache_info()
+    return found.hits + found.misses
+
+
 def _was_begun(error: Exception) -> bool:
     """Return whether an error comes from a compiled pass, which torch runs as `over`."""
     frames = traceback.walk_tb(error.__traceback__)
