@@ -118,16 +118,13 @@ def at_random_lr(
 
 
 def medians(results: pd.DataFrame, task: str, column: str, higher_is_better: bool) -> pd.DataFrame:
-    """Return the medians over seeds, by learning rate (rows) and optimizer (columns).
+    """Return the medians over seeds of `values_by_seed`, by learning rate and optimizer.
 
     Args:
         results: What `run` or `load` returned.
         task: The task.
-        column: What the median is of.
+        column: Which values.
         higher_is_better: Whether a run that failed counts as -inf or as inf.
-
-    Returns:
-        The medians.
 
     Raises:
         ValueError: As `values_by_seed`; or runs are missing that others have their like of.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from momo_wrap.sweep.results_file import Run, table
+from momo_wrap.sweep.results_file import Run, table, write
 from momo_wrap.sweep.storage import Trials
 
 
@@ -66,7 +66,7 @@ def forget(
     rows = trials.rows()
     if trials.exist():
         trials.forget(runs & trials.results().keys())
-    trials.export({run: row for run, row in rows.items() if run not in runs})
+    write(trials.path, {run: row for run, row in rows.items() if run not in runs})
     return len(runs)
 
 

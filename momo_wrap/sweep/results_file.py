@@ -52,14 +52,15 @@ def read(path: Path) -> dict[Run, Row]:
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path} is no file of results: {error}. Give another path.") from error
     if (twice := frame.duplicated(list(Run._fields))).any():
-        raise ValueError(f"{path} has a run twice, in line {twice.idxmax() + 2}. Remove one.")
+        raise ValueError(f"{path} has a run twice, again in row {twice.idxmax() + 1}. Remove one.")
     return {Run(*(row[name] for name in Run._fields)): row for row in rows}
 
 
-def write(path: Path, rows: Iterable[Row]) -> None:
-    """Write a file of results, without tracebacks."""
-    frame = pd.DataFrame(rows, columns=COLUMNS)
-    save(frame.assign(**{name: frame[name].map(json.dumps) for name in PACKED}), path)
+def write(path: Path, rows: dict[Run, Row]) -> None:
+    """Write a file of results, without tracebacks, if it does not have just these runs."""
+    if list(rows) != list(read(path)) or not path.exists():
+        frame = pd.DataFrame(rows.values(), columns=COLUMNS)
+        save(frame.assign(**{name: frame[name].map(json.dumps) for name in PACKED}), path)
 
 
 def save(frame: pd.DataFrame, path: Path) -> None:

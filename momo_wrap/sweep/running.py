@@ -9,15 +9,16 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from momo_wrap.sweep.results_file import COLUMNS, VERSIONS, Row, table
+from momo_wrap.sweep.results_file import COLUMNS, VERSIONS, Row, table, write
 from momo_wrap.sweep.storage import Trials
 from momo_wrap.sweep.training import OptimizerFactory, Train, Work, all_runs, plain, versions
 
@@ -82,36 +83,31 @@ def run(
         RuntimeError: No process can load the functions, or reach the storage.
     """
     tasks = train if isinstance(train, Mapping) else {getattr(train, "__name__", "train"): train}
-    runs = all_runs(tasks, optimizers, learning_rates, seeds)
+    runs, kept = all_runs(tasks, optimizers, learning_rates, seeds), plain(settings or {}, COLUMNS)
     if threads < 1 or (processes or 0) < 0:
         raise ValueError(f"Expected processes >= 0 and threads >= 1, got {processes}, {threads}.")
-    if processes is None:
-        has_affinity = hasattr(os, "sched_getaffinity")
-        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-        processes = max(1, cores // threads)
-    trials, kept = Trials(path, storage), plain(settings or {}, COLUMNS)
+    trials = Trials(path, storage)
     rows = trials.rows(runs)
-    _check_settings(rows.values(), kept, trials)
-    _warn_of_versions(rows.values(), trials)
+    _check(rows.values(), kept, trials.path)
     rest = [run for run in runs if run not in rows]
     work = Work(Trials(trials.path, trials.where), rest, tasks, optimizers, kept)
-    if processes:
+    number = _fill_cores(threads) if processes is None else processes
+    if number:
         _check_sendable(work)
-    with tqdm(
-        total=len(runs), unit="run", disable=not progress, initial=len(runs) - len(rest)
-    ) as bar:
-        try:
-            _train(work, processes, threads, trials, bar)
-        finally:
-            rows = trials.rows(runs)
-            trials.export(rows)
+    bar = tqdm(total=len(runs), initial=len(runs) - len(rest), unit="run", disable=not progress)
+    try:
+        with bar:
+            _train(work, number, threads, trials, bar)
+    finally:
+        rows = trials.rows(runs)
+        write(trials.path, rows)
     wanted = [rows[run] for run in runs]
-    _check_settings(wanted, kept, trials)
-    if failed := [row for row in wanted if row["status"] == "error"]:
+    _check(wanted, kept, trials.path)
+    if failed := [row["message"] for row in wanted if row["status"] == "error"]:
         warnings.warn(
-            f"{len(failed)} of {len(wanted)} runs failed, the first with: {failed[0]['message']} "
-            "They count as the worst; `traceback` tells where. To repeat them, call "
-            "momo_wrap.sweep.forget with status='error', and run again.",
+            f"{len(failed)} of {len(runs)} runs failed, the first with: {failed[0]} They count as "
+            "the worst; `traceback` tells where. To repeat them, call momo_wrap.sweep.forget with "
+            "status='error', and run again.",
             stacklevel=2,
         )
     return table(wanted)
@@ -167,6 +163,13 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def _fill_cores(threads: int) -> int:
+    """Return how many processes fill the cores that this process may use."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return max(1, cores // threads)
+
+
 def _check_sendable(work: Work) -> None:
     try:
         pickle.dumps(work)
@@ -190,21 +193,17 @@ def _check_loaded(workers: list[Any], is_loaded: bool) -> None:
         )
 
 
-def _check_settings(rows: Iterable[Row], settings: dict[str, Any], trials: Trials) -> None:
-    for row in rows:
-        if row["settings"] != settings:
-            raise ValueError(
-                f"The results in {trials.path} were made with the settings {row['settings']}, this "
-                f"sweep has {settings}. Give another path, or the same settings."
-            )
-
-
-def _warn_of_versions(rows: Iterable[Row], trials: Trials) -> None:
+def _check(rows: Collection[Row], settings: dict[str, Any], path: Path) -> None:
+    """Raise where rows were made with other settings, and warn where with other versions."""
+    if changed := [row["settings"] for row in rows if row["settings"] != settings]:
+        raise ValueError(
+            f"The results in {path} were made with the settings {changed[0]}, this sweep has "
+            f"{settings}. Give another path, or the same settings."
+        )
     now = tuple(versions().values())
-    others = {tuple(row[name] for name in VERSIONS) for row in rows} - {now}
-    if others:
+    if others := {tuple(row[name] for name in VERSIONS) for row in rows} - {now}:
         warnings.warn(
-            f"{trials.path} has results of other versions {sorted(others)} of {VERSIONS} than this "
+            f"{path} has results of other versions {sorted(others)} of {VERSIONS} than this "
             f"process's {now}. Give another path for results of one version only.",
             stacklevel=3,
         )

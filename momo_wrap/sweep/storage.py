@@ -32,7 +32,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.pool import NullPool
 
-from momo_wrap.sweep.results_file import Row, Run, read, write
+from momo_wrap.sweep.results_file import Row, Run, read
 
 BEAT = 30.0  # seconds between the signs of life of a process that trains
 SILENCE = 150.0  # after so many without one, a process on another machine is taken for dead
@@ -77,11 +77,6 @@ class Trials:
         rows = in_file | (self.results() if self.exist() else {})
         return {run: rows[run] for run in dict.fromkeys([*in_file, *order, *rows]) if run in rows}
 
-    def export(self, rows: dict[Run, Row]) -> None:
-        """Write the file, if it does not have just these runs."""
-        if list(rows) != list(read(self.path)):
-            write(self.path, rows.values())
-
     def results(self) -> dict[Run, Row]:
         """Return the rows of the runs that have ended, of the storage alone."""
         trials = self._counting()[0]
@@ -121,13 +116,11 @@ class Trials:
 
     def finish(self, trial: int, row: Row) -> None:
         """Keep a row, unless its run was given to another process; Optuna minimizes its value."""
+        value = -row["score"] if math.isnan(row["loss"]) else row["loss"]
+        end = (TrialState.COMPLETE, [value]) if row["status"] == "ok" else (TrialState.FAIL, None)
         with suppress(UpdateFinishedTrialError):
             self._storage.set_trial_user_attr(trial, "row", row)
-        if row["status"] == "ok":
-            value = -row["score"] if math.isnan(row["loss"]) else row["loss"]
-            self._close(trial, TrialState.COMPLETE, [value])
-        else:
-            self._close(trial, TrialState.FAIL)
+            self._close(trial, *end)
 
     def release(self) -> None:
         """Close the trials whose process has died, so that their runs are begun again."""
@@ -163,12 +156,10 @@ class Trials:
         return trials, deaths
 
     def _add(self, run: Run, state: TrialState, **about: Any) -> int:
-        process = psutil.Process()
-        own = {"host": _host(), "pid": process.pid, "started": process.create_time()}
-        attrs = {**run._asdict(), "owner": own, **about}
-        lr: dict[str, Any] = {"params": {"lr": run.lr}, "distributions": {"lr": _RATES}}
-        template = create_trial(state=state, user_attrs=attrs, **lr)
-        return self._storage.create_new_trial(self._study, template)
+        about = {**run._asdict(), "owner": _owner(), **about}
+        lr: Any = {"params": {"lr": run.lr}, "distributions": {"lr": _RATES}}
+        trial = create_trial(state=state, user_attrs=about, **lr)
+        return self._storage.create_new_trial(self._study, trial)
 
     def _close(self, trial: int, state: TrialState, values: list[float] | None = None) -> None:
         with suppress(UpdateFinishedTrialError):
@@ -181,10 +172,10 @@ class Trials:
 
     def _is_dead(self, trial: FrozenTrial) -> bool:
         """Tell whether the process of a trial is gone, or has been silent for long."""
-        owner, now = trial.user_attrs["owner"], time.monotonic()
-        if owner["host"] == _host():
-            return not _lives(owner["pid"], owner["started"])
-        sign = (trial.number, trial.user_attrs.get("beat"))
+        host, pid, started = trial.user_attrs["owner"]
+        if host == _owner()[0]:
+            return not _lives(pid, started)
+        sign, now = (trial.number, trial.user_attrs.get("beat")), time.monotonic()
         return now - self._seen.setdefault(sign, now) > SILENCE
 
 
@@ -201,10 +192,7 @@ class _Journal(JournalFileBackend):
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         with self._kernel_lock.acquire(poll_interval=0.002), open(self._file_path, "rb+") as file:
-            file.seek(-min(1, file.seek(0, os.SEEK_END)), os.SEEK_END)
-            if file.read() not in (b"", b"\n"):
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
+            file.truncate(file.read().rfind(b"\n") + 1)
             super().append_logs(logs)
 
 
@@ -222,10 +210,11 @@ def _open(where: str, attempts: int = 5) -> BaseStorage:
     return _open(where, attempts - 1)
 
 
-def _host() -> str:
-    """Return the name of what numbers processes: the machine, or a container on it."""
-    space = Path("/proc/self/ns/pid")
-    return f"{platform.node()} {os.readlink(space)}" if space.exists() else platform.node()
+def _owner() -> tuple[str, int, float]:
+    """Return what tells this process from others: where it is numbered, its number, its start."""
+    space, own = Path("/proc/self/ns/pid"), psutil.Process()  # containers number by themselves
+    host = f"{platform.node()} {os.readlink(space) if space.exists() else ''}"
+    return host, own.pid, own.create_time()
 
 
 def _lives(pid: int, started: float) -> bool:

@@ -54,19 +54,9 @@ class Work:
         row: Row = {**dict.fromkeys(COLUMNS, ""), **run._asdict(), **versions(), "traceback": ""}
         row |= {"score": math.nan, "loss": math.nan, "results": {}, "wrapped": False}
         row |= {"settings": self.settings, "status": "ok"}
-
-        def factory(params: Any, lr: float) -> Optimizer:
-            optimizer = self.optimizers[run.optimizer](params, lr)
-            row["wrapped"] = isinstance(optimizer, momo_wrap.MoMoWrapper)
-            row["base"] = type(getattr(optimizer, "base", optimizer)).__name__
-            return optimizer
-
-        torch.manual_seed(run.seed)  # it must not matter what ran before in this process
-        random.seed(run.seed)
-        np.random.seed(run.seed % 2**32)
         begin = time.perf_counter()
         try:
-            self._train(run, deaths, factory, row)
+            self._train(run, deaths, row)
         except FloatingPointError as error:  # what `nonfinite="raise"` and anomaly checks raise
             row |= {"status": "diverged", "message": _line(error)}
         except (Exception, SystemExit) as error:
@@ -75,10 +65,20 @@ class Work:
         row["seconds"] = round(time.perf_counter() - begin, 3)
         return row
 
-    def _train(self, run: Run, deaths: int, factory: OptimizerFactory, row: Row) -> None:
-        """Train, and put what is returned into a row."""
+    def _train(self, run: Run, deaths: int, row: Row) -> None:
+        """Train, and put what is returned, and the kind of the optimizer, into a row."""
+
+        def factory(params: Any, lr: float) -> Optimizer:
+            optimizer = self.optimizers[run.optimizer](params, lr)
+            row["wrapped"] = isinstance(optimizer, momo_wrap.MoMoWrapper)
+            row["base"] = type(getattr(optimizer, "base", optimizer)).__name__
+            return optimizer
+
         if deaths >= DEATHS:
             raise RuntimeError(f"Its process died, in {deaths} of {deaths} attempts.")
+        torch.manual_seed(run.seed)  # it must not matter what ran before in this process
+        random.seed(run.seed)
+        np.random.seed(run.seed % 2**32)
         returned = dict(self.tasks[run.task](run.lr, factory, run.seed))
         curve = returned.pop("curve", None)
         main = [name for name in ("loss", "score") if name in returned]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 import random
 import signal
 import sys
@@ -109,7 +110,7 @@ def test_silent_processes_of_other_machines_are_dead(
     here = Trials(tmp_path / "s.csv", None)
     there = Trials(tmp_path / "s.csv", None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "_host", lambda: "elsewhere")
+        patch.setattr(platform, "node", lambda: "elsewhere")
         claim = there.claim([RUN])
     assert claim is not None
 

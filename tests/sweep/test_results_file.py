@@ -18,7 +18,7 @@ def two_rows(path: Path) -> None:
     done: Row = {**dict.fromkeys(COLUMNS, ""), "status": "ok", "loss": 0.1 + 0.2, "score": math.inf}
     done |= {"results": {"a": 1}, "settings": {}, "wrapped": True, "seconds": math.nan}
     done |= {"message": "two\nlines", "torch": "2.10", "traceback": "lines\nof it"}
-    write(path, [{**done, **run._asdict()} for run in (FIRST, SECOND)])
+    write(path, {run: {**done, **run._asdict()} for run in (FIRST, SECOND)})
 
 
 def test_rows_return_exactly(tmp_path: Path) -> None:
@@ -38,12 +38,12 @@ def test_rows_return_exactly(tmp_path: Path) -> None:
 )
 def test_committed_results_are_written_as_they_are(name: str, tmp_path: Path) -> None:
     path, copy = RESULTS / f"{name}.csv", tmp_path / "copy.csv"
-    write(copy, read(path).values())
+    write(copy, read(path))
     assert copy.read_bytes() == path.read_bytes()
 
 
 def test_empty_file_of_results(tmp_path: Path) -> None:
-    write(tmp_path / "r.csv", [])
+    write(tmp_path / "r.csv", {})
     assert load(tmp_path / "r.csv").empty
     assert "score" in load(tmp_path / "r.csv").columns
 
@@ -68,7 +68,7 @@ def test_other_files_are_left_alone(tmp_path: Path, content: str) -> None:
         ("0.1,0,ok", "abc,0,ok", "is no file of results: .*abc"),
         ("score,loss", "score,cost", "is no file of results: .*'loss'"),
         ('"{""a"": 1}"', "{a}", "is no file of results: Expecting property name"),
-        ("3.3333333333333334e-08,1,", "0.1,0,", "has a run twice, in line 3. Remove one"),
+        ("3.3333333333333334e-08,1,", "0.1,0,", "has a run twice, again in row 2. Remove one"),
     ],
 )
 def test_damaged_rows(tmp_path: Path, old: str, new: str, message: str) -> None:
