@@ -111,10 +111,10 @@ def draw(
     size: tuple[float, float] = (7.5, 5.0),
 ) -> Figure:
     """Draw medians and bands of a column of one task, see `plot_scores`."""
-    tasks = list(results["task"].unique())
-    if task is None and len(tasks) != 1:
-        raise ValueError(f"The results are of the tasks {tasks}; name one: task=...")
-    task = tasks[0] if task is None else task
+    if task is None:
+        task, *others = results["task"].unique()
+        if others:
+            raise ValueError(f"The results are of the tasks {[task, *others]}; name one: task=...")
     middle = medians(results, task, column, higher_is_better)
     by_seed = values_by_seed(results, task, column, higher_is_better)
     low, high = _limits(by_seed.to_numpy(), column == "loss")
@@ -200,21 +200,18 @@ def _limits(values: Any, is_loss: bool) -> tuple[float, float]:
 
 def _styles(rows: pd.DataFrame, names: list[str]) -> dict[str, dict[str, Any]]:
     """Return how the line of each optimizer is drawn: no two alike, also without colours."""
-    known = rows[rows["base"] != ""].drop_duplicates("optimizer").set_index("optimizer")
     # A run that failed early may not know its kind.
-    kinds = {
-        n: tuple(known.loc[n, ["base", "wrapped"]]) if n in known.index else (n, False)
-        for n in names
-    }
-    in_pairs = len(set(kinds.values())) == len(names)
-    hues = [kinds[name][0] if in_pairs else name for name in names]
-    order = list(dict.fromkeys(hues))
-    styles = {}
-    for number, (name, hue) in enumerate(zip(names, hues, strict=True)):
-        colour, wrapped = _COLOURS[order.index(hue) % len(_COLOURS)], bool(kinds[name][1])
+    known = rows[rows["base"] != ""].drop_duplicates("optimizer").set_index("optimizer")
+    bases = known["base"].to_dict()
+    kinds = [(bases.get(name, name), bool(known["wrapped"].get(name))) for name in names]
+    hues = [base for base, _ in kinds] if len({*kinds}) == len(names) else names
+    styles: dict[str, dict[str, Any]] = {}
+    for number, (name, (_, wrapped), hue) in enumerate(zip(names, kinds, hues, strict=True)):
+        colour = _COLOURS[list(dict.fromkeys(hues)).index(hue) % len(_COLOURS)]
+        marker = {"marker": _MARKERS[number % len(_MARKERS)], "markersize": 8 if wrapped else 6}
+        fill, line = ("white", colour)[wrapped], ("--", "-")[wrapped]
         # Bare lines are thin and on top, so that both show where they coincide.
-        looks: Any = ("-", 8, colour, 2, 3) if wrapped else ("--", 6, "white", 1.5, 4)
-        keys = ("linestyle", "markersize", "markerfacecolor", "linewidth", "zorder")
-        styles[name] = {"color": colour, "marker": _MARKERS[number % len(_MARKERS)]}
-        styles[name] |= dict(zip(keys, looks, strict=True))
+        width = {"linewidth": 2 if wrapped else 1.5, "zorder": 3 if wrapped else 4}
+        styles[name] = {"color": colour, "linestyle": line, "markerfacecolor": fill}
+        styles[name] |= marker | width
     return styles

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from momo_wrap.sweep.comparing import at_random_lr, medians, near, of_task, tolerance
 from momo_wrap.sweep.plots import draw, draw_step_sizes
-from momo_wrap.sweep.results_file import VERSIONS, Run
+from momo_wrap.sweep.results_file import VERSIONS
 
 _SIZE = (5.4, 4.3)  # inches: wide enough beside another figure, and legible on a telephone
 _FIGURES: Any = {"font.size": 12, "svg.fonttype": "none", "svg.hashsalt": "momo_wrap"}
@@ -25,9 +25,10 @@ _STYLE = """
 body { margin: 0 auto; max-width: 76rem; padding: 1rem; color: #1c1c1c; background: #fff;
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; } h2 { margin-top: 2.2rem; font-size: 1.3rem; } h3 { font-size: 1.05rem; }
-svg { max-width: 100%; height: auto; } div { overflow-x: auto; }
+svg { max-width: 100%; height: auto; } div { overflow-x: auto; } div svg { min-width: 44rem; }
 table { border-collapse: collapse; font-size: 0.92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.3rem 0.7rem; text-align: right; border-bottom: 1px solid #ddd; }
+th, td { padding: 0.3rem 0.7rem; text-align: right; border-bottom: 1px solid #ddd;
+  white-space: nowrap; }
 td:first-child { position: sticky; left: 0; background: #fff; text-align: left; }
 mark { padding: 0.2rem; background: #d9eaf7; font-weight: 600; }
 pre { overflow-x: auto; background: #f6f6f6; padding: 0.7rem; font-size: 0.8rem; }
@@ -91,11 +92,11 @@ def report(
             frames = {title: pd.DataFrame(curve) for title, curve in curves.items()}
             thin = {title: f.iloc[:: 1 + len(f) // _POINTS] for title, f in frames.items()}
             body.append("<h2>Effective learning rate over training</h2>")
-            body.append(_svg(draw_step_sizes(thin)))
+            body.append(f"<div>{_svg(draw_step_sizes(thin))}</div>")
     failed = results[results["status"] == "error"]
     body += ["<h2>Runs that failed</h2>"] * (len(failed) > 0)
     for row in failed.to_dict("records"):
-        about = escape(f"{Run(*(row[name] for name in Run._fields))}: {row['message']}")
+        about = escape("{task}, {optimizer}, lr {lr:g}, seed {seed}: {message}".format(**row))
         trace = escape(row["traceback"] or row["message"])
         body.append(f"<details><summary>{about}</summary><pre>{trace}</pre></details>")
     Path(path).write_text(
@@ -124,10 +125,10 @@ def _summary(measured: pd.DataFrame, column: str) -> str:
         {
             "optimizer": row.optimizer,
             f"best {column}": f"{row.best:.4g}",
-            "at lr": f"{row.best_lr:.3g}",
+            "at lr": f"{row.best_lr:.4g}",
             "decades tolerated": _number(row.decades, ".1f"),
-            "from lr": _number(row.lowest, ".3g"),
-            "to lr": _number(row.highest, ".3g"),
+            "from lr": _number(row.lowest, ".4g"),
+            "to lr": _number(row.highest, ".4g"),
             f"expected {column} at a random lr": f"{row.expected:.3g} "
             f"({row.expected_low:.3g} to {row.expected_high:.3g})",
             "success rate": f"{row.success:.0%} ({row.success_low:.0%} to {row.success_high:.0%})",
@@ -141,7 +142,7 @@ def _grid(values: pd.DataFrame, marked: pd.DataFrame) -> str:
     """Return the table of medians by learning rate; those that are near the best are marked."""
     shown = values.map(lambda value: _number(value, ".4g", "failed"))
     shown = shown.mask(marked, "<mark>" + shown + "</mark>").rename(columns=escape)
-    shown.insert(0, "lr", [f"{lr:.3g}" for lr in values.index])
+    shown.insert(0, "lr", [f"{lr:.4g}" for lr in values.index])
     return f"<div>{shown.to_html(index=False, border=0, escape=False)}</div>"
 
 

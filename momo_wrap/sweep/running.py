@@ -23,6 +23,11 @@ from momo_wrap.sweep.storage import Trials
 from momo_wrap.sweep.training import OptimizerFactory, Train, Work, all_runs, plain, versions
 
 _LOOK = 0.3  # seconds between two looks at what has ended
+_WRITE = (
+    "The functions must be at the top level of a module or script that can be imported (no lambda, "
+    "none inside another; functools.partial of one is fine), and a script must call run under "
+    '`if __name__ == "__main__":`. From a notebook, or to find other errors, run with processes=0.'
+)
 
 
 def run(
@@ -175,22 +180,16 @@ def _check_sendable(work: Work) -> None:
         pickle.dumps(work)
     except Exception as error:  # what objects raise when they are pickled is up to them
         raise TypeError(
-            f"The functions can't be sent to other processes: {error}. Write them at the top level "
-            "of a module (no lambda, none inside another function; functools.partial of one is "
-            "fine), or run the sweep in this process with processes=0."
+            f"Other processes can't be sent the functions: {error}. {_WRITE}"
         ) from error
 
 
 def _check_loaded(workers: list[Any], is_loaded: bool) -> None:
-    """Raise where processes end before they could train; none but those would be started."""
+    """Raise where processes end before they could train; others would do so too."""
     codes = [worker.exitcode for worker in workers if worker.exitcode]
     if codes and not is_loaded:
-        raise RuntimeError(
-            f"A process of the sweep ended with exit code {codes[0]} before its first run; its "
-            "error is above. The functions must be at the top level of a module or script that "
-            'can be imported, and a script must call run under `if __name__ == "__main__":`. From '
-            "a notebook, or to find other errors, run with processes=0."
-        )
+        ended = f"A process ended with exit code {codes[0]} before its first run"
+        raise RuntimeError(f"{ended}; its error is above. {_WRITE}")
 
 
 def _check(rows: Collection[Row], settings: dict[str, Any], path: Path) -> None:

@@ -80,7 +80,9 @@ class Trials:
     def results(self) -> dict[Run, Row]:
         """Return the rows of the runs that have ended, of the storage alone."""
         trials = self._counting()[0]
-        return {run: t.user_attrs["row"] for run, t in trials.items() if "row" in t.user_attrs}
+        return {
+            run: t.user_attrs["result"] for run, t in trials.items() if "result" in t.user_attrs
+        }
 
     def open(self, runs: Iterable[Run]) -> list[Run]:
         """Return those of the runs that have no result and that nobody trains."""
@@ -89,15 +91,18 @@ class Trials:
 
     def claim(self, runs: Iterable[Run]) -> Claim | None:
         """Take one of the runs that have no result and that nobody trains; None: there is none."""
-        while rest := self.open(runs):
-            # One of several, so that processes seldom want the same; `random` is the user's.
+        while True:
+            trials, deaths = self._counting()
+            rest = sorted((run for run in runs if run not in trials), key=deaths.__getitem__)
+            if not rest:
+                return None
+            # What kills comes last. One of several, so that processes seldom want the same.
             run = random.SystemRandom().choice(rest[:8])
             trial = self._add(run, TrialState.RUNNING)
-            trials, deaths = self._counting()
-            if run in trials and trials[run]._trial_id == trial:
+            first = self._counting()[0].get(run)
+            if first is not None and first._trial_id == trial:
                 return Claim(run, trial, deaths[run])
             self._close(trial, TrialState.PRUNED)  # another process was first
-        return None
 
     @contextmanager
     def training(self, claim: Claim) -> Iterator[None]:
@@ -119,7 +124,7 @@ class Trials:
         value = -row["score"] if math.isnan(row["loss"]) else row["loss"]
         end = (TrialState.COMPLETE, [value]) if row["status"] == "ok" else (TrialState.FAIL, None)
         with suppress(UpdateFinishedTrialError):
-            self._storage.set_trial_user_attr(trial, "row", row)
+            self._storage.set_trial_user_attr(trial, "result", row)
             self._close(trial, *end)
 
     def release(self) -> None:
@@ -127,8 +132,8 @@ class Trials:
         for trial in self._storage.get_all_trials(self._study, deepcopy=False):
             about = trial.user_attrs
             if trial.state == TrialState.RUNNING and "owner" in about and self._is_dead(trial):
-                if "row" in about:  # it died between its last two entries
-                    self.finish(trial._trial_id, about["row"])
+                if "result" in about:  # it died between its last two entries
+                    self.finish(trial._trial_id, about["result"])
                 else:
                     self._close(trial._trial_id, TrialState.FAIL)
 
@@ -149,7 +154,7 @@ class Trials:
             if about["owner"] is None:
                 trials.pop(run, None)
                 del deaths[run]
-            elif "row" in about or not trial.state.is_finished():
+            elif "result" in about or not trial.state.is_finished():
                 trials.setdefault(run, trial)
             else:
                 deaths[run] += trial.state == TrialState.FAIL

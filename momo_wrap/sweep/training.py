@@ -57,11 +57,11 @@ class Work:
         begin = time.perf_counter()
         try:
             self._train(run, deaths, row)
-        except FloatingPointError as error:  # what `nonfinite="raise"` and anomaly checks raise
-            row |= {"status": "diverged", "message": _line(error)}
         except (Exception, SystemExit) as error:
-            row |= {"status": "error", "message": _line(error)}
-            row["traceback"] = traceback.format_exc()
+            # A FloatingPointError is what `nonfinite="raise"` and anomaly checks raise.
+            status = "diverged" if isinstance(error, FloatingPointError) else "error"
+            message = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            row |= {"status": status, "message": message, "traceback": traceback.format_exc()}
         row["seconds"] = round(time.perf_counter() - begin, 3)
         return row
 
@@ -108,14 +108,10 @@ def all_runs(
 ) -> list[Run]:
     """Return the runs of a sweep, seed by seed, so that a part of it covers the whole grid."""
     rates, numbers = sorted(map(float, learning_rates)), [index(seed) for seed in seeds]
-    if not hasattr(optimizers, "items"):
-        kind = type(optimizers).__name__
-        raise TypeError(
-            f'optimizers must map names to factories, as {{"AdamW": adamw}}, got {kind}.'
-        )
-    for name, function in [*tasks.items(), *optimizers.items()]:
-        if not callable(function):
-            raise TypeError(f"{name!r} must be a function, got {type(function).__name__}.")
+    if not hasattr(optimizers, "values"):
+        raise TypeError(f'optimizers must be functions by name, {{"AdamW": adamw}}: {optimizers}')
+    if not all(map(callable, [*tasks.values(), *optimizers.values()])):
+        raise TypeError(f"Expected functions by name, got {tasks} and {optimizers}.")
     axes: dict[str, list[Any]] = {"train": [*tasks], "optimizers": [*optimizers]}
     for axis, values in {**axes, "learning_rates": rates, "seeds": numbers}.items():
         if not values or len(set(values)) < len(values):
@@ -135,10 +131,9 @@ def plain(values: Mapping[str, Any], taken: Collection[str]) -> dict[str, Any]:
         if isinstance(value, (Tensor, np.ndarray, np.generic)):
             value = value.item()
         if not isinstance(value, (bool, int, float, str)):
-            kind = type(value).__name__
             raise TypeError(
-                f"{name!r} must be a number, a one-element tensor, a text or a bool, got {kind}. "
-                "A series belongs under 'curve'."
+                f"{name!r} must be a number, a one-element tensor, a text or a bool, got "
+                f"{type(value).__name__}. A series belongs under 'curve'."
             )
         found[name] = value
     return found
@@ -148,7 +143,3 @@ def versions() -> dict[str, str]:
     """Return the versions of what the results depend on."""
     own = (momo_wrap.__version__, str(torch.__version__), platform.python_version())
     return dict(zip(VERSIONS, own, strict=True))
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]

@@ -16,11 +16,15 @@ from momo_wrap import sweep
 from tests.sweep.training import bare, quadratic
 
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"train": 3}, TypeError, "'train' must be a function, got int"),
+    ({"train": 3}, TypeError, "Expected functions by name, got {'train': 3}"),
     ({"train": {}}, ValueError, "train must have values, and each once, got []"),
-    ({"train": lambda *_: {}, "processes": 1}, TypeError, "can't be sent to other processes"),
+    (
+        {"train": lambda *_: {}, "processes": 1},
+        TypeError,
+        "Other processes can't be sent the functions",
+    ),
     ({"optimizers": {"a": lambda *_: None}, "processes": 1}, TypeError, "top level of a module"),
-    ({"optimizers": [bare]}, TypeError, 'as {"AdamW": adamw}, got list'),
+    ({"optimizers": [bare]}, TypeError, 'optimizers must be functions by name, {"AdamW": adamw}'),
     ({"learning_rates": [0.1, 0.1]}, ValueError, "and each once, got [0.1, 0.1]"),
     ({"learning_rates": []}, ValueError, "learning_rates must have values"),
     ({"learning_rates": [0.0]}, ValueError, "must be positive and finite, got [0.0]"),

@@ -109,7 +109,7 @@ def test_failures_have_their_traceback(tmp_path: Path) -> None:
     table.loc[0, ["status", "message", "traceback"]] = ("error", "<bad>", "Traceback: <bad>\nline")
     table.loc[1, ["status", "message"]] = ("error", "no more is known")
     text, _ = written(tmp_path / "r.html", table)
-    assert "seed=0): &lt;bad&gt;</summary><pre>Traceback: &lt;bad&gt;\nline</pre>" in text
+    assert "seed 0: &lt;bad&gt;</summary><pre>Traceback: &lt;bad&gt;\nline</pre>" in text
     assert "<pre>no more is known</pre>" in text
     assert "2 diverged or failed" not in text  # those of the last learning rate diverged
     assert "6 diverged or failed" in text
