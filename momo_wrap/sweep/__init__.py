@@ -7,25 +7,16 @@ Example:
 """
 
 try:
-    import matplotlib  # noqa: F401
-    import numpy  # noqa: F401
-    import optuna  # noqa: F401
-    import pandas  # noqa: F401
-    import psutil  # noqa: F401
-    import tqdm  # noqa: F401
-except ImportError as error:
+    from momo_wrap.sweep.comparing import at_random_lr, tolerance
+    from momo_wrap.sweep.kept import forget, load, load_curves
+    from momo_wrap.sweep.plots import plot_losses, plot_scores, plot_step_sizes
+    from momo_wrap.sweep.report import report
+    from momo_wrap.sweep.running import run
+    from momo_wrap.sweep.training import OptimizerFactory, Train
+except ModuleNotFoundError as error:
     raise ImportError(
         f"momo_wrap.sweep needs {error.name}, which is not installed: pip install momo_wrap[sweep]"
     ) from error
-
-from momo_wrap.sweep.at_random import at_random_lr
-from momo_wrap.sweep.comparing import tolerance
-from momo_wrap.sweep.curves import load_curves
-from momo_wrap.sweep.grid import OptimizerFactory, Train
-from momo_wrap.sweep.kept import forget, load
-from momo_wrap.sweep.plots import plot_losses, plot_scores, plot_step_sizes
-from momo_wrap.sweep.report import report
-from momo_wrap.sweep.running import run
 
 __all__ = [
     "OptimizerFactory",

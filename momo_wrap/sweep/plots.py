@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from momo_wrap.sweep.comparing import medians, values_by_seed
@@ -28,14 +27,13 @@ def plot_scores(
     higher_is_better: bool = True,
     margin: float | None = None,
     label: str = "score",
-    limits: tuple[float, float] | None = None,
 ) -> Figure:
     """Draw the score against the learning rate, a line for each optimizer.
 
     The line is the median over seeds and the band reaches from the worst seed to the best.
     Wrapped optimizers have solid lines and filled markers, bare ones dashed lines and hollow
     markers; a pair of the same kind has one colour. A run that failed counts as the worst: it is
-    drawn at the edge, as is what lies beyond `limits`.
+    drawn at the edge.
 
     Args:
         results: What `run` or `load` returned.
@@ -44,7 +42,6 @@ def plot_scores(
         higher_is_better: Whether a high score is a good one.
         margin: Also draw the band of scores within this of the best, see `tolerance`.
         label: What the score is called on the axis.
-        limits: The lowest and highest score that are shown; None: all that are finite.
 
     Returns:
         The figure, which is saved already.
@@ -52,8 +49,7 @@ def plot_scores(
     Raises:
         ValueError: There are several tasks and none is named; runs or scores are missing.
     """
-    one = _only_task(results, task)
-    figure = draw(results, one, "score", higher_is_better, margin, label, limits)
+    figure = draw(results, task, "score", higher_is_better, margin, label)
     figure.savefig(path)
     return figure
 
@@ -65,7 +61,6 @@ def plot_losses(
     *,
     margin: float | None = None,
     label: str = "loss",
-    limits: tuple[float, float] | None = None,
 ) -> Figure:
     """Draw the loss against the learning rate, on a logarithmic axis; see `plot_scores`.
 
@@ -75,30 +70,25 @@ def plot_losses(
         task: The task; it may be left out where there is one only.
         margin: Also draw the band of losses within this of the best.
         label: What the loss is called on the axis.
-        limits: The lowest and highest loss that are shown; None: all up to 100 times the median
-            of all that are finite, since a loss may have exploded to any number.
 
     Returns:
-        The figure, which is saved already.
+        The figure, which is saved already. What exceeds 100 times the median loss is at the edge.
 
     Raises:
         ValueError: There are several tasks and none is named; runs or losses are missing.
     """
-    figure = draw(results, _only_task(results, task), "loss", False, margin, label, limits)
+    figure = draw(results, task, "loss", False, margin, label)
     figure.savefig(path)
     return figure
 
 
-def plot_step_sizes(
-    curves: Mapping[str, Any], path: str | PathLike[str], *, step: str = "step"
-) -> Figure:
+def plot_step_sizes(curves: Mapping[str, Any], path: str | PathLike[str]) -> Figure:
     """Draw the effective step size over training against its cap, a panel for each curve.
 
     Args:
         curves: By title: what `Recorder.curve()` or `load_curves` returned, with the columns
-            `effective_lr` and `lr`. Of several parameter groups the first is drawn.
+            `step`, `effective_lr` and `lr`. Of several parameter groups the first is drawn.
         path: The figure; the ending decides the format.
-        step: The column of the horizontal axis.
 
     Returns:
         The figure, which is saved already. Steps of size 0 are at the lower edge.
@@ -106,41 +96,28 @@ def plot_step_sizes(
     Raises:
         ValueError: There is no curve, or columns are missing.
     """
-    if not curves:
-        raise ValueError("There are no curves; a train function returns one under 'curve'.")
-    frames = {title: step_sizes(title, curve, step) for title, curve in curves.items()}
-    columns = min(_PANELS_PER_ROW, len(frames))
-    rows = math.ceil(len(frames) / columns)
-    figure = Figure(figsize=(1.2 + 3 * columns, 0.9 + 2.4 * rows), dpi=150, layout="constrained")
-    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    low, high = positive_range(list(frames.values()))
-    for axes, (title, frame) in zip(grid.flat, frames.items(), strict=False):
-        draw_step_sizes(axes, title, frame, step, (low, high))
-    for axes in grid.flat[len(frames) :]:
-        axes.set_visible(False)
-    figure.supxlabel(step)
-    figure.supylabel("step size")
-    entries = grid.flat[0].get_legend_handles_labels()
-    figure.legend(*entries, loc="outside upper center", ncols=2, markerscale=3)
+    figure = draw_step_sizes(curves)
     figure.savefig(path)
     return figure
 
 
 def draw(
     results: pd.DataFrame,
-    task: str,
+    task: str | None,
     column: str,
     higher_is_better: bool,
     margin: float | None = None,
     label: str | None = None,
-    limits: tuple[float, float] | None = None,
     size: tuple[float, float] = (7.5, 5.0),
 ) -> Figure:
     """Draw medians and bands of a column of one task, see `plot_scores`."""
+    if task is None:
+        task, *others = results["task"].unique()
+        if others:
+            raise ValueError(f"The results are of the tasks {[task, *others]}; name one: task=...")
     middle = medians(results, task, column, higher_is_better)
     by_seed = values_by_seed(results, task, column, higher_is_better)
-    is_loss = column == "loss"
-    low, high = _limits(task, by_seed.to_numpy(), is_loss) if limits is None else limits
+    low, high = _limits(by_seed.to_numpy(), column == "loss")
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     axes = figure.subplots()
     rates = middle.index.to_numpy()
@@ -155,29 +132,63 @@ def draw(
         edges = sorted([best, best - margin if higher_is_better else best + margin])
         axes.axhspan(*edges, color="0.85", zorder=0, label=f"within {margin:g} of the best")
     axes.set(xscale="log", xlabel="learning rate (wrapped: upper bound)")
-    axes.set(yscale="log" if is_loss and low > 0 else "linear", ylim=(low, high))
+    axes.set(yscale="log" if column == "loss" and low > 0 else "linear", ylim=(low, high))
     axes.set(ylabel=column if label is None else label, title=task)
     axes.grid(alpha=0.3)
-    _legend_below(figure, axes, size[0])
+    # Below the axes, where the legend covers nothing, in as many columns as have room.
+    handles, labels = axes.get_legend_handles_labels()
+    room = int(14 * size[0]) // (max(map(len, labels)) + 12)  # characters in the width
+    columns = max(1, min(math.ceil(len(labels) / 2), room))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=3.5)
     return figure
 
 
-def draw_step_sizes(
-    axes: Axes, title: str, frame: pd.DataFrame, step: str, limits: tuple[float, float]
-) -> None:
-    """Draw the effective step sizes of one run against their cap."""
-    sizes = frame["effective_lr"].clip(lower=limits[0])
-    axes.plot(frame[step], sizes, ".", color=_COLOURS[0], markersize=3, label="effective lr")
-    axes.plot(frame[step], frame["lr"], "--", color=_COLOURS[1], label="cap (lr)")
-    axes.set(title=title, yscale="log", ylim=limits)
-    axes.title.set_fontsize("medium")
+def draw_step_sizes(curves: Mapping[str, Any]) -> Figure:
+    """Draw curves, see `plot_step_sizes`."""
+    if not curves:
+        raise ValueError("There are no curves; a train function returns one under 'curve'.")
+    frames = {title: _first_group(title, curve) for title, curve in curves.items()}
+    sizes = pd.concat(frames.values())[["effective_lr", "lr"]].stack()
+    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+    if sizes.empty:
+        raise ValueError("No step of the curves has a positive size.")
+    low, high = sizes.min() / 1.5, sizes.max() * 1.5
+    columns = min(_PANELS_PER_ROW, len(frames))
+    rows = math.ceil(len(frames) / columns)
+    figure = Figure(figsize=(1.2 + 3 * columns, 0.9 + 2.4 * rows), dpi=150, layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for axes, (title, frame) in zip(grid.flat, frames.items(), strict=False):
+        sizes = frame["effective_lr"].clip(lower=low)
+        axes.plot(frame["step"], sizes, ".", color=_COLOURS[0], markersize=3, label="effective lr")
+        axes.plot(frame["step"], frame["lr"], "--", color=_COLOURS[1], label="cap (lr)")
+        axes.set(title=title, yscale="log", ylim=(low, high))
+        axes.title.set_fontsize("medium")
+    for axes in grid.flat[len(frames) :]:
+        axes.set_visible(False)
+    figure.supxlabel("step")
+    figure.supylabel("step size")
+    entries = grid.flat[0].get_legend_handles_labels()
+    figure.legend(*entries, loc="outside upper center", ncols=2, markerscale=3)
+    return figure
 
 
-def _limits(task: str, values: Any, is_loss: bool) -> tuple[float, float]:
-    """Return the range of the finite values, with some room around."""
+def _first_group(title: str, curve: Any) -> pd.DataFrame:
+    """Return the steps, effective step sizes and caps of a curve, of the first parameter group."""
+    frame, names = pd.DataFrame(curve), ("step", "effective_lr", "lr")
+    found = [frame.filter(regex=f"^{name}(/|$)") for name in names]
+    if any(part.empty for part in found):
+        raise ValueError(
+            f"The curve {title!r} must have the columns {names}, got {list(frame.columns)}. Return "
+            "Recorder.curve() from the train function."
+        )
+    return pd.concat([part.iloc[:, 0] for part in found], axis=1, keys=names)
+
+
+def _limits(values: Any, is_loss: bool) -> tuple[float, float]:
+    """Return the range of the finite values, with some room; a loss may have exploded."""
     finite = values[np.isfinite(values)]
     if not len(finite):
-        raise ValueError(f"All runs of task {task!r} failed, see the messages.")
+        raise ValueError("All runs failed, see the messages.")
     low, high = finite.min(), finite.max()
     if is_loss:
         high = min(high, 100 * float(np.median(finite)))
@@ -187,69 +198,20 @@ def _limits(task: str, values: Any, is_loss: bool) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _legend_below(figure: Figure, axes: Axes, width: float) -> None:
-    """Put the legend below the axes, where it covers nothing, in as many columns as have room."""
-    handles, labels = axes.get_legend_handles_labels()
-    room = int(14 * width) // (max(map(len, labels)) + 12)  # characters in the width
-    columns = max(1, min(math.ceil(len(labels) / 2), room))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=3.5)
-
-
 def _styles(rows: pd.DataFrame, names: list[str]) -> dict[str, dict[str, Any]]:
     """Return how the line of each optimizer is drawn: no two alike, also without colours."""
-    kinds = {}
-    for name in names:
-        # A run that failed early may not know its kind.
-        known = rows[(rows["optimizer"] == name) & (rows["base"] != "")]
-        kinds[name] = (
-            (known["base"].iloc[0], bool(known["wrapped"].iloc[0])) if len(known) else (name, False)
-        )
-    in_pairs = len(set(kinds.values())) == len(names)
-    hues = {name: kinds[name][0] if in_pairs else name for name in names}
-    order = list(dict.fromkeys(hues.values()))
-    styles = {}
-    for number, name in enumerate(names):
-        colour = _COLOURS[order.index(hues[name]) % len(_COLOURS)]
-        wrapped = kinds[name][1]
-        styles[name] = {
-            "color": colour,
-            "marker": _MARKERS[number % len(_MARKERS)],
-            "linestyle": "-" if wrapped else "--",
-            "markersize": 8 if wrapped else 6,
-            "markerfacecolor": colour if wrapped else "white",
-            # Bare lines are thin and on top, so that both show where they coincide.
-            "linewidth": 2 if wrapped else 1.5,
-            "zorder": 3 if wrapped else 4,
-        }
+    # A run that failed early may not know its kind.
+    known = rows[rows["base"] != ""].drop_duplicates("optimizer").set_index("optimizer")
+    bases = known["base"].to_dict()
+    kinds = [(bases.get(name, name), bool(known["wrapped"].get(name))) for name in names]
+    hues = [base for base, _ in kinds] if len({*kinds}) == len(names) else names
+    styles: dict[str, dict[str, Any]] = {}
+    for number, (name, (_, wrapped), hue) in enumerate(zip(names, kinds, hues, strict=True)):
+        colour = _COLOURS[list(dict.fromkeys(hues)).index(hue) % len(_COLOURS)]
+        marker = {"marker": _MARKERS[number % len(_MARKERS)], "markersize": 8 if wrapped else 6}
+        fill, line = ("white", colour)[wrapped], ("--", "-")[wrapped]
+        # Bare lines are thin and on top, so that both show where they coincide.
+        width = {"linewidth": 2 if wrapped else 1.5, "zorder": 3 if wrapped else 4}
+        styles[name] = {"color": colour, "linestyle": line, "markerfacecolor": fill}
+        styles[name] |= marker | width
     return styles
-
-
-def _only_task(results: pd.DataFrame, task: str | None) -> str:
-    tasks = list(dict.fromkeys(results["task"])) if "task" in results else []
-    if task is None and len(tasks) != 1:
-        raise ValueError(f"The results are of the tasks {tasks}; name one: task=...")
-    return tasks[0] if task is None else task
-
-
-def step_sizes(title: str, curve: Any, step: str) -> pd.DataFrame:
-    """Return the effective step sizes and caps of a curve, of the first group."""
-    frame = pd.DataFrame(curve)
-    chosen = {}
-    for name in ("effective_lr", "lr"):
-        found = [c for c in frame.columns if c == name or str(c).startswith(f"{name}/")]
-        if not found or step not in frame.columns:
-            raise ValueError(
-                f"The curve {title!r} lacks {step if found else name!r}; it has "
-                f"{list(frame.columns)}. Return Recorder.curve() from the train function."
-            )
-        chosen[name] = frame[found[0]]
-    return pd.DataFrame({step: frame[step], **chosen})
-
-
-def positive_range(frames: list[pd.DataFrame]) -> tuple[float, float]:
-    """Return the range of a logarithmic axis for all curves."""
-    values = np.concatenate([frame[["effective_lr", "lr"]].to_numpy().ravel() for frame in frames])
-    values = values[np.isfinite(values) & (values > 0)]
-    if not len(values):
-        raise ValueError("No step of the curves has a positive size.")
-    return float(values.min()) / 1.5, float(values.max()) * 1.5

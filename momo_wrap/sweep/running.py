@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import sys
+import pickle
+import signal
+import threading
+import time
 import warnings
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+from collections.abc import Collection, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from tqdm import tqdm
 
-from momo_wrap.sweep.grid import (
-    OptimizerFactory,
-    Run,
-    Train,
-    all_runs,
-    check_picklable,
-    named_functions,
+from momo_wrap.sweep.results_file import COLUMNS, VERSIONS, Row, table, write
+from momo_wrap.sweep.storage import Trials
+from momo_wrap.sweep.training import OptimizerFactory, Train, Work, all_runs, plain, versions
+
+_LOOK = 0.3  # seconds between two looks at what has ended
+_WRITE = (
+    "The functions must be at the top level of a module or script that can be imported (no lambda, "
+    "none inside another; functools.partial of one is fine), and a script must call run under "
+    '`if __name__ == "__main__":`. From a notebook, or to find other errors, run with processes=0.'
 )
-from momo_wrap.sweep.kept import Kept
-from momo_wrap.sweep.processes import Work, train_here, train_in_processes
-from momo_wrap.sweep.results_file import COLUMNS, VERSIONS, Row, key, table, versions
-from momo_wrap.sweep.storage import Storage
-from momo_wrap.sweep.training import plain
 
 
 def run(
@@ -48,8 +49,7 @@ def run(
     `optimizer_factory(model.parameters(), lr)`, trains, and returns a dict with `"loss"`,
     `"score"` or both, as numbers or one-element tensors. Further entries that are numbers, texts
     or bools are kept as columns. `"curve"` may hold columns of equal length by name, such as
-    `Recorder.curve()` returns; without loss and score, the last value of its `"loss"` counts.
-    torch, NumPy and `random` are seeded with `seed` before.
+    `Recorder.curve()` returns. torch, NumPy and `random` are seeded with `seed` before.
 
     The runs are spread over processes that are spawned, so that functions must be at the top level
     of a module or script, and a script must call this under `if __name__ == "__main__":`.
@@ -87,74 +87,85 @@ def run(
             results were made with other settings.
         RuntimeError: No process can load the functions, or reach the storage.
     """
-    functions = named_functions(train, optimizers)
-    runs = all_runs(functions, learning_rates, seeds)
-    kept = _plain_settings(settings)
-    _check_counts(processes, threads)
-    processes = _fill_cores(threads) if processes is None else processes
-    if processes:
-        check_picklable(functions)
-    with closing(Kept(path, storage)) as sweep:
-        rows = sweep.rows()
-        _check_settings(rows.values(), kept, sweep.path)
-        _warn_of_versions(rows.values(), sweep.path)
-        rest = [run for run in runs if run not in rows]
-        try:
-            if rest:
-                _check_settings([{"settings": sweep.trials().agree(kept)}], kept, sweep.path)
-                work = Work(rest, functions, sweep.where, sweep.name, sweep.path, threads, kept)
-                done = len(runs) - len(rest)
-                bar = tqdm(total=len(runs), initial=done, unit="run", disable=not progress)
-                _train(work, sweep.trials(), processes, bar)
-        finally:
-            rows = sweep.rows()
-            sweep.export(rows, runs)
+    tasks = train if isinstance(train, Mapping) else {getattr(train, "__name__", "train"): train}
+    runs, kept = all_runs(tasks, optimizers, learning_rates, seeds), plain(settings or {}, COLUMNS)
+    if threads < 1 or (processes or 0) < 0:
+        raise ValueError(f"Expected processes >= 0 and threads >= 1, got {processes}, {threads}.")
+    trials = Trials(path, storage)
+    rows = trials.rows(runs)
+    _check(rows.values(), kept, trials.path)
+    rest = [run for run in runs if run not in rows]
+    work = Work(Trials(trials.path, trials.where), rest, tasks, optimizers, kept)
+    number = _fill_cores(threads) if processes is None else processes
+    if number:
+        _check_sendable(work)
+    bar = tqdm(total=len(runs), initial=len(runs) - len(rest), unit="run", disable=not progress)
+    try:
+        with bar:
+            _train(work, number, threads, trials, bar)
+    finally:
+        rows = trials.rows(runs)
+        write(trials.path, rows)
     wanted = [rows[run] for run in runs]
-    _warn_of_errors(wanted)
+    _check(wanted, kept, trials.path)
+    if failed := [row["message"] for row in wanted if row["status"] == "error"]:
+        warnings.warn(
+            f"{len(failed)} of {len(runs)} runs failed, the first with: {failed[0]} They count as "
+            "the worst; `traceback` tells where. To repeat them, call momo_wrap.sweep.forget with "
+            "status='error', and run again.",
+            stacklevel=2,
+        )
     return table(wanted)
 
 
-def _train(work: Work, trials: Storage, processes: int, bar: tqdm) -> None:
-    with bar:
-        look = _Look(trials, set(work.runs), bar)
-        if processes:
-            train_in_processes(work, trials, processes, look)
-        else:
-            train_here(work, trials, look)
+def _train(work: Work, processes: int, threads: int, trials: Trials, bar: tqdm) -> None:
+    """Train until all runs have ended, those that others train too; in this process if in none."""
+    context, workers = multiprocessing.get_context("spawn"), list[Any]()
+    is_loaded = context.RawValue("b", 0)  # without a lock, which a killed process could hold
+    before, left = torch.get_num_threads(), work.runs
+    try:
+        while left:
+            trials.release()
+            if not processes:
+                torch.set_num_threads(threads)
+                time.sleep(0.0 if work.train_one() else _LOOK)
+            else:
+                _check_loaded(workers, is_loaded.value)
+                workers = [worker for worker in workers if worker.is_alive()]
+                for _ in range(min(len(trials.open(left)), processes - len(workers))):
+                    # Not daemonic: a train function may start processes, such as a DataLoader's.
+                    workers.append(context.Process(target=_serve, args=(work, threads, is_loaded)))
+                    workers[-1].start()
+                workers[0].join(_LOOK) if workers else time.sleep(_LOOK)
+            results = trials.results()
+            failed = sum(results[run]["status"] == "error" for run in work.runs if run in results)
+            left = [run for run in left if run not in results]
+            bar.set_postfix(failed=failed, refresh=False)
+            bar.update(bar.total - len(left) - bar.n)
+    finally:
+        torch.set_num_threads(before)
+        for worker in workers:
+            worker.terminate()
+            worker.join()
 
 
-class _Look:
-    """Counts the runs without a result, and shows how far the sweep is."""
-
-    def __init__(self, trials: Storage, runs: set[Run], bar: tqdm) -> None:
-        self._trials, self._rest, self._bar = trials, runs, bar
-        self._failed = 0
-
-    def __call__(self) -> int:
-        results = self._trials.results()
-        for run in self._rest & results.keys():
-            self._rest.remove(run)
-            self._bar.update()
-            if results[run]["status"] == "error":
-                self._failed += 1
-                self._bar.set_postfix(failed=self._failed)
-                if self._failed == 1:  # do not let an evening's sweep fail run by run in silence
-                    self._bar.write(f"Failed ({run}): {results[run]['message']}", file=sys.stderr)
-        return len(self._rest)
+def _serve(work: Work, threads: int, is_loaded: Any) -> None:
+    """Train, in a process of its own, until there is nothing left that nobody trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep's own process answers to it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    work.trials.release()
+    is_loaded.value = 1
+    while work.train_one():
+        pass
 
 
-def _plain_settings(settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    kept = {str(name): plain(name, value) for name, value in (settings or {}).items()}
-    if taken := sorted(kept.keys() & set(COLUMNS)):
-        raise ValueError(f"Settings can't be called {taken}: the file has such columns already.")
-    return kept
-
-
-def _check_counts(processes: int | None, threads: int) -> None:
-    if processes is not None and processes < 0:
-        raise ValueError(f"processes must be None, 0 or positive, got {processes}.")
-    if threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}.")
+def _end_with_parent() -> None:
+    """End at once when the sweep is killed, rather than train on for nobody."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _fill_cores(threads: int) -> int:
@@ -164,35 +175,34 @@ def _fill_cores(threads: int) -> int:
     return max(1, cores // threads)
 
 
-def _check_settings(rows: Iterable[Row], settings: dict[str, Any], path: Path) -> None:
-    for row in rows:
-        if row["settings"] != settings:
-            raise ValueError(
-                f"The results in {path} were made with the settings {row['settings']}, this sweep "
-                f"has {settings}. Give another path, or the same settings."
-            )
+def _check_sendable(work: Work) -> None:
+    try:
+        pickle.dumps(work)
+    except Exception as error:  # what objects raise when they are pickled is up to them
+        raise TypeError(
+            f"Other processes can't be sent the functions: {error}. {_WRITE}"
+        ) from error
 
 
-def _warn_of_versions(rows: Iterable[Row], path: Path) -> None:
-    now = versions()
-    others = {tuple(row[name] for name in VERSIONS) for row in rows} - {tuple(now.values())}
-    if others:
-        was = "; ".join(
-            ", ".join(map(" ".join, zip(VERSIONS, v, strict=True))) for v in sorted(others)
+def _check_loaded(workers: list[Any], is_loaded: bool) -> None:
+    """Raise where processes end before they could train; others would do so too."""
+    codes = [worker.exitcode for worker in workers if worker.exitcode]
+    if codes and not is_loaded:
+        ended = f"A process ended with exit code {codes[0]} before its first run"
+        raise RuntimeError(f"{ended}; its error is above. {_WRITE}")
+
+
+def _check(rows: Collection[Row], settings: dict[str, Any], path: Path) -> None:
+    """Raise where rows were made with other settings, and warn where with other versions."""
+    if changed := [row["settings"] for row in rows if row["settings"] != settings]:
+        raise ValueError(
+            f"The results in {path} were made with the settings {changed[0]}, this sweep has "
+            f"{settings}. Give another path, or the same settings."
         )
+    now = tuple(versions().values())
+    if others := {tuple(row[name] for name in VERSIONS) for row in rows} - {now}:
         warnings.warn(
-            f"{path} has results of other versions ({was}) than this process's ({now}). The rows "
-            "tell which is which; give another path for results of one version only.",
-            stacklevel=3,
-        )
-
-
-def _warn_of_errors(rows: list[Row]) -> None:
-    failed = [row for row in rows if row["status"] == "error"]
-    if failed:
-        warnings.warn(
-            f"{len(failed)} of {len(rows)} runs failed, the first ({key(failed[0])}) with: "
-            f"{failed[0]['message']} They count as the worst. To repeat them, call "
-            "momo_wrap.sweep.forget with status='error', and run again.",
+            f"{path} has results of other versions {sorted(others)} of {VERSIONS} than this "
+            f"process's {now}. Give another path for results of one version only.",
             stacklevel=3,
         )

@@ -3,130 +3,143 @@
 from __future__ import annotations
 
 import math
-import numbers
+import platform
 import random
 import time
 import traceback
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import product
+from operator import index
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 import momo_wrap
-from momo_wrap.sweep.curves import curve_path, write_curve
-from momo_wrap.sweep.grid import Functions, OptimizerFactory, Run
-from momo_wrap.sweep.results_file import COLUMNS, Row, empty_row
+from momo_wrap.sweep.results_file import COLUMNS, VERSIONS, Row, Run, save
+from momo_wrap.sweep.storage import Trials
 
-_LONGEST_TEXT = 500
-
-
-class _Observed:
-    """A factory that remembers what kind of optimizer it made."""
-
-    def __init__(self, factory: OptimizerFactory) -> None:
-        self._factory = factory
-        self.wrapped = False
-        self.base = ""
-
-    def __call__(self, params: Any, lr: float) -> Optimizer:
-        optimizer = self._factory(params, lr)
-        self.wrapped = isinstance(optimizer, momo_wrap.MoMoWrapper)
-        self.base = type(getattr(optimizer, "base", optimizer)).__name__
-        return optimizer
+OptimizerFactory = Callable[[Any, float], Optimizer]
+Train = Callable[[float, OptimizerFactory, int], Mapping[str, Any]]
+DEATHS = 5  # a run that has cost so many processes is an error
 
 
-def execute(run: Run, functions: Functions, results_path: Path, settings: Row) -> Row:
-    """Train, and return the row of results; an exception of the run becomes one too."""
-    row = {**empty_row(run), "settings": settings}
-    factory = _Observed(functions.optimizers[run.optimizer])
-    _seed_everything(run.seed)
-    begin = time.perf_counter()
-    try:
-        returned = functions.tasks[run.task](run.lr, factory, run.seed)
+@dataclass
+class Work:
+    """What the processes of a sweep are given."""
+
+    trials: Trials
+    runs: list[Run]
+    tasks: Mapping[str, Train]
+    optimizers: Mapping[str, OptimizerFactory]
+    settings: dict[str, Any]
+
+    def train_one(self) -> bool:
+        """Train a run that has no result and that nobody trains; tell whether there was one."""
+        claim = self.trials.claim(self.runs)
+        if claim is None:
+            return False
+        with self.trials.training(claim):
+            row = self._trained(claim.run, claim.deaths)
+        self.trials.finish(claim.trial, row)
+        return True
+
+    def _trained(self, run: Run, deaths: int) -> Row:
+        """Train, and return the row of results; an exception of the run becomes one too."""
+        row: Row = {**dict.fromkeys(COLUMNS, ""), **run._asdict(), **versions(), "traceback": ""}
+        row |= {"score": math.nan, "loss": math.nan, "results": {}, "wrapped": False}
+        row |= {"settings": self.settings, "status": "ok"}
+        begin = time.perf_counter()
+        try:
+            self._train(run, deaths, row)
+        except (Exception, SystemExit) as error:
+            # A FloatingPointError is what `nonfinite="raise"` and anomaly checks raise.
+            status = "diverged" if isinstance(error, FloatingPointError) else "error"
+            message = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            row |= {"status": status, "message": message, "traceback": traceback.format_exc()}
         row["seconds"] = round(time.perf_counter() - begin, 3)
-        row.update(_results(returned, settings))
-        if "curve" in returned:
-            path = curve_path(results_path, run)
-            write_curve(path, _curve(returned["curve"]))
-            row["curve"] = path.relative_to(results_path.parent).as_posix()
-    except FloatingPointError as error:  # what `nonfinite="raise"` and anomaly checks raise
-        row.update(status="diverged", message=_reason(error))
-    except (Exception, SystemExit) as error:
-        row.update(status="error", message=_reason(error), traceback=traceback.format_exc())
-    row["seconds"] = round(time.perf_counter() - begin, 3)
-    return {**row, "wrapped": factory.wrapped, "base": factory.base}
+        return row
+
+    def _train(self, run: Run, deaths: int, row: Row) -> None:
+        """Train, and put what is returned, and the kind of the optimizer, into a row."""
+
+        def factory(params: Any, lr: float) -> Optimizer:
+            optimizer = self.optimizers[run.optimizer](params, lr)
+            row["wrapped"] = isinstance(optimizer, momo_wrap.MoMoWrapper)
+            row["base"] = type(getattr(optimizer, "base", optimizer)).__name__
+            return optimizer
+
+        if deaths >= DEATHS:
+            raise RuntimeError(f"Its process died, in {deaths} of {deaths} attempts.")
+        torch.manual_seed(run.seed)  # it must not matter what ran before in this process
+        random.seed(run.seed)
+        np.random.seed(run.seed % 2**32)
+        returned = dict(self.tasks[run.task](run.lr, factory, run.seed))
+        curve = returned.pop("curve", None)
+        main = [name for name in ("loss", "score") if name in returned]
+        row["results"] = plain(returned, {*COLUMNS, *self.settings} - {*main})
+        row |= {name: float(row["results"].pop(name)) for name in main}
+        if not main:
+            raise ValueError(f"It must return 'loss' or 'score', got {sorted(returned)}.")
+        if curve is not None:
+            row["curve"] = self._save_curve(run, curve)
+        if bad := [f"{name} is {row[name]}" for name in main if not math.isfinite(row[name])]:
+            raise FloatingPointError(", ".join(bad))
+
+    def _save_curve(self, run: Run, curve: Any) -> str:
+        """Write a curve into a folder beside the file of results, and return its relative path."""
+        folder = self.trials.path.with_name(f"{self.trials.path.stem}_curves")
+        name = f"{run.task}, {run.optimizer}, lr {run.lr!r}, seed {run.seed}"
+        path = folder / f"{quote(name, safe=' ,+')}.csv"
+        save(pd.DataFrame(curve), path)
+        return path.relative_to(folder.parent).as_posix()
 
 
-def one_line(text: str) -> str:
-    """Return a text as it fits into a line of a file."""
-    text = " ".join(text.replace("\0", "").split())
-    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
+def all_runs(
+    tasks: Mapping[str, Train],
+    optimizers: Mapping[str, OptimizerFactory],
+    learning_rates: Iterable[float],
+    seeds: Iterable[int],
+) -> list[Run]:
+    """Return the runs of a sweep, seed by seed, so that a part of it covers the whole grid."""
+    rates, numbers = sorted(map(float, learning_rates)), [index(seed) for seed in seeds]
+    if not hasattr(optimizers, "values"):
+        raise TypeError(f'optimizers must be functions by name, {{"AdamW": adamw}}: {optimizers}')
+    if not all(map(callable, [*tasks.values(), *optimizers.values()])):
+        raise TypeError(f"Expected functions by name, got {tasks} and {optimizers}.")
+    axes: dict[str, list[Any]] = {"train": [*tasks], "optimizers": [*optimizers]}
+    for axis, values in {**axes, "learning_rates": rates, "seeds": numbers}.items():
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{axis} must have values, and each once, got {values}.")
+    if not all(0 < lr < math.inf for lr in rates):
+        raise ValueError(f"Learning rates must be positive and finite, got {rates}.")
+    grid = product(numbers, tasks, rates, optimizers)
+    return [Run(task, optimizer, lr, seed) for seed, task, lr, optimizer in grid]
 
 
-def plain(name: str, value: Any) -> int | float | str | bool:
-    """Return a number, one-element tensor, text or bool as Python's own type."""
-    if isinstance(value, str):
-        return one_line(value)
-    if isinstance(value, (Tensor, np.ndarray, np.generic)) and math.prod(value.shape) == 1:
-        value = value.item()
-    if isinstance(value, (bool, int, float)):
-        return value
-    if isinstance(value, numbers.Real):
-        return float(value)
-    raise TypeError(
-        f"{name!r} must be a number, a one-element tensor, a text or a bool, got "
-        f"{type(value).__name__}. A series belongs in the mapping under 'curve'."
-    )
-
-
-def _results(returned: Any, settings: Row) -> Row:
-    """Return what of a row comes from the train function."""
-    if not isinstance(returned, Mapping):
-        raise TypeError(
-            f"The train function must return a dict with 'loss' or 'score', got "
-            f"{type(returned).__name__}."
-        )
-    given = {str(name): plain(name, v) for name, v in returned.items() if name != "curve"}
-    curve = returned.get("curve", {})
-    if not {"loss", "score"} & given.keys():
-        if "loss" not in curve or len(curve["loss"]) == 0:
-            raise ValueError(
-                f"The train function must return 'loss' or 'score', or a 'curve' with 'loss', "
-                f"got {sorted(map(str, returned))}."
+def plain(values: Mapping[str, Any], taken: Collection[str]) -> dict[str, Any]:
+    """Return numbers, one-element tensors, texts and bools as Python's own types."""
+    if clash := sorted({*values} & {*taken}):
+        raise ValueError(f"{clash} can't be given: there are such columns already. Rename them.")
+    found = {}
+    for name, value in values.items():
+        if isinstance(value, (Tensor, np.ndarray, np.generic)):
+            value = value.item()
+        if not isinstance(value, (bool, int, float, str)):
+            raise TypeError(
+                f"{name!r} must be a number, a one-element tensor, a text or a bool, got "
+                f"{type(value).__name__}. A series belongs under 'curve'."
             )
-        given["loss"] = plain("loss", curve["loss"][-1])
-    main: Row = {name: float(given.pop(name)) for name in ("loss", "score") if name in given}
-    if taken := sorted(given.keys() & {*COLUMNS, "traceback", *settings}):
-        raise ValueError(f"Results can't be called {taken}: there are such columns already.")
-    bad = [f"{name} is {value}" for name, value in main.items() if not math.isfinite(value)]
-    return {
-        **main,
-        "results": given,
-        "status": "diverged" if bad else "ok",
-        "message": ", ".join(bad),
-    }
+        found[name] = value
+    return found
 
 
-def _curve(curve: Any) -> dict[str, list[float]]:
-    columns = {str(name): np.asarray(values).tolist() for name, values in dict(curve).items()}
-    lengths = {name: len(values) for name, values in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"The columns of a curve must be equally long, got {lengths}.")
-    return columns
-
-
-def _reason(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{one_line(f'{type(error).__name__}: {error}')}{place}"
-
-
-def _seed_everything(seed: int) -> None:
-    """Seed what a train function may draw from: it must not matter what ran before in here."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
+def versions() -> dict[str, str]:
+    """Return the versions of what the results depend on."""
+    own = (momo_wrap.__version__, str(torch.__version__), platform.python_version())
+    return dict(zip(VERSIONS, own, strict=True))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from momo_wrap.sweep.grid import Run
+from momo_wrap.sweep.results_file import Run
 from tests.sweep import shared
 from tests.sweep.training import LOG
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from momo_wrap import sweep
-from momo_wrap.sweep.grid import Run
+from momo_wrap.sweep.results_file import Run
 from tests.sweep.training import LOG, OPTIMIZERS, PAUSE, logged
 
 RATES = [0.1 * number for number in range(1, 16)]

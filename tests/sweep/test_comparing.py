@@ -116,7 +116,7 @@ def test_grids_that_differ() -> None:
 
 
 def test_columns_that_lack() -> None:
-    with pytest.raises(ValueError, match=r"have no columns \['accuracy'\], only \['task'"):
+    with pytest.raises(ValueError, match=r"lack 'accuracy' of task 'task'; they have .*'score'"):
         tolerance(table({"a": [0.9]}), 0.02, column="accuracy")
-    with pytest.raises(ValueError, match="task 'task' returned no 'score'"):
+    with pytest.raises(ValueError, match="lack 'score' of task 'task'"):
         tolerance(table({"a": [0.9, math.nan]}), 0.02)

@@ -16,21 +16,24 @@ from momo_wrap import sweep
 from tests.sweep.training import bare, quadratic
 
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"train": 3}, TypeError, "train['train'] must be a function, got int"),
-    ({"train": {}}, ValueError, "train is empty, so that there is nothing to run"),
-    ({"train": lambda *_: {}, "processes": 1}, TypeError, "train['<lambda>'] = <fun"),
+    ({"train": 3}, TypeError, "Expected functions by name, got {'train': 3}"),
+    ({"train": {}}, ValueError, "train must have values, and each once, got []"),
+    (
+        {"train": lambda *_: {}, "processes": 1},
+        TypeError,
+        "Other processes can't be sent the functions",
+    ),
     ({"optimizers": {"a": lambda *_: None}, "processes": 1}, TypeError, "top level of a module"),
-    ({"optimizers": [bare]}, TypeError, 'got list. Write {"AdamW": adamw}'),
-    ({"optimizers": {"two\nlines": bare}}, ValueError, "must be strings on one line"),
-    ({"learning_rates": [0.1, 0.1]}, ValueError, "learning_rates has a value twice: [0.1, 0.1]"),
-    ({"learning_rates": []}, ValueError, "learning_rates is empty"),
-    ({"learning_rates": [0.0]}, ValueError, "must be positive and finite, got 0.0"),
-    ({"learning_rates": ["fast"]}, TypeError, "A learning rate must be a number, got 'fast'"),
-    ({"seeds": [0.5]}, TypeError, "A seed must be an integer, got 0.5"),
+    ({"optimizers": [bare]}, TypeError, 'optimizers must be functions by name, {"AdamW": adamw}'),
+    ({"learning_rates": [0.1, 0.1]}, ValueError, "and each once, got [0.1, 0.1]"),
+    ({"learning_rates": []}, ValueError, "learning_rates must have values"),
+    ({"learning_rates": [0.0]}, ValueError, "must be positive and finite, got [0.0]"),
+    ({"learning_rates": ["fast"]}, ValueError, "could not convert string to float: 'fast'"),
+    ({"seeds": [0.5]}, TypeError, "'float' object cannot be interpreted as an integer"),
     ({"settings": {"net": [1, 2]}}, TypeError, "'net' must be a number"),
-    ({"settings": {"seed": 1}}, ValueError, "Settings can't be called ['seed']"),
-    ({"processes": -1}, ValueError, "processes must be None, 0 or positive, got -1"),
-    ({"threads": 0}, ValueError, "threads must be at least 1, got 0"),
+    ({"settings": {"seed": 1}}, ValueError, "['seed'] can't be given: there are such columns"),
+    ({"processes": -1}, ValueError, "Expected processes >= 0 and threads >= 1, got -1, 1"),
+    ({"threads": 0}, ValueError, "Expected processes >= 0 and threads >= 1, got 0, 0"),
 ]
 
 

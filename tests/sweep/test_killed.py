@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import platform
 import random
 import signal
 import sys
@@ -17,16 +19,15 @@ from optuna.storages.journal import JournalFileBackend
 
 from momo_wrap import sweep
 from momo_wrap.sweep import storage
-from momo_wrap.sweep.grid import Run
-from momo_wrap.sweep.results_file import empty_row
-from momo_wrap.sweep.storage import Storage
+from momo_wrap.sweep.results_file import Row, Run
+from momo_wrap.sweep.storage import Trials
 from tests.sweep import shared
 
 
-def kill_at_random(path: Path, kills: int, chance: random.Random) -> Counter[str]:
+def kill_at_random(path: Path, kills: int, processes: int, chance: random.Random) -> Counter[str]:
     """Kill processes that train, or the sweep's own, which is started again but for the last."""
     killed: Counter[str] = Counter()
-    own = shared.start(path)
+    own = shared.start(path, processes=processes)
     while killed.total() < kills:
         before = len(shared.begun())
         while len(shared.begun()) == before:
@@ -41,28 +42,29 @@ def kill_at_random(path: Path, kills: int, chance: random.Random) -> Counter[str
         killed["sweep" if victim.pid == own.pid else "process"] += 1
         if victim.pid == own.pid:
             assert own.wait() == -signal.SIGKILL
-            own = own if killed.total() == kills else shared.start(path)
+            own = own if killed.total() == kills else shared.start(path, processes=processes)
     return killed
 
 
 @pytest.mark.usefixtures("log")
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kills", "processes"), [(2, 1), pytest.param(20, 2, marks=pytest.mark.slow)]
+)
 def test_every_run_is_there_once_after_kills(
-    kills: int, tmp_path: Path, undisturbed: dict[Run, float]
+    kills: int, processes: int, tmp_path: Path, undisturbed: dict[Run, float]
 ) -> None:
     path = tmp_path / "sweep.csv"
-    killed = kill_at_random(path, kills, random.Random(kills))
+    killed = kill_at_random(path, kills, processes, random.Random(kills))
     assert killed["process"] > 0
     assert killed["sweep"] > 0
-    before = len(sweep.load(path))
-    assert 0 < before < shared.RUNS
+    assert len(sweep.load(path)) < shared.RUNS
     assert shared.losses(shared.run(path)) == undisturbed
     assert shared.losses(sweep.load(path)) == undisturbed
     path.with_suffix(".journal").rename(tmp_path / "away")
     assert shared.losses(sweep.load(path)) == undisturbed
     # What was under way has begun again, and nothing else.
     again = len(shared.begun()) - shared.RUNS
-    assert again <= killed["process"] + 2 * killed["sweep"]
+    assert again <= killed["process"] + processes * killed["sweep"]
 
 
 @pytest.mark.usefixtures("log")
@@ -80,11 +82,15 @@ def test_two_sweeps_share_the_work(tmp_path: Path, undisturbed: dict[Run, float]
 RUN = Run("task", "SGD", 0.1, 0)
 
 
+def ok(loss: float) -> Row:
+    return {"status": "ok", "loss": loss, "score": math.nan}
+
+
 def test_one_of_two_that_claim_at_once_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the look at what is open and the trial, another process has begun the run."""
-    first, second = (Storage(str(tmp_path / "s.journal"), "s") for _ in range(2))
+    first, second = (Trials(tmp_path / "s.csv", None) for _ in range(2))
     create = second._storage.create_new_trial
 
     def create_later(*arguments: object) -> int:
@@ -93,7 +99,7 @@ def test_one_of_two_that_claim_at_once_trains(
 
     monkeypatch.setattr(second._storage, "create_new_trial", create_later)
     assert second.claim([RUN]) is None
-    assert second.open_runs([RUN]) == []
+    assert second.open([RUN]) == []
 
 
 def test_silent_processes_of_other_machines_are_dead(
@@ -101,45 +107,45 @@ def test_silent_processes_of_other_machines_are_dead(
 ) -> None:
     monkeypatch.setattr(storage, "SILENCE", 0.4)
     monkeypatch.setattr(storage, "BEAT", 0.1)
-    here = Storage(str(tmp_path / "s.journal"), "s")
-    monkeypatch.setattr(storage, "_host", lambda: "elsewhere")
-    there = Storage(str(tmp_path / "s.journal"), "s")
-    claim = there.claim([RUN])
+    here = Trials(tmp_path / "s.csv", None)
+    there = Trials(tmp_path / "s.csv", None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(platform, "node", lambda: "elsewhere")
+        claim = there.claim([RUN])
     assert claim is not None
 
     def is_open_after(seconds: float) -> bool:
         end = time.monotonic() + seconds
-        while time.monotonic() < end and not here.open_runs([RUN]):
+        while time.monotonic() < end and not here.open([RUN]):
             here.release()
             time.sleep(0.02)
-        return here.open_runs([RUN]) == [RUN]
+        return here.open([RUN]) == [RUN]
 
     with there.training(claim):
         assert not is_open_after(1.0)
     assert is_open_after(10.0)
     # It was alive after all, and too late.
-    there.finish(claim, {**empty_row(RUN), "status": "ok", "loss": 1.0})
+    there.finish(claim.trial, ok(1.0))
     assert here.results() == {}
     again = here.claim([RUN])
     assert again is not None
-    here.finish(again, {**empty_row(RUN), "status": "ok", "loss": 2.0})
+    here.finish(again.trial, ok(2.0))
     assert there.results()[RUN]["loss"] == 2.0
 
 
 def test_result_without_the_end_of_its_trial_counts(tmp_path: Path) -> None:
     """The process was killed between the two."""
-    trials = Storage(str(tmp_path / "s.journal"), "s")
+    trials = Trials(tmp_path / "s.csv", None)
     claim = trials.claim([RUN])
     assert claim is not None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trials, "_settle", lambda *_: None)
-        trials.finish(claim, {**empty_row(RUN), "status": "ok", "loss": 1.0})
-        patch.setattr(storage, "_lives", lambda *_: False)
+        patch.setattr(trials, "_close", lambda *_: None)
+        trials.finish(claim.trial, ok(1.0))
     assert trials.results()[RUN]["loss"] == 1.0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "_lives", lambda *_: False)
         trials.release()
-    assert trials.open_runs([RUN]) == []
+    assert trials.open([RUN]) == []
     journal = JournalStorage(JournalFileBackend(str(tmp_path / "s.journal")))
     (trial,) = optuna.load_study(study_name="s", storage=journal).trials
     assert (trial.state.name, trial.value, trial.params) == ("COMPLETE", 1.0, {"lr": 0.1})
@@ -149,10 +155,10 @@ def test_other_trials_of_the_study_are_left_alone(tmp_path: Path) -> None:
     journal = JournalStorage(JournalFileBackend(str(tmp_path / "s.journal")))
     study = optuna.create_study(study_name="s", storage=journal)
     study.enqueue_trial({"lr": 0.1})
-    trials = Storage(str(tmp_path / "s.journal"), "s")
+    trials = Trials(tmp_path / "s.csv", None)
     claim = trials.claim([RUN])
     assert claim is not None
-    trials.finish(claim, {**empty_row(RUN), "status": "ok", "loss": 1.0})
+    trials.finish(claim.trial, ok(1.0))
     assert list(trials.results()) == [RUN]
     assert [trial.state.name for trial in study.trials] == ["WAITING", "COMPLETE"]
 
@@ -160,21 +166,21 @@ def test_other_trials_of_the_study_are_left_alone(tmp_path: Path) -> None:
 def test_journal_cut_at_every_byte(tmp_path: Path) -> None:
     """Whatever a killed process has left of an entry, those before it count and others follow."""
     path = tmp_path / "s.journal"
-    trials = Storage(str(path), "s")
+    trials = Trials(tmp_path / "s.csv", None)
     sizes = []
     for seed in range(2):
         claim = trials.claim([RUN._replace(seed=seed)])
         assert claim is not None
-        trials.finish(claim, {**empty_row(claim.run), "status": "ok", "loss": 1.0})
+        trials.finish(claim.trial, ok(1.0))
         sizes.append(path.stat().st_size)
     whole = path.read_bytes()
     third = RUN._replace(seed=2)
-    for size in range(sizes[0], sizes[1] + 1, 7):
+    for size in range(sizes[0], sizes[1] + 1, 13):
         path.write_bytes(whole[:size])
-        claim = Storage(str(path), "s").claim([third])
+        claim = Trials(tmp_path / "s.csv", None).claim([third])
         assert claim is not None
-        Storage(str(path), "s").finish(claim, {**empty_row(third), "status": "ok", "loss": 3.0})
-        found = Storage(str(path), "s").results()
+        Trials(tmp_path / "s.csv", None).finish(claim.trial, ok(3.0))
+        found = Trials(tmp_path / "s.csv", None).results()
         assert found[RUN]["loss"] == 1.0
         assert found[third]["loss"] == 3.0
 

@@ -19,7 +19,7 @@ import optuna
 import pytest
 
 from momo_wrap import sweep
-from momo_wrap.sweep.grid import Run
+from momo_wrap.sweep.results_file import Run
 from tests.sweep import shared
 
 pytest.importorskip("psycopg", reason="psycopg is not installed")

@@ -19,30 +19,30 @@ RATES = [1e-2, 1e-1, 1.0, 10.0]
 
 
 class Cells(HTMLParser):
-    """Collects the texts of the cells of all tables, and the classes of the marked ones."""
+    """Collects the texts of the cells of all tables, and those of the marked ones."""
 
     def __init__(self) -> None:
         super().__init__()
         self.rows: list[list[str]] = []
         self.near: list[str] = []
-        self._open: str | None = None
+        self._open: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):
             self.rows[-1].append("")
-            self._open = dict(attrs).get("class") or "plain"
+        self._open = [*self._open, tag]
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in ("td", "th"):
-            self._open = None
+        while self._open and self._open.pop() != tag:
+            pass
 
     def handle_data(self, data: str) -> None:
-        if self._open:
+        if {"td", "th"} & {*self._open}:
             self.rows[-1][-1] += data
-            if self._open == "near":
-                self.near.append(data)
+        if "mark" in self._open:
+            self.near.append(data)
 
 
 def results(task: str = "task") -> pd.DataFrame:
