@@ -128,29 +128,33 @@ class PlannedStep(BaseStep):
         groups: Sequence[int],
     ) -> Mapping[str, Scalar]:
         """Return the values per parameter, those of the formula included."""
-        values: dict[str, list[Any]] = {
-            "decay": [averaging.decay for averaging in averagings],
-            "weight": [averaging.weight for averaging in averagings],
-            "buffer_scale": [averaging.buffer_scale for averaging in averagings],
-            "grad_scale": [averaging.grad_scale for averaging in averagings],
-        }
         coupled = self._rates.coupled_decay
-        if coupled is not None:
-            values["coupled_decay"] = [coupled[group] for group in groups]
-        for name in readings[0].scalars:
-            values[name] = [reading.scalars[name] for reading in readings]
+        cells: list[dict[str, Any]] = [
+            {
+                "decay": its.decay,
+                "weight": its.weight,
+                "buffer_scale": its.buffer_scale,
+                "grad_scale": its.grad_scale,
+                **({} if coupled is None else {"coupled_decay": coupled[group]}),
+                **reading.scalars,
+            }
+            for its, reading, group in zip(averagings, readings, groups, strict=True)
+        ]
+        read = cells[0]
+        if len(cells) > 1:
+            read = {name: _for_each([its[name] for its in cells], kind.sizes) for name in read}
         # Step counts are on the CPU for most optimizers, wherever the parameters are.
-        device, read = kind.device, {}
-        for its in values.values():
-            first = its[0][0] if isinstance(its[0], list) else its[0]
-            device = first.device if isinstance(first, Tensor) else device
-        for name, its in values.items():
-            only = its[0]
-            if len(its) == 1 and not isinstance(only, list):
-                read[name] = kind.ordered_tensor(only) if isinstance(only, Tensor) else only
-            else:
-                read[name] = kind.per_parameter(name, _for_each(its, kind.sizes), device)
-        scalars = self._engine.scalars(self._formula, read)
+        device = kind.device
+        for name, value in read.items():
+            first = value[0] if isinstance(value, list) else value
+            if isinstance(first, Tensor):
+                device = first.device
+        for name, value in read.items():
+            if isinstance(value, list):
+                read[name] = kind.per_parameter(name, value, device)
+            elif isinstance(value, Tensor):
+                read[name] = kind.ordered_tensor(value)
+        scalars = self._engine.scalars(self._formula, read, kind)
         is_given = "buffer_scale" in readings[0].scalars
         is_given = is_given or scalars["buffer_scale"] is not read["buffer_scale"]
         if averagings[0].bias_corrected and not is_given:

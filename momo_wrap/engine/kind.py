@@ -16,6 +16,8 @@ from momo_wrap.engine.chunks import is_small, most_elements, packs, split
 from momo_wrap.engine.scalars import Scalar, accumulation_dtype, to_device, vector, wide_dtype
 
 _PLAIN_TYPES = frozenset(PLAIN)
+_TENSOR = {Tensor}
+_is_cpu = attrgetter("is_cpu")
 _FLEETING = frozenset({"grad"})
 # Where a tensor lies in memory.
 _LAYOUT: tuple[Callable[[Tensor], Any], ...] = (
@@ -79,6 +81,7 @@ class Kind:
         self._layout: dict[str, list[list[Any]]] = {}
         self._views: dict[str, list[Tensor]] = {}
         self._vectors: dict[str, tuple[list[Any], torch.device, Tensor]] = {}
+        self._numbers: dict[str, tuple[float, Tensor]] = {}
 
     def ordered(self, values: list[Any]) -> list[Any]:
         """Return values per parameter, in the order of the cells, in that of the kind."""
@@ -196,8 +199,9 @@ class Kind:
         A vector is in the kind's order, of float64 where values are numbers or on the CPU; one of
         numbers goes to `device`, and is kept under its name.
         """
-        if isinstance(values[0], Tensor) and all(map(_is_on_host, values)):
-            values = list(map(Tensor.item, values))  # nothing waits for a device
+        # Most optimizers keep their step counts on the CPU, where nothing waits for a device.
+        if set(map(type, values)) == _TENSOR and all(map(_is_cpu, values)):
+            values = list(map(Tensor.item, values))
         elif any(isinstance(value, Tensor) for value in values):
             values = self.ordered(values)
             if all(type(value) is Tensor and not value.dim() for value in values):
@@ -211,13 +215,26 @@ class Kind:
             known = self._vectors[name] = (values, device, vector(self.ordered(values), like))
         return known[2]
 
+    def as_tensors(
+        self, scalars: Mapping[str, Scalar], besides: frozenset[str]
+    ) -> dict[str, Scalar]:
+        """Return numbers as 0-dim tensors, `besides` some names, and 0 and 1, which are left out.
+
+        Those of the last step are used again where they are equal.
+        """
+        made = dict(scalars)
+        for name, value in scalars.items():
+            if name in besides or isinstance(value, Tensor) or value in (0.0, 1.0):
+                continue
+            known = self._numbers.get(name)
+            if known is None or known[0] != value:
+                tensor = torch.full((), value, device=self.device, dtype=self.dtype)
+                known = self._numbers[name] = (value, tensor)
+            made[name] = known[1]
+        return made
+
     def ordered_tensor(self, values: Tensor) -> Tensor:
         """Return values of shape [] or [parameters], in the cells' order, in that of the kind."""
         if not values.dim() or self.order is None:
             return values
         return torch.stack([values[i] for i in self.order])
-
-
-def _is_on_host(value: object) -> bool:
-    """Return whether a value is a tensor on the CPU, as most optimizers keep their step counts."""
-    return isinstance(value, Tensor) and value.is_cpu and type(value) is Tensor

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from momo_wrap.engine.ahead import Ahead
 from momo_wrap.engine.blocks import Block, joined
 from momo_wrap.engine.chunks import most_elements, split
+from momo_wrap.engine.kind import Kind
 from momo_wrap.engine.passes import Engine, Formula, Move, Product, inner_products
 from momo_wrap.engine.plan import Plan
 from momo_wrap.engine.scalars import Scalar
@@ -21,6 +22,9 @@ from momo_wrap.fast import kernels
 from momo_wrap.fast.batches import batches, filled, is_gradient
 from momo_wrap.fast.replacing import has_own_step, is_plain, mark_stepped
 from momo_wrap.fast.updates import UPDATES, Update
+
+# What torch takes as a number at no cost; other numbers become tensors in each operation.
+_NUMBERS = frozenset({"weight", "decay", "coupled_decay"})
 
 
 class UpdatingEngine(Engine):
@@ -53,10 +57,14 @@ class UpdatingEngine(Engine):
     def _is_possible(self, params: Sequence[Tensor]) -> bool:
         return True
 
-    def scalars(self, formula: Formula, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
+    def scalars(
+        self, formula: Formula, read: Mapping[str, Scalar], kind: Kind
+    ) -> Mapping[str, Scalar]:
         """Return all values per parameter, those of the update among them; see `Engine`."""
-        found = super().scalars(formula, read)
-        return found if self._update is None else {**found, **self._update.scalars(read)}
+        found = super().scalars(formula, read, kind)
+        if self._update is None:
+            return found
+        return kind.as_tensors({**found, **self._update.scalars(read)}, _NUMBERS)
 
     def sum_up(
         self, formula: Formula, blocks: Sequence[Block], products: Sequence[Product], room: int
@@ -90,9 +98,11 @@ class CompiledEngine(UpdatingEngine):
     def _is_possible(self, params: Sequence[Tensor]) -> bool:
         return kernels.can_compile(params)
 
-    def scalars(self, formula: Formula, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
+    def scalars(
+        self, formula: Formula, read: Mapping[str, Scalar], kind: Kind
+    ) -> Mapping[str, Scalar]:
         """Return all values per parameter, numbers as tensors; see `Engine`."""
-        found = super().scalars(formula, read)
+        found = super().scalars(formula, read, kind)
         if self._update is None:
             return found
         # As tensors they are arguments of a kernel, not constants; 0 and 1 tell what to leave out.

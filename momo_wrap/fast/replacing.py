@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from typing import Any
@@ -34,8 +35,12 @@ def has_own_step(kind: type[Optimizer]) -> bool:
 
     Somebody may have replaced it.
     """
-    own = getattr(sys.modules.get(kind.__module__), "__file__", None)
-    function: Any = kind.step
+    return _is_own(kind.__module__, kind.step)
+
+
+@functools.lru_cache(maxsize=64)
+def _is_own(module: str, function: Any) -> bool:
+    own = getattr(sys.modules.get(module), "__file__", None)
     while function is not None:
         file = getattr(getattr(function, "__code__", None), "co_filename", "")
         if file != own and not file.startswith(_TORCH):

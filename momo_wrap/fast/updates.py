@@ -19,6 +19,10 @@ from momo_wrap.engine.blocks import Block
 from momo_wrap.engine.scalars import Scalar
 
 
+# A number would become a tensor for each parameter anew.
+_ONE = torch.ones((), device="cpu")
+
+
 class Update:
     """SGD's update of its momentum buffer, B <- a B + b g; the others build on it.
 
@@ -70,8 +74,7 @@ class AdamUpdate(Update):
         """Count the step for each parameter."""
         steps = [state[p]["step"] for _, params in cells for p in params]
         if all(step.is_cpu for step in steps):
-            # A number would become a tensor for each parameter anew.
-            torch._foreach_add_(steps, torch.ones((), device="cpu"), alpha=1.0)
+            torch._foreach_add_(steps, _ONE, alpha=1.0)
         else:
             torch._foreach_add_(steps, 1.0)
 

@@ -268,19 +268,22 @@ def truncate(stats: ModelStats, lower_bound: float | Tensor) -> tuple[Tensor, Te
         θ, and θ before it was cut at 1; both of the shape of what is in `stats`.
     """
     gap, decrease = gap_to_bound(stats, lower_bound), stats.predicted_decrease
-    ratio = gap / decrease.masked_fill(decrease <= 0, 0.0)
+    ratio = gap / torch.threshold(decrease, 0.0, 0.0)  # which takes -0.0 for 0.0, too
     # Gaps of 0 and inf are the answer over any decrease but NaN, also where the ratio is 0/0 or
     # inf/inf. They are those that a factor does not change; a NaN decrease makes the factor NaN.
     is_answer = gap * decrease.clamp(2.0, 3.0) == gap
     uncapped = torch.where(is_answer, gap, ratio)
-    return uncapped.clamp(max=1.0), uncapped
+    return uncapped.clamp_max(1.0), uncapped
 
 
 def gap_to_bound(stats: ModelStats, lower_bound: float | Tensor) -> Tensor:
     """Return max(h/ρ - f*, 0), infinite without a bound; NaN where the value is not finite."""
     value = stats.value_after_decay
     # The way from a number to itself is 0, but NaN for inf.
-    return (torch.lerp(value, value, 0.5) - lower_bound).clamp(min=0.0)
+    finite = torch.lerp(value, value, 0.5)
+    if isinstance(lower_bound, Tensor) or lower_bound != 0.0:
+        finite = finite - lower_bound
+    return finite.clamp_min(0.0)
 
 
 def scaled(change: Tensor, theta: Tensor) -> Tensor:
