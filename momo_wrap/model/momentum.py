@@ -28,6 +28,9 @@ SUMS = (
     "buffer_move_by_decay",
 )
 
+# What a product that overflowed counts as.
+_LARGEST = {dtype: torch.finfo(dtype).max / 1e6 for dtype in (torch.float32, torch.float64)}
+
 
 @dataclass(frozen=True)
 class Averaging:
@@ -86,7 +89,7 @@ class Coefficients(NamedTuple):
         loss_intake: What it adds per unit of the loss, [4, groups].
         buffer_scale: p before bias correction, [groups].
         grad_scale: q, [groups].
-        corrected: 1 where p is divided by the weights, else 0.
+        corrected: 1 where p is divided by the weights, else 0; None: everywhere.
         uncorrected: 1 - `corrected`.
         uses_gradient: Whether any q is not the number 0.
     """
@@ -96,9 +99,15 @@ class Coefficients(NamedTuple):
     loss_intake: Tensor
     buffer_scale: Tensor
     grad_scale: Tensor
-    corrected: Tensor
+    corrected: Tensor | None
     uncorrected: Tensor
     uses_gradient: bool
+
+    def scale(self, weights: Tensor) -> Tensor:
+        """Return p at weights of shape [..., groups]."""
+        if self.corrected is None:
+            return self.buffer_scale / weights
+        return self.buffer_scale / torch.addcmul(self.uncorrected, self.corrected, weights)
 
 
 @dataclass(frozen=True)
@@ -150,10 +159,11 @@ class MomentumModel:
             intake[1].addcmul_(intake[3], offsets)  # (19)
         averages = torch.addcmul(intake, averages, c.decay)  # (1)
         sums, weights = averages.split_with_sizes([2, 2])
-        scales = c.buffer_scale / torch.addcmul(c.uncorrected, c.corrected, weights)  # p
         if not c.uses_gradient:  # p is in f̄, e and ρ alike
-            scale = scales[1]
-            return cls(averages, scale, scale * weights[1], sums / weights)  # (2)
+            weight = weights[1]
+            scale = c.scale(weight)
+            return cls(averages, scale, scale * weight, sums / weights)  # (2)
+        scales = c.scale(weights)
         shown, normalisers = scales * sums, torch.addcmul(c.grad_scale, scales, weights)  # ρ
         shown[0].addcmul_(c.grad_scale, loss)
         if offsets is not None:
@@ -177,7 +187,7 @@ class MomentumModel:
         intake = torch.stack([clipped * loss, shift, clipped, weight, weight * clipping])
         averages = torch.addcmul(intake, averages, c.decay)
         losses, moves, loss_weights, weights, clipped_weights = averages.unbind()
-        scale = c.buffer_scale / torch.addcmul(c.uncorrected, c.corrected, weights)  # p
+        scale = c.scale(weights)
         own = c.grad_scale * clipping
         normaliser = torch.addcmul(own, scale, clipped_weights)  # ρ
         mean = torch.addcmul(own * loss, scale, losses) / torch.addcmul(own, scale, loss_weights)
@@ -229,9 +239,12 @@ class MomentumModel:
             by a.
         """
         # A product that overflowed must not turn into NaN, now or in later steps.
-        limit = torch.finfo(sums.dtype).max / 1e6
-        _, move, *by_decay = sums.clamp(-limit, limit).unbind()
-        move = torch.addcmul(by_decay[-1], move, thetas) if by_decay else move * thetas
+        limit = _LARGEST[sums.dtype]
+        if len(sums) > 2:
+            _, move, *_, by_decay = sums.clamp(-limit, limit).unbind()
+            move = torch.addcmul(by_decay, move, thetas)
+        else:
+            move = sums[1].clamp(-limit, limit) * thetas
         self.averages[1].addcdiv_(move, self.buffer_scale)
         return self.averages
 
