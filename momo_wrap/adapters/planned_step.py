@@ -145,7 +145,7 @@ class PlannedStep(BaseStep):
             read = {name: _for_each([its[name] for its in cells], kind.sizes) for name in read}
         # Step counts are on the CPU for most optimizers, wherever the parameters are.
         device = kind.device
-        for name, value in read.items():
+        for value in read.values():
             first = value[0] if isinstance(value, list) else value
             if isinstance(first, Tensor):
                 device = first.device
@@ -170,10 +170,7 @@ class PlannedStep(BaseStep):
         rates, plan = self._rates, self._engine.plan
         decays = rates.keep is not None or rates.scaled_decay is not None
         blocks = [block for _, some in self._parts for block in some]
-        # A value that is no number is not among the scalars, or a tensor.
-        scales = [block.scalars.get("grad_scale") for block in blocks]
-        zeros = [q for q in scales if not isinstance(q, Tensor) and q == 0.0]
-        gradient = len(zeros) < len(scales)
+        gradient = any(block.number("grad_scale") != 0.0 for block in blocks)
         of_model = _OF_MODEL[: 1 + gradient]  # d = p B + q g
         products = [(*its, other) for other in ("u", "param")[: 1 + decays] for its in of_model]
         if rates.coupled_decay is None:
@@ -185,14 +182,15 @@ class PlannedStep(BaseStep):
         if not gradient and not decays:
             return found * rates.factors
         if not gradient and rates.scaled_decay is not None:
-            return torch.addcmul(found[0], rates.scaled_decay, found[1]) * rates.factors
+            along_u, along_x = found.unbind()
+            return torch.addcmul(along_u, rates.scaled_decay, along_x) * rates.factors
         if not gradient:
             return found.index_select(0, plan.index([0, 0, 0, 1, 1])) * rates.factors
-        along_u, *along_x = found.view(1 + decays, -1, plan.groups).unbind()
-        buffer_u, d_u = along_u[0], along_u.sum(0)  # ⟨d, v⟩ = ⟨p B, v⟩ + ⟨q g, v⟩
+        of_u, *of_x = found.view(1 + decays, -1, plan.groups).unbind()
+        buffer_u, d_u = of_u[0], of_u.sum(0)  # ⟨d, v⟩ = ⟨p B, v⟩ + ⟨q g, v⟩
         if not decays:
             return torch.stack([d_u, buffer_u]) * rates.factors
-        buffer_x, d_x = along_x[0][0], along_x[0].sum(0)
+        buffer_x, d_x = of_x[0][0], of_x[0].sum(0)
         if rates.scaled_decay is not None:
             d_u = torch.addcmul(d_u, rates.scaled_decay, d_x)
             buffer_u = torch.addcmul(buffer_u, rates.scaled_decay, buffer_x)

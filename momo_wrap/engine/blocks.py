@@ -86,6 +86,10 @@ class Packing:
         return views
 
 
+class Flat(list[Tensor]):
+    """Pieces that are known to be flat."""
+
+
 @dataclass
 class Block:
     """The same stretch of every column, as flat tensors.
@@ -210,7 +214,7 @@ class Block:
             return
         assert self.packing is not None
         parts = values.split_with_sizes(self.packing.sizes)
-        if set(map(Tensor.dim, pieces)) != _FLAT:
+        if not _are_flat(pieces):
             parts = tuple(part.view_as(piece) for part, piece in zip(parts, pieces, strict=True))
         torch._foreach_copy_(pieces, parts)
 
@@ -242,12 +246,16 @@ def real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-def joined(pieces: Sequence[Tensor]) -> Tensor:
+def _are_flat(pieces: list[Tensor]) -> bool:
+    return type(pieces) is Flat or set(map(Tensor.dim, pieces)) == _FLAT
+
+
+def joined(pieces: list[Tensor]) -> Tensor:
     """Return pieces as one flat tensor of their dtype, a view of a single one where possible."""
     if len(pieces) == 1:
         return pieces[0] if pieces[0].dim() == 1 else pieces[0].reshape(-1)
-    if set(map(Tensor.dim, pieces)) == _FLAT:
-        return torch.cat(list(pieces))
+    if _are_flat(pieces):
+        return torch.cat(pieces)
     together: Tensor = _flatten_dense_tensors(
         [piece if piece.is_contiguous() else piece.contiguous() for piece in pieces]
     )

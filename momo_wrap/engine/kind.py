@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from momo_wrap.distributed import PLAIN
-from momo_wrap.engine.blocks import Block, Packing, real
+from momo_wrap.engine.blocks import Block, Flat, Packing, real
 from momo_wrap.engine.chunks import is_small, most_elements, packs, split
 from momo_wrap.engine.scalars import Scalar, accumulation_dtype, to_device, vector, wide_dtype
 
@@ -190,7 +190,8 @@ class Kind:
             self._layout[name] = layout
             # Detached, they do not count as views of a parameter, which may be swapped.
             views = [tensor.detach() for tensor in tensors]
-            self._views[name] = [v.view(-1) if v.is_contiguous() else v for v in views]
+            flat = [v.view(-1) if v.is_contiguous() else v for v in views]
+            self._views[name] = Flat(flat) if all(v.dim() == 1 for v in flat) else flat
         return self._views[name]
 
     def per_parameter(self, name: str, values: list[Any], device: torch.device) -> Scalar:

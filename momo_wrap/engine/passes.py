@@ -176,18 +176,19 @@ def _sizes(params: Sequence[Tensor]) -> list[object]:
 def inner_products(block: Block, direction: Tensor, products: Sequence[Product]) -> Tensor:
     """Return inner products over a block; see `Engine.sum_up`."""
     scales = [block.scalar(scale) for scale, _, _ in products]
-    factor = scales[0]
-    if isinstance(factor, Tensor) and not factor.dim() and all(s is factor for s in scales):
+    common = scales[0]
+    is_common = isinstance(common, Tensor) and not common.dim()
+    if is_common and all(scale is common for scale in scales):
         scales = [1.0] * len(scales)  # multiplied with once, afterwards
     else:
-        factor = None
+        common = 1.0
     found = torch.stack(
         [
             _product(block, scale, column, direction if other == "u" else block.flat(other))
             for scale, (_, column, other) in zip(scales, products, strict=True)
         ]
     )
-    found = found if factor is None else found * factor
+    found = found * common if isinstance(common, Tensor) else found
     return found if block.shards == 1 else found * block.shards
 
 

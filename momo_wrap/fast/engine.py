@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
@@ -21,10 +22,11 @@ from momo_wrap.engine.scalars import Scalar
 from momo_wrap.fast import kernels
 from momo_wrap.fast.batches import batches, filled, is_gradient
 from momo_wrap.fast.replacing import has_own_step, is_plain, mark_stepped
-from momo_wrap.fast.updates import UPDATES, Update
+from momo_wrap.fast.updates import UPDATES, Entries, Update
 
 # What torch takes as a number at no cost; other numbers become tensors in each operation.
 _NUMBERS = frozenset({"weight", "decay", "coupled_decay"})
+_NO_STATE: Mapping[str, Any] = MappingProxyType({})
 
 
 class UpdatingEngine(Engine):
@@ -38,23 +40,28 @@ class UpdatingEngine(Engine):
     def replaces_step(self, base: Optimizer, formula: Formula, plan: Plan) -> bool:
         """Return whether there is an update, and nobody would miss `base.step()`; see `Engine`."""
         update = UPDATES.get((type(base), type(formula)))
-        state = base.state
-        cells = [(base.param_groups[cell.group], cell.params) for cell in plan.cells]
         self._update = None
         if (
-            update is not None
-            and cells
-            and is_plain(base)
-            and has_own_step(type(base))
-            and self._is_possible([params[0] for _, params in cells])
-            and all(update.is_ready(*cell, state) for cell in cells)
+            update is None
+            or not plan.cells
+            or not is_plain(base)
+            or not has_own_step(type(base))
+            or not self._is_possible(plan)
         ):
-            mark_stepped(base)
-            update.count(cells, state)
-            self._update = update
-        return self._update is not None
+            return False
+        groups, state = base.param_groups, base.state
+        cells: list[Entries] = [
+            (groups[cell.group], [state.get(param, _NO_STATE) for param in cell.params])
+            for cell in plan.cells
+        ]
+        if not all(update.is_ready(group, entries) for group, entries in cells):
+            return False
+        mark_stepped(base)
+        update.count(cells)
+        self._update = update
+        return True
 
-    def _is_possible(self, params: Sequence[Tensor]) -> bool:
+    def _is_possible(self, plan: Plan) -> bool:
         return True
 
     def scalars(
@@ -95,8 +102,8 @@ class CompiledEngine(UpdatingEngine):
         self.bounds_moves = self._update is not None and self._update.bounds_moves
         return self.whole
 
-    def _is_possible(self, params: Sequence[Tensor]) -> bool:
-        return kernels.can_compile(params)
+    def _is_possible(self, plan: Plan) -> bool:
+        return kernels.can_compile([cell.params[0] for cell in plan.cells])
 
     def scalars(
         self, formula: Formula, read: Mapping[str, Scalar], kind: Kind

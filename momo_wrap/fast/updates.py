@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,14 +11,15 @@ from torch.optim import Optimizer
 
 from momo_wrap.adapters.adam import AdamAdapter, wide
 from momo_wrap.adapters.adamax import AdamaxAdapter
-from momo_wrap.adapters.base import ParamGroup, State
+from momo_wrap.adapters.base import ParamGroup
 from momo_wrap.adapters.nadam import NAdamAdapter, nesterov_momentum
 from momo_wrap.adapters.radam import RAdamAdapter
 from momo_wrap.adapters.sgd import SGDAdapter
 from momo_wrap.engine.blocks import Block
 from momo_wrap.engine.scalars import Scalar
 
-
+# A parameter group, and the entries of the base's state of some of its parameters.
+Entries: TypeAlias = tuple[ParamGroup, Sequence[Mapping[str, Any]]]
 # A number would become a tensor for each parameter anew.
 _ONE = torch.ones((), device="cpu")
 
@@ -35,12 +36,12 @@ class Update:
     pays_uncompiled = False
     bounds_moves = False
 
-    def is_ready(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> bool:
-        """Return whether the base has made its state for some parameters of a group."""
-        buffers = (state.get(param, {}).get("momentum_buffer") for param in params)
+    def is_ready(self, group: ParamGroup, entries: Sequence[Mapping[str, Any]]) -> bool:
+        """Return whether the base has made its state, here of some parameters of a group."""
+        buffers = (entry.get("momentum_buffer") for entry in entries)
         return group["momentum"] == 0 or all(buffer is not None for buffer in buffers)
 
-    def count(self, cells: Sequence[tuple[ParamGroup, Sequence[Tensor]]], state: State) -> None:
+    def count(self, cells: Sequence[Entries]) -> None:
         """Update what the base keeps of each parameter besides tensors of its shape, in place.
 
         Cells are the parameters that have a gradient, those of a group, device and dtype each.
@@ -64,15 +65,17 @@ class AdamUpdate(Update):
     pays_uncompiled = True
     bounds_moves = True
 
-    def is_ready(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> bool:
+    def is_ready(self, group: ParamGroup, entries: Sequence[Mapping[str, Any]]) -> bool:
         """Return whether there is a state, that of amsgrad included, with usual step counts."""
-        wanted = "max_exp_avg_sq" if group.get("amsgrad") else "step"
-        entries = [state.get(param, {}) for param in params]
-        return all(wanted in entry and _is_count(entry["step"]) for entry in entries)
+        if group.get("amsgrad") and not all("max_exp_avg_sq" in entry for entry in entries):
+            return False
+        # Torch would have made them such; others are in files.
+        steps = [entry.get("step") for entry in entries]
+        return all(isinstance(step, Tensor) and step.is_floating_point() for step in steps)
 
-    def count(self, cells: Sequence[tuple[ParamGroup, Sequence[Tensor]]], state: State) -> None:
+    def count(self, cells: Sequence[Entries]) -> None:
         """Count the step for each parameter."""
-        steps = [state[p]["step"] for _, params in cells for p in params]
+        steps = [entry["step"] for _, entries in cells for entry in entries]
         if all(step.is_cpu for step in steps):
             torch._foreach_add_(steps, _ONE, alpha=1.0)
         else:
@@ -95,11 +98,6 @@ class AdamUpdate(Update):
         return new
 
 
-def _is_count(step: object) -> bool:
-    """Return whether a step count is one that torch would have made; others are in files."""
-    return isinstance(step, Tensor) and step.is_floating_point()
-
-
 class RAdamUpdate(AdamUpdate):
     """Adam's update; the first moves are not divided by the second moment."""
 
@@ -109,14 +107,14 @@ class RAdamUpdate(AdamUpdate):
 class NAdamUpdate(AdamUpdate):
     """Adam's update, and that of the product of the momenta."""
 
-    def count(self, cells: Sequence[tuple[ParamGroup, Sequence[Tensor]]], state: State) -> None:
+    def count(self, cells: Sequence[Entries]) -> None:
         """Count the step and extend the product of the μ_j."""
-        super().count(cells, state)
-        for group, params in cells:
-            steps = wide(torch.stack([state[p]["step"] for p in params]))
+        super().count(cells)
+        for group, entries in cells:
+            steps = wide(torch.stack([entry["step"] for entry in entries]))
             settings = {"beta1": group["betas"][0], "momentum_decay": group["momentum_decay"]}
             momenta: Any = nesterov_momentum(settings, steps)
-            products = [state[p]["mu_product"] for p in params]
+            products = [entry["mu_product"] for entry in entries]
             torch._foreach_mul_(products, momenta.to(products[0].dtype).unbind())
 
     def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
