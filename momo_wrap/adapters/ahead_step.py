@@ -43,9 +43,7 @@ class AheadStep(PlannedStep):
         foreseen = self._engine.foreseen
         self._limit = None if foreseen is None else foreseen.limit
         if foreseen is not None and self._limit is not None:
-            pull, keep = foreseen.theta * self._rates.pull, self._rates.keep
-            if self._rates.scaled_decay is not None:
-                keep = 1.0 - pull * self._rates.scaled_decay
+            pull, keep = self._rates.of_fraction(foreseen.theta)
             engine = self._engine
             can_move = engine.moves_ahead and _can_be_undone(pull, keep, self._limit)
             if engine.has_stepped or can_move:

@@ -17,7 +17,7 @@ from momo_wrap.adapters.rates import Rates
 from momo_wrap.engine.blocks import Block
 from momo_wrap.engine.kind import Kind
 from momo_wrap.engine.passes import Engine, Formula, Move, Product
-from momo_wrap.engine.scalars import Scalar
+from momo_wrap.engine.scalars import Scalar, to_device
 from momo_wrap.model import Averaging
 
 _GLOBAL_HOOKS = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
@@ -168,7 +168,7 @@ class PlannedStep(BaseStep):
     def _sums(self) -> Tensor:
         """Return what the groups contribute to the model of the step; see `BaseStep`."""
         rates, plan = self._rates, self._engine.plan
-        decays = rates.keep is not None or rates.scaled_decay is not None
+        decays = rates.keep is not None
         blocks = [block for _, some in self._parts for block in some]
         gradient = any(block.number("grad_scale") != 0.0 for block in blocks)
         of_model = _OF_MODEL[: 1 + gradient]  # d = p B + q g
@@ -216,14 +216,11 @@ class PlannedStep(BaseStep):
     def apply(self, thetas: Tensor) -> Tensor:
         """Move the parameters, equation (4); see `BaseStep`."""
         rates, engine = self._rates, self._engine
-        pull, keep = thetas * rates.pull, rates.keep
-        if rates.scaled_decay is not None:
-            keep = 1.0 - pull * rates.scaled_decay
+        pull, keep = rates.of_fraction(thetas)
+        given = [pull] if keep is None else [pull, keep]
+        one = engine.plan.groups == 1
         for kind, blocks in self._parts:
-            coefficients = [pull.to(device=kind.device, dtype=kind.dtype)]
-            if keep is not None:
-                coefficients.append(keep.to(device=kind.device, dtype=kind.dtype))
-            one = self._engine.plan.groups == 1
+            coefficients = [to_device(values, kind.device, kind.dtype) for values in given]
             of_group = [[v.view(())] if one else v.unbind() for v in coefficients]
             moves: list[Move] = []
             for block in blocks:

@@ -26,7 +26,7 @@ class Rates(NamedTuple):
         factors: What the inner products are multiplied with, for `momo_wrap.model.SUMS`: c α and
             -pull for the first two, with weight decay α, c - 1 and keep - 1 for the others; c = 1
             where it is scaled. Shape [2 or 5, groups].
-        keep: What weight decay leaves of the parameters; None: there is none, or it is scaled.
+        keep: What weight decay leaves of the parameters, 1 where it is scaled; None: there is none.
         scaled_decay: λ, where the decay is scaled; None: there is none, or of another form.
         coupled_decay: λ of each group, where the base adds λ x to the gradients; None: it does not.
     """
@@ -68,7 +68,7 @@ class Rates(NamedTuple):
         decay = vector(decays, like)
         if form in ("base", "scaled"):
             factors = torch.stack([lr, -lr])
-            return cls(lr, lr, factors, scaled_decay=decay, coupled_decay=added)
+            return cls(lr, lr, factors, torch.ones_like(lr), decay, added)
         by_decay = lr * decay
         shrink = 1.0 / (1.0 + by_decay)  # c
         descent, shift = shrink * lr, -by_decay * shrink
@@ -77,6 +77,13 @@ class Rates(NamedTuple):
             return cls(lr, descent, factors, shrink)
         factors = torch.stack([descent, -lr, lr, shift, -by_decay])
         return cls(lr, lr, factors, 1.0 - by_decay)
+
+    def of_fraction(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return pull and keep where the fraction θ of the step is taken."""
+        pull = thetas * self.pull
+        if self.scaled_decay is None or self.keep is None:
+            return pull, self.keep
+        return pull, self.keep - pull * self.scaled_decay
 
 
 def _is_some(decay: Scalar) -> bool:

@@ -25,7 +25,7 @@ from momo_wrap.fast.replacing import has_own_step, is_plain, mark_stepped
 from momo_wrap.fast.updates import UPDATES, Entries, Update
 
 # What torch takes as a number at no cost; other numbers become tensors in each operation.
-_NUMBERS = frozenset({"weight", "decay", "coupled_decay"})
+_NUMBERS = frozenset({"weight", "second_weight", "decay", "coupled_decay"})
 _NO_STATE: Mapping[str, Any] = MappingProxyType({})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 import torch
@@ -20,6 +21,7 @@ from momo_wrap.engine.scalars import Scalar
 
 # A parameter group, and the entries of the base's state of some of its parameters.
 Entries: TypeAlias = tuple[ParamGroup, Sequence[Mapping[str, Any]]]
+_TENSOR, _is_cpu = {Tensor}, attrgetter("is_cpu")
 # A number would become a tensor for each parameter anew.
 _ONE = torch.ones((), device="cpu")
 
@@ -70,13 +72,13 @@ class AdamUpdate(Update):
         if group.get("amsgrad") and not all("max_exp_avg_sq" in entry for entry in entries):
             return False
         # Torch would have made them such; others are in files.
-        steps = [entry.get("step") for entry in entries]
-        return all(isinstance(step, Tensor) and step.is_floating_point() for step in steps)
+        steps: list[Any] = [entry.get("step") for entry in entries]
+        return set(map(type, steps)) == _TENSOR and all(map(Tensor.is_floating_point, steps))
 
     def count(self, cells: Sequence[Entries]) -> None:
         """Count the step for each parameter."""
         steps = [entry["step"] for _, entries in cells for entry in entries]
-        if all(step.is_cpu for step in steps):
+        if all(map(_is_cpu, steps)):
             torch._foreach_add_(steps, _ONE, alpha=1.0)
         else:
             torch._foreach_add_(steps, 1.0)
@@ -90,8 +92,12 @@ class AdamUpdate(Update):
         """Return both moments with the gradient in them."""
         grad = block.flat("grad")
         first = torch.lerp(block.flat("buffer"), grad, block.scalar("weight"))
-        decayed = block.flat("exp_avg_sq") * block.scalar("second_decay")
-        second = torch.addcmul(decayed, grad * block.scalar("second_weight"), grad)
+        second = block.flat("exp_avg_sq") * block.scalar("second_decay")
+        weight = block.scalar("second_weight")
+        if isinstance(weight, Tensor):
+            second.addcmul_(grad * weight, grad)
+        else:
+            second.addcmul_(grad, grad, value=weight)
         new = {"buffer": first, "exp_avg_sq": second}
         if "max_exp_avg_sq" in block.pieces:
             new["max_exp_avg_sq"] = torch.maximum(block.flat("max_exp_avg_sq"), second)

@@ -151,7 +151,7 @@ class MomentumModel:
             The model. Nothing is changed.
         """
         c = coefficients
-        if len(averages) > 4:
+        if averages.size(0) > 4:
             clipping = torch.ones_like(loss) if clipping is None else clipping
             return cls._of_clipped(averages, c, loss, clipping, offsets)
         intake = torch.addcmul(c.intake, c.loss_intake, loss)
@@ -240,7 +240,7 @@ class MomentumModel:
         """
         # A product that overflowed must not turn into NaN, now or in later steps.
         limit = _LARGEST[sums.dtype]
-        if len(sums) > 2:
+        if sums.size(0) > 2:
             _, move, *_, by_decay = sums.clamp(-limit, limit).unbind()
             move = torch.addcmul(by_decay, move, thetas)
         else:
