@@ -17,7 +17,7 @@ from momo_wrap.adapters.rates import Rates
 from momo_wrap.engine.blocks import Block
 from momo_wrap.engine.kind import Kind
 from momo_wrap.engine.passes import Engine, Formula, Move, Product
-from momo_wrap.engine.scalars import Scalar, to_device
+from momo_wrap.engine.scalars import Scalar
 from momo_wrap.model import Averaging
 
 _GLOBAL_HOOKS = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
@@ -170,7 +170,9 @@ class PlannedStep(BaseStep):
         rates, plan = self._rates, self._engine.plan
         decays = rates.keep is not None
         blocks = [block for _, some in self._parts for block in some]
-        gradient = any(block.number("grad_scale") != 0.0 for block in blocks)
+        # A value that is no number is not among the scalars, or a tensor.
+        scales = [block.scalars.get("grad_scale") for block in blocks]
+        gradient = any(isinstance(q, Tensor) or q != 0.0 for q in scales)
         of_model = _OF_MODEL[: 1 + gradient]  # d = p B + q g
         products = [(*its, other) for other in ("u", "param")[: 1 + decays] for its in of_model]
         if rates.coupled_decay is None:
@@ -216,11 +218,13 @@ class PlannedStep(BaseStep):
     def apply(self, thetas: Tensor) -> Tensor:
         """Move the parameters, equation (4); see `BaseStep`."""
         rates, engine = self._rates, self._engine
-        pull, keep = rates.of_fraction(thetas)
+        pull, keep = thetas * rates.pull, rates.keep
+        if keep is not None and rates.scaled_decay is not None:
+            keep = keep - pull * rates.scaled_decay
         given = [pull] if keep is None else [pull, keep]
         one = engine.plan.groups == 1
         for kind, blocks in self._parts:
-            coefficients = [to_device(values, kind.device, kind.dtype) for values in given]
+            coefficients = [v.to(device=kind.device, dtype=kind.dtype) for v in given]
             of_group = [[v.view(())] if one else v.unbind() for v in coefficients]
             moves: list[Move] = []
             for block in blocks:

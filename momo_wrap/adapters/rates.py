@@ -78,13 +78,6 @@ class Rates(NamedTuple):
         factors = torch.stack([descent, -lr, lr, shift, -by_decay])
         return cls(lr, lr, factors, 1.0 - by_decay)
 
-    def of_fraction(self, thetas: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return pull and keep where the fraction θ of the step is taken."""
-        pull = thetas * self.pull
-        if self.scaled_decay is None or self.keep is None:
-            return pull, self.keep
-        return pull, self.keep - pull * self.scaled_decay
-
 
 def _is_some(decay: Scalar) -> bool:
     """Return whether a weight decay is not the number 0."""

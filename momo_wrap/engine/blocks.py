@@ -213,8 +213,12 @@ class Block:
             pieces[0].copy_(values.view(pieces[0].shape))
             return
         assert self.packing is not None
-        parts = values.split_with_sizes(self.packing.sizes)
-        if not _are_flat(pieces):
+        sizes = self.packing.sizes
+        if type(pieces) is Flat and values.is_cpu and pieces[0].dtype is values.dtype:
+            torch.split_with_sizes_copy(values, sizes, out=pieces)
+            return
+        parts = values.split_with_sizes(sizes)
+        if set(map(Tensor.dim, pieces)) != _FLAT:
             parts = tuple(part.view_as(piece) for part, piece in zip(parts, pieces, strict=True))
         torch._foreach_copy_(pieces, parts)
 
@@ -246,17 +250,11 @@ def real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-def _are_flat(pieces: list[Tensor]) -> bool:
-    return type(pieces) is Flat or set(map(Tensor.dim, pieces)) == _FLAT
-
-
 def joined(pieces: list[Tensor]) -> Tensor:
     """Return pieces as one flat tensor of their dtype, a view of a single one where possible."""
     if len(pieces) == 1:
         return pieces[0] if pieces[0].dim() == 1 else pieces[0].reshape(-1)
-    if _are_flat(pieces):
+    if type(pieces) is Flat or set(map(Tensor.dim, pieces)) == _FLAT:
         return torch.cat(pieces)
-    together: Tensor = _flatten_dense_tensors(
-        [piece if piece.is_contiguous() else piece.contiguous() for piece in pieces]
-    )
+    together: Tensor = _flatten_dense_tensors(pieces)
     return together

@@ -22,9 +22,15 @@ _FLEETING = frozenset({"grad"})
 # Where a tensor lies in memory.
 _LAYOUT: tuple[Callable[[Tensor], Any], ...] = (
     Tensor.data_ptr,
+    attrgetter("dtype"),
     Tensor.size,
     Tensor.stride,
-    attrgetter("dtype"),
+)
+# The same of one that flat views were made of: where it begins and ends, without gaps.
+_FLAT_LAYOUT: tuple[Callable[[Tensor], Any], ...] = (
+    *_LAYOUT[:2],
+    Tensor.numel,
+    Tensor.is_contiguous,
 )
 
 
@@ -184,14 +190,19 @@ class Kind:
 
     def _flat_views(self, name: str, tensors: list[Tensor]) -> list[Tensor]:
         """Return flat views of small tensors, those of the last step where they are still right."""
-        layout = [list(map(ask, tensors)) for ask in _LAYOUT]
-        if self._layout.get(name) != layout:
-            # The views keep the memory alive, so that its address is not used for another tensor.
-            self._layout[name] = layout
-            # Detached, they do not count as views of a parameter, which may be swapped.
-            views = [tensor.detach() for tensor in tensors]
-            flat = [v.view(-1) if v.is_contiguous() else v for v in views]
-            self._views[name] = Flat(flat) if all(v.dim() == 1 for v in flat) else flat
+        known = self._views.get(name)
+        asked = _FLAT_LAYOUT if type(known) is Flat else _LAYOUT
+        layout = [list(map(ask, tensors)) for ask in asked]
+        if known is not None and self._layout[name] == layout:
+            return known
+        # The views keep the memory alive, so that its address is not used for another tensor.
+        # Detached, they do not count as views of a parameter, which may be swapped.
+        views = [tensor.detach() for tensor in tensors]
+        flat = [view.view(-1) if view.is_contiguous() else view for view in views]
+        are_flat = all(view.dim() == 1 and view.is_contiguous() for view in flat)
+        asked = _FLAT_LAYOUT if are_flat else _LAYOUT
+        self._layout[name] = [list(map(ask, tensors)) for ask in asked]
+        self._views[name] = Flat(flat) if are_flat else flat
         return self._views[name]
 
     def per_parameter(self, name: str, values: list[Any], device: torch.device) -> Scalar:

@@ -103,12 +103,6 @@ class Coefficients(NamedTuple):
     uncorrected: Tensor
     uses_gradient: bool
 
-    def scale(self, weights: Tensor) -> Tensor:
-        """Return p at weights of shape [..., groups]."""
-        if self.corrected is None:
-            return self.buffer_scale / weights
-        return self.buffer_scale / torch.addcmul(self.uncorrected, self.corrected, weights)
-
 
 @dataclass(frozen=True)
 class MomentumModel:
@@ -159,11 +153,12 @@ class MomentumModel:
             intake[1].addcmul_(intake[3], offsets)  # (19)
         averages = torch.addcmul(intake, averages, c.decay)  # (1)
         sums, weights = averages.split_with_sizes([2, 2])
+        divisor = own = weights if c.uses_gradient else weights[1]
+        if c.corrected is not None:
+            divisor = torch.addcmul(c.uncorrected, c.corrected, own)
+        scales = c.buffer_scale / divisor  # p
         if not c.uses_gradient:  # p is in f̄, e and ρ alike
-            weight = weights[1]
-            scale = c.scale(weight)
-            return cls(averages, scale, scale * weight, sums / weights)  # (2)
-        scales = c.scale(weights)
+            return cls(averages, scales, scales * own, sums / weights)  # (2)
         shown, normalisers = scales * sums, torch.addcmul(c.grad_scale, scales, weights)  # ρ
         shown[0].addcmul_(c.grad_scale, loss)
         if offsets is not None:
@@ -187,7 +182,10 @@ class MomentumModel:
         intake = torch.stack([clipped * loss, shift, clipped, weight, weight * clipping])
         averages = torch.addcmul(intake, averages, c.decay)
         losses, moves, loss_weights, weights, clipped_weights = averages.unbind()
-        scale = c.scale(weights)
+        divisor = weights
+        if c.corrected is not None:
+            divisor = torch.addcmul(c.uncorrected, c.corrected, weights)
+        scale = c.buffer_scale / divisor  # p
         own = c.grad_scale * clipping
         normaliser = torch.addcmul(own, scale, clipped_weights)  # ρ
         mean = torch.addcmul(own * loss, scale, losses) / torch.addcmul(own, scale, loss_weights)
