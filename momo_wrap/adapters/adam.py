@@ -61,7 +61,7 @@ class AdamAdapter(ReadingAdapter):
         entries = [state[p] for p in params]
         columns = (*self.columns, "max_exp_avg_sq") if group.get("amsgrad") else self.columns
         tensors = {name: [entry[name] for entry in entries] for name in columns}
-        beta1, beta2 = (as_number(beta) for beta in group["betas"])
+        beta1, beta2 = map(as_number, group["betas"])
         counts = {name: [entry[name] for entry in entries] for name in self.counts}
         settings = {name: group[name] for name in self.settings}
         scalars = {"beta1": beta1, "beta2": beta2, **counts, **settings}

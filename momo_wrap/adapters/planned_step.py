@@ -143,13 +143,13 @@ class PlannedStep(BaseStep):
         read = cells[0]
         if len(cells) > 1:
             read = {name: _for_each([its[name] for its in cells], kind.sizes) for name in read}
+        others = {name: value for name, value in read.items() if not isinstance(value, float)}
         # Step counts are on the CPU for most optimizers, wherever the parameters are.
         device = kind.device
-        for value in read.values():
+        for value in others.values():
             first = value[0] if isinstance(value, list) else value
-            if isinstance(first, Tensor):
-                device = first.device
-        for name, value in read.items():
+            device = first.device if isinstance(first, Tensor) else device
+        for name, value in others.items():
             if isinstance(value, list):
                 read[name] = kind.per_parameter(name, value, device)
             elif isinstance(value, Tensor):
@@ -169,10 +169,9 @@ class PlannedStep(BaseStep):
         """Return what the groups contribute to the model of the step; see `BaseStep`."""
         rates, plan = self._rates, self._engine.plan
         decays = rates.keep is not None
-        blocks = [block for _, some in self._parts for block in some]
         # A value that is no number is not among the scalars, or a tensor.
-        scales = [block.scalars.get("grad_scale") for block in blocks]
-        gradient = any(isinstance(q, Tensor) or q != 0.0 for q in scales)
+        scales = [block.scalars.get("grad_scale") for _, some in self._parts for block in some]
+        gradient = any([isinstance(scale, Tensor) or scale != 0.0 for scale in scales])
         of_model = _OF_MODEL[: 1 + gradient]  # d = p B + q g
         products = [(*its, other) for other in ("u", "param")[: 1 + decays] for its in of_model]
         if rates.coupled_decay is None:

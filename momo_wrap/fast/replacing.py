@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 
 from momo_wrap.engine.compat import watched_step
 
-_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 
 
@@ -23,10 +22,11 @@ def is_plain(base: Optimizer) -> bool:
     watched = watched_step(own_step) is type(base).step
     is_own = own_step is None or (watched and hasattr(own_step, "_wrapped_by_lr_sched"))
     return is_own and not (
-        any(getattr(base, name, None) for name in _HOOKS)
+        getattr(base, "_optimizer_step_pre_hooks", None)
+        or getattr(base, "_optimizer_step_post_hooks", None)
         or getattr(base, "grad_scale", None) is not None
         or getattr(base, "found_inf", None) is not None
-        or any(group.get("differentiable") for group in base.param_groups)
+        or any([group.get("differentiable") for group in base.param_groups])
     )
 
 

@@ -90,7 +90,7 @@ def checked_theta(decision: object, memory: Mapping[str, Tensor], groups: int) -
         )
     for name in ("theta", "theta_uncapped"):
         value: object = getattr(decision, name)
-        if not (isinstance(value, Tensor) and tuple(value.shape) in ((), (groups,))):
+        if not isinstance(value, Tensor) or (value.dim() and tuple(value.shape) != (groups,)):
             raise no_fraction(name, value, groups)
     new: Mapping[str, object] = decision.memory
     for name, value in new.items():
@@ -271,7 +271,7 @@ def truncate(stats: ModelStats, lower_bound: float | Tensor) -> tuple[Tensor, Te
     ratio = gap / torch.threshold(decrease, 0.0, 0.0)  # which takes -0.0 for 0.0, too
     # Gaps of 0 and inf are the answer over any decrease but NaN, also where the ratio is 0/0 or
     # inf/inf. They are those that a factor does not change; a NaN decrease makes the factor NaN.
-    is_answer = gap * decrease.clamp(2.0, 3.0) == gap
+    is_answer = (gap * decrease.clamp(2.0, 3.0)).eq(gap)
     uncapped = torch.where(is_answer, gap, ratio)
     return uncapped.clamp_max(1.0), uncapped
 
