@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -50,7 +51,7 @@ class AdamAdapter(ReadingAdapter):
     def averaging(self, group: ParamGroup, state: State) -> Averaging:
         """Return a bias-corrected average with decay β1; see `ReadingAdapter`."""
         beta1 = as_number(group["betas"][0])
-        return Averaging(decay=beta1, weight=1.0 - beta1, bias_corrected=True)
+        return _mean(beta1) if isinstance(beta1, float) else _mean.__wrapped__(beta1)
 
     def while_updating(self, group: ParamGroup) -> dict[str, Any]:
         """Avoid the single-tensor capturable form, which divides 0 by 0 at learning rate 0."""
@@ -80,6 +81,12 @@ class AdamAdapter(ReadingAdapter):
         """Return u of a block; see `ReadingAdapter`."""
         denominator = root(block)
         return torch.div(block.flat("buffer"), denominator, out=denominator)
+
+
+@functools.lru_cache(maxsize=16)
+def _mean(beta1: Scalar) -> Averaging:
+    """Return how a bias-corrected average weighs; of numbers it is made once."""
+    return Averaging(decay=beta1, weight=1.0 - beta1, bias_corrected=True)
 
 
 def root(block: Block) -> Tensor:

@@ -223,7 +223,9 @@ class PlannedStep(BaseStep):
         given = [pull] if keep is None else [pull, keep]
         one = engine.plan.groups == 1
         for kind, blocks in self._parts:
-            coefficients = [v.to(device=kind.device, dtype=kind.dtype) for v in given]
+            coefficients = given
+            if pull.dtype is not kind.dtype or pull.device != kind.device:
+                coefficients = [v.to(device=kind.device, dtype=kind.dtype) for v in given]
             of_group = [[v.view(())] if one else v.unbind() for v in coefficients]
             moves: list[Move] = []
             for block in blocks:
