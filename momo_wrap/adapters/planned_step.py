@@ -171,7 +171,7 @@ class PlannedStep(BaseStep):
         decays = rates.keep is not None
         # A value that is no number is not among the scalars, or a tensor.
         scales = [block.scalars.get("grad_scale") for _, some in self._parts for block in some]
-        gradient = any([isinstance(scale, Tensor) or scale != 0.0 for scale in scales])
+        gradient = any(isinstance(scale, Tensor) or scale != 0.0 for scale in scales)
         of_model = _OF_MODEL[: 1 + gradient]  # d = p B + q g
         products = [(*its, other) for other in ("u", "param")[: 1 + decays] for its in of_model]
         if rates.coupled_decay is None:

@@ -87,7 +87,10 @@ class Engine:
         grads = list(map(_grad, params))
         key = [list(map(ask, params)) for ask in _ASKED]
         key += [list(map(is_, grads, repeat(None))), [len(group["params"]) for group in groups]]
-        key.append(_sizes(params))
+        try:
+            key.append(list(map(Tensor.size, params)))
+        except (ValueError, RuntimeError):  # a lazy one has no size yet
+            key.append([None if is_lazy(param) else param.size() for param in params])
         if key != self._key:
             like = self.plan.like if self._key is not None else None
             self.plan, self._key, self.kept = Plan(groups, like), key, {}
@@ -163,14 +166,6 @@ class Engine:
                 block.ahead = None
             block.write_back("param", formula.moved(block, direction, keep, pull))
             block.forget()
-
-
-def _sizes(params: Sequence[Tensor]) -> list[object]:
-    """Return the shapes of parameters, None of those that are lazy."""
-    try:
-        return list(map(Tensor.size, params))
-    except (ValueError, RuntimeError):  # a lazy one has none yet
-        return [None if is_lazy(param) else param.size() for param in params]
 
 
 def inner_products(block: Block, direction: Tensor, products: Sequence[Product]) -> Tensor:

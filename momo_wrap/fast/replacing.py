@@ -26,7 +26,7 @@ def is_plain(base: Optimizer) -> bool:
         or getattr(base, "_optimizer_step_post_hooks", None)
         or getattr(base, "grad_scale", None) is not None
         or getattr(base, "found_inf", None) is not None
-        or any([group.get("differentiable") for group in base.param_groups])
+        or any(group.get("differentiable") for group in base.param_groups)
     )
 
 

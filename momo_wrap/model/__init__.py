@@ -32,7 +32,7 @@ then the level of the groups that were there, with a weight W_k of its own; for 
 """
 
 from momo_wrap.model.coefficients import Start, coefficients_of, first_weight
-from momo_wrap.model.momentum import SUMS, Averaging, Coefficients, MomentumModel
+from momo_wrap.model.momentum import SUMS, Averaging, Coefficients, MomentumModel, loss_of_model
 
 __all__ = [
     "SUMS",
@@ -42,4 +42,5 @@ __all__ = [
     "Start",
     "coefficients_of",
     "first_weight",
+    "loss_of_model",
 ]

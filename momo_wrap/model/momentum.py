@@ -247,6 +247,26 @@ class MomentumModel:
         return self.averages
 
 
+def loss_of_model(
+    loss: Tensor,
+    shift: Tensor | None,
+    penalty: Tensor | None = None,
+    clipping: Tensor | None = None,
+) -> Tensor:
+    """Return the loss that the model takes in: above the bound of the batch, with λ ‖x‖²/2.
+
+    Args:
+        loss: The loss of this step, of the function that is minimised.
+        shift: By how much the bound of the batch is above that of the rule; None: it has none.
+        penalty: λ ‖x‖²/2 of each group, where the base adds λ x to the gradients; None: nowhere.
+        clipping: By what the gradients were multiplied, before λ x was added; None: they were not.
+    """
+    loss = loss if shift is None else loss - shift  # (18)
+    if penalty is None:
+        return loss
+    return loss + (penalty.sum() if clipping is None else penalty.sum() / clipping)
+
+
 def _shares(decreases: Tensor) -> Tensor:
     """Return ω, the groups' shares of the predicted decrease: positive, with the sum 1.
 
