@@ -233,9 +233,10 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Saves
         bound = signed_bound(self.rule, bases.sign)
         shift = None if limit is None else shift_of_batch(limit, bound, like, bases.sign)
         before, clipping, has_probe = told.before, told.clipping, probe is not None
-        probed = kept = foreseen = told.before = None
+        probed = kept = foreseen = None
         if before is not None or has_probe:
             probed = measured(before, probe, loss, like, bases.sign, clipping, own_loss)
+        told.before = None
         if self.max_grad_norm is not None or clipping is not None:
             clipping = told.clip(self.param_groups, self.max_grad_norm, like)
             memory.follow_clipping()
@@ -255,10 +256,9 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Saves
             own = (loss, step.sums, step.penalty, step.offsets, probed, shift)
             own = own if group is None else reduced(own, group)
             given, sums, penalty, offsets, probed, shift = own
+            loss = given
             if shift is not None or penalty is not None:
                 loss = loss_of_model(given, shift, penalty, clipping)
-            else:
-                loss = given
             coefficients = memory.coefficients(step.averagings)  # (1), (2)
             model = MomentumModel.of(memory.averages, coefficients, loss, clipping, offsets)
             known = (*bases.seen(before, probed), *on_host)
