@@ -71,7 +71,10 @@ class UpdatingEngine(Engine):
         found = super().scalars(formula, read, kind)
         if self._update is None:
             return found
-        return kind.as_tensors({**found, **self._update.scalars(read)}, _NUMBERS)
+        return self._tensors({**found, **self._update.scalars(read)}, kind)
+
+    def _tensors(self, scalars: Mapping[str, Scalar], kind: Kind) -> Mapping[str, Scalar]:
+        return kind.as_tensors(scalars, _NUMBERS)
 
     def sum_up(
         self, formula: Formula, blocks: Sequence[Block], products: Sequence[Product], room: int
@@ -105,19 +108,13 @@ class CompiledEngine(UpdatingEngine):
     def _is_possible(self, plan: Plan) -> bool:
         return kernels.can_compile([cell.params[0] for cell in plan.cells])
 
-    def scalars(
-        self, formula: Formula, read: Mapping[str, Scalar], kind: Kind
-    ) -> Mapping[str, Scalar]:
-        """Return all values per parameter, numbers as tensors; see `Engine`."""
-        found = super().scalars(formula, read, kind)
-        if self._update is None:
-            return found
+    def _tensors(self, scalars: Mapping[str, Scalar], kind: Kind) -> Mapping[str, Scalar]:
         # As tensors they are arguments of a kernel, not constants; 0 and 1 tell what to leave out.
         return {
             name: value
             if isinstance(value, Tensor) or value in (0.0, 1.0)
             else torch.tensor(value, dtype=torch.float64, device="cpu")
-            for name, value in found.items()
+            for name, value in scalars.items()
         }
 
     def sum_up(
