@@ -15,13 +15,15 @@ from torch.optim import Optimizer
 from momo_wrap.adapters.base import Adapter, BaseStep, maximizes
 from momo_wrap.checks.arguments import Compiled
 from momo_wrap.checks.groups import check_parameters, check_settings
+from momo_wrap.distributed import Ranks
 from momo_wrap.engine.ahead import Foreseen
 from momo_wrap.engine.params import can_move
 from momo_wrap.engine.passes import Engine
 from momo_wrap.engine.plan import Plan
 from momo_wrap.engine.scalars import Scalar, as_scalar, largest
 from momo_wrap.model import Averaging
-from momo_wrap.rules import WeightDecayForm, no_fraction
+from momo_wrap.probes import Before, before_step
+from momo_wrap.rules import ModelStats, StepRule, WeightDecayForm, no_fraction
 
 
 def _plain_engine(compiled: object, base: object, adapter: object, params: object) -> type[Engine]:
@@ -188,6 +190,35 @@ class Bases:
             for plan in self._plans:
                 plan.grads = []  # frees them before the next step
         return steps[0] if len(steps) == 1 else _JointStep(steps)
+
+    def seen(self, before: Before | None, probed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `ModelStats` has of a measurement of the last step, NaN without one."""
+        if before is None or probed is None:
+            return self.unknown, self.unknown, self.unknown
+        return before.seen(probed)
+
+    def look_ahead(
+        self,
+        rule: StepRule,
+        early: tuple[Tensor, float, Sequence[Any]],
+        memory: Mapping[str, Tensor],
+        before: Before | None,
+        group: Ranks,
+    ) -> tuple[Before | None, Tensor | None]:
+        """Return what is kept of a step that is measured, and the θ that is expected of it.
+
+        Args:
+            rule: The step rule.
+            early: The loss of the model, the bound, and what `ModelStats` has of probes.
+            memory: What the rule remembers.
+            before: What was kept of the last step, which is not needed any more.
+            group: The ranks of the step; where there are several, nothing is expected.
+        """
+        loss, bound, known = early
+        stats = ModelStats.early(loss, self.unknown, bound, self.largest_lr, known)
+        kept = before_step(rule, stats, self.movable, before)
+        foresees = self.foresees and group is None
+        return kept, rule.foresee(stats, memory) if foresees else None
 
     def update_state(self, compiled: Compiled, weight_decay_form: WeightDecayForm) -> None:
         """Update the state of the bases, and move nothing."""

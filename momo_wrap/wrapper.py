@@ -29,11 +29,11 @@ from momo_wrap.engine.params import has_zero_lr
 from momo_wrap.engine.scalars import as_scalar
 from momo_wrap.joint import JointOptimizer, joined, members
 from momo_wrap.losses import PendingLosses, RecordsLosses
-from momo_wrap.model import MomentumModel
+from momo_wrap.model import MomentumModel, loss_of_model
 from momo_wrap.of import MakesClasses
-from momo_wrap.probes import Probe, before_step, measured
+from momo_wrap.probes import Probe, measured
 from momo_wrap.record import SAMPLED_EVERY, Outcome, Results
-from momo_wrap.rules import ModelStats, MoMo, StepRule, WeightDecayForm, checked_theta, signed_bound
+from momo_wrap.rules import MoMo, StepRule, WeightDecayForm, checked_theta, signed_bound
 from momo_wrap.rules.of_batch import shift_of_batch
 from momo_wrap.state.loading import shown
 from momo_wrap.state.saving import SavesMemory
@@ -230,46 +230,39 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Saves
     def _take(
         self, loss: Loss, group: Ranks, probe: Probe | None, limit: Loss | None, *, own_loss: bool
     ) -> None:
-        bases, memory, like = self._bases, self._memory, self._bases.like
+        bases, memory, told, like = self._bases, self._memory, self._pending, self._bases.like
         bound = signed_bound(self.rule, bases.sign)
         shift = None if limit is None else shift_of_batch(limit, bound, like, bases.sign)
-        pending, has_probe, probed = self._pending, probe is not None, None
-        before, clipping = pending.before, pending.clipping
+        before, clipping, has_probe = told.before, told.clipping, probe is not None
+        probed = kept = foreseen = None
         if before is not None or has_probe:
             probed = measured(before, probe, loss, like, bases.sign, clipping, own_loss)
-        pending.before = None
+        told.before = None
         if self.max_grad_norm is not None or clipping is not None:
-            clipping = pending.clip(self.param_groups, self.max_grad_norm, like)
+            clipping = told.clip(self.param_groups, self.max_grad_norm, like)
             memory.follow_clipping()
         memory.prepare(bases.pairs, like, bases.rates)
         if type(loss) is not Tensor or (loss.dtype, loss.device) != (like.dtype, like.device):
             loss = as_scalar(loss, like)
         loss = loss.detach() if bases.sign > 0 else -loss.detach()
-        seen = (bases.unknown,) * 3 if before is None or probed is None else before.seen(probed)
-        known = (*seen, memory.steps + 1, has_probe, probed is not None, memory.is_scheduled)
-        foreseen = kept = None
+        on_host = (memory.steps + 1, has_probe, probed is not None, memory.is_scheduled)
         # Most rules measure nothing: no call then, unless parameters are moved ahead.
         measures = type(self.rule).wants_slope is not StepRule.wants_slope
         if measures or has_probe or bases.foresees:
-            at = loss if shift is None else loss - shift
-            early = ModelStats.early(at, bases.unknown, bound, bases.largest_lr, known)
-            kept = before_step(self.rule, early, bases.movable, before)
-            if bases.foresees and group is None:
-                foreseen = self.rule.foresee(early, memory.rule)
+            early = (loss_of_model(loss, shift), bound, (*bases.seen(before, probed), *on_host))
+            kept, foreseen = bases.look_ahead(self.rule, early, memory.rule, before, group)
         form = self.weight_decay_form or self.rule.weight_decay_form
         step = bases.observe(form, foreseen, memory.reach)
         try:
             own = (loss, step.sums, step.penalty, step.offsets, probed, shift)
             own = own if group is None else reduced(own, group)
-            loss, sums, penalty, offsets, probed, shift = own
-            if group is not None and before is not None and probed is not None:
-                known = (*before.seen(probed), *known[3:])
-            given = loss
-            loss = loss if shift is None else loss - shift  # (18)
-            if penalty is not None:  # in the base's gradient it is not clipped
-                loss = loss + (penalty.sum() if clipping is None else penalty.sum() / clipping)
+            given, sums, penalty, offsets, probed, shift = own
+            loss = given
+            if shift is not None or penalty is not None:
+                loss = loss_of_model(given, shift, penalty, clipping)
             coefficients = memory.coefficients(step.averagings)  # (1), (2)
             model = MomentumModel.of(memory.averages, coefficients, loss, clipping, offsets)
+            known = (*bases.seen(before, probed), *on_host)
             stats = model.stats(sums, loss, bound, bases.largest_lr, known)
             decision = self.rule(stats, memory.rule)  # (3)
             theta = checked_theta(decision, memory.rule, sums.shape[1])
@@ -278,9 +271,9 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Saves
         except BaseException:
             step.withdraw()
             raise
-        pending.before, self._outcome.effective_lrs = kept, step.apply(theta)  # (4)
+        told.before, self._outcome.effective_lrs = kept, step.apply(theta)  # (4)
         memory.write(model.after(sums, theta), decision.memory, step.reach)  # (5)
-        pending.clipping, self._outcome.of_step = None, (stats, decision, given, bases.sign, shift)
+        told.clipping, self._outcome.of_step = None, (stats, decision, given, bases.sign, shift)
         if memory.steps % SAMPLED_EVERY == 0:
             self._sample(lacks_momentum=step.lacks_momentum)
 

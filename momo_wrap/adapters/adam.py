@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -50,7 +51,7 @@ class AdamAdapter(ReadingAdapter):
     def averaging(self, group: ParamGroup, state: State) -> Averaging:
         """Return a bias-corrected average with decay β1; see `ReadingAdapter`."""
         beta1 = as_number(group["betas"][0])
-        return Averaging(decay=beta1, weight=1.0 - beta1, bias_corrected=True)
+        return _mean(beta1) if isinstance(beta1, float) else _mean.__wrapped__(beta1)
 
     def while_updating(self, group: ParamGroup) -> dict[str, Any]:
         """Use foreach for capturable; see `ReadingAdapter`."""
@@ -62,7 +63,7 @@ class AdamAdapter(ReadingAdapter):
         entries = [state[p] for p in params]
         columns = (*self.columns, "max_exp_avg_sq") if group.get("amsgrad") else self.columns
         tensors = {name: [entry[name] for entry in entries] for name in columns}
-        beta1, beta2 = (as_number(beta) for beta in group["betas"])
+        beta1, beta2 = map(as_number, group["betas"])
         counts = {name: [entry[name] for entry in entries] for name in self.counts}
         settings = {name: group[name] for name in self.settings}
         scalars = {"beta1": beta1, "beta2": beta2, **counts, **settings}
@@ -81,6 +82,12 @@ class AdamAdapter(ReadingAdapter):
         """Return u of a block; see `ReadingAdapter`."""
         denominator = root(block)
         return torch.div(block.flat("buffer"), denominator, out=denominator)
+
+
+@functools.lru_cache(maxsize=16)
+def _mean(beta1: Scalar) -> Averaging:
+    """Return how a bias-corrected average weighs; of numbers it is made once."""
+    return Averaging(decay=beta1, weight=1.0 - beta1, bias_corrected=True)
 
 
 def root(block: Block) -> Tensor:

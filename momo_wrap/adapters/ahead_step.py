@@ -44,8 +44,8 @@ class AheadStep(PlannedStep):
         self._limit = None if foreseen is None else foreseen.limit
         if foreseen is not None and self._limit is not None:
             pull, keep = foreseen.theta * self._rates.pull, self._rates.keep
-            if self._rates.scaled_decay is not None:
-                keep = 1.0 - pull * self._rates.scaled_decay
+            if keep is not None and self._rates.scaled_decay is not None:
+                keep = keep - pull * self._rates.scaled_decay
             engine = self._engine
             can_move = engine.moves_ahead and _can_be_undone(pull, keep, self._limit)
             if engine.has_stepped or can_move:

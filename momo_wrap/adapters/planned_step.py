@@ -128,29 +128,33 @@ class PlannedStep(BaseStep):
         groups: Sequence[int],
     ) -> Mapping[str, Scalar]:
         """Return the values per parameter, those of the formula included."""
-        values: dict[str, list[Any]] = {
-            "decay": [averaging.decay for averaging in averagings],
-            "weight": [averaging.weight for averaging in averagings],
-            "buffer_scale": [averaging.buffer_scale for averaging in averagings],
-            "grad_scale": [averaging.grad_scale for averaging in averagings],
-        }
         coupled = self._rates.coupled_decay
-        if coupled is not None:
-            values["coupled_decay"] = [coupled[group] for group in groups]
-        for name in readings[0].scalars:
-            values[name] = [reading.scalars[name] for reading in readings]
-        # Most optimizers have step counts on the CPU, for parameters on any device.
-        device, read = kind.device, {}
-        for its in values.values():
-            first = its[0][0] if isinstance(its[0], list) else its[0]
+        cells: list[dict[str, Any]] = [
+            {
+                "decay": its.decay,
+                "weight": its.weight,
+                "buffer_scale": its.buffer_scale,
+                "grad_scale": its.grad_scale,
+                **({} if coupled is None else {"coupled_decay": coupled[group]}),
+                **reading.scalars,
+            }
+            for its, reading, group in zip(averagings, readings, groups, strict=True)
+        ]
+        read = cells[0]
+        if len(cells) > 1:
+            read = {name: _for_each([its[name] for its in cells], kind.sizes) for name in read}
+        others = {name: value for name, value in read.items() if not isinstance(value, float)}
+        # Step counts are on the CPU for most optimizers, wherever the parameters are.
+        device = kind.device
+        for value in others.values():
+            first = value[0] if isinstance(value, list) else value
             device = first.device if isinstance(first, Tensor) else device
-        for name, its in values.items():
-            only = its[0]
-            if len(its) == 1 and not isinstance(only, list):
-                read[name] = kind.ordered_tensor(only) if isinstance(only, Tensor) else only
-            else:
-                read[name] = kind.per_parameter(name, _for_each(its, kind.sizes), device)
-        scalars = self._engine.scalars(self._formula, read)
+        for name, value in others.items():
+            if isinstance(value, list):
+                read[name] = kind.per_parameter(name, value, device)
+            elif isinstance(value, Tensor):
+                read[name] = kind.ordered_tensor(value)
+        scalars = self._engine.scalars(self._formula, read, kind)
         is_given = "buffer_scale" in readings[0].scalars
         is_given = is_given or scalars["buffer_scale"] is not read["buffer_scale"]
         if averagings[0].bias_corrected and not is_given:
@@ -164,12 +168,10 @@ class PlannedStep(BaseStep):
     def _sums(self) -> Tensor:
         """Return the contributions of the groups to the model; see `BaseStep`."""
         rates, plan = self._rates, self._engine.plan
-        decays = rates.keep is not None or rates.scaled_decay is not None
-        blocks = [block for _, some in self._parts for block in some]
-        # A value that is not a number is missing from the scalars, or a tensor.
-        scales = [block.scalars.get("grad_scale") for block in blocks]
-        zeros = [q for q in scales if not isinstance(q, Tensor) and q == 0.0]
-        gradient = len(zeros) < len(scales)
+        decays = rates.keep is not None
+        # A value that is no number is not among the scalars, or a tensor.
+        scales = [block.scalars.get("grad_scale") for _, some in self._parts for block in some]
+        gradient = any(isinstance(scale, Tensor) or scale != 0.0 for scale in scales)
         of_model = _OF_MODEL[: 1 + gradient]  # d = p B + q g
         products = [(*its, other) for other in ("u", "param")[: 1 + decays] for its in of_model]
         if rates.coupled_decay is None:
@@ -181,14 +183,15 @@ class PlannedStep(BaseStep):
         if not gradient and not decays:
             return found * rates.factors
         if not gradient and rates.scaled_decay is not None:
-            return torch.addcmul(found[0], rates.scaled_decay, found[1]) * rates.factors
+            along_u, along_x = found.unbind()
+            return torch.addcmul(along_u, rates.scaled_decay, along_x) * rates.factors
         if not gradient:
             return found.index_select(0, plan.index([0, 0, 0, 1, 1])) * rates.factors
-        along_u, *along_x = found.view(1 + decays, -1, plan.groups).unbind()
-        buffer_u, d_u = along_u[0], along_u.sum(0)  # ⟨d, v⟩ = ⟨p B, v⟩ + ⟨q g, v⟩
+        of_u, *of_x = found.view(1 + decays, -1, plan.groups).unbind()
+        buffer_u, d_u = of_u[0], of_u.sum(0)  # ⟨d, v⟩ = ⟨p B, v⟩ + ⟨q g, v⟩
         if not decays:
             return torch.stack([d_u, buffer_u]) * rates.factors
-        buffer_x, d_x = along_x[0][0], along_x[0].sum(0)
+        buffer_x, d_x = of_x[0][0], of_x[0].sum(0)
         if rates.scaled_decay is not None:
             d_u = torch.addcmul(d_u, rates.scaled_decay, d_x)
             buffer_u = torch.addcmul(buffer_u, rates.scaled_decay, buffer_x)
@@ -215,13 +218,14 @@ class PlannedStep(BaseStep):
         """Move the parameters, equation (4); see `BaseStep`."""
         rates, engine = self._rates, self._engine
         pull, keep = thetas * rates.pull, rates.keep
-        if rates.scaled_decay is not None:
-            keep = 1.0 - pull * rates.scaled_decay
+        if keep is not None and rates.scaled_decay is not None:
+            keep = keep - pull * rates.scaled_decay
+        given = [pull] if keep is None else [pull, keep]
+        one = engine.plan.groups == 1
         for kind, blocks in self._parts:
-            coefficients = [pull.to(device=kind.device, dtype=kind.dtype)]
-            if keep is not None:
-                coefficients.append(keep.to(device=kind.device, dtype=kind.dtype))
-            one = self._engine.plan.groups == 1
+            coefficients = given
+            if pull.dtype is not kind.dtype or pull.device != kind.device:
+                coefficients = [v.to(device=kind.device, dtype=kind.dtype) for v in given]
             of_group = [[v.view(())] if one else v.unbind() for v in coefficients]
             moves: list[Move] = []
             for block in blocks:

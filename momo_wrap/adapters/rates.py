@@ -23,12 +23,12 @@ class Rates(NamedTuple):
     Attributes:
         lr: α.
         pull: The factor of θ u in the move.
-        factors: The factors from inner products to `momo_wrap.model.SUMS`: c α and -pull for the
-            first two, with weight decay α, c - 1 and keep - 1 for the others; c = 1 for scaled
-            decay. Shape [2 or 5, groups].
-        keep: The factor of the parameters by weight decay; None: no decay, or scaled decay.
-        scaled_decay: λ of scaled decay; None: no decay, or another form.
-        coupled_decay: λ of each group if the base adds λ x to the gradients; None: it does not.
+        factors: The factors from inner products to `momo_wrap.model.SUMS`: c α and
+            -pull for the first two, with weight decay α, c - 1 and keep - 1 for the others; c = 1
+            where it is scaled. Shape [2 or 5, groups].
+        keep: What weight decay leaves of the parameters, 1 where it is scaled; None: there is none.
+        scaled_decay: λ, where the decay is scaled; None: there is none, or of another form.
+        coupled_decay: λ of each group, where the base adds λ x to the gradients; None: it does not.
     """
 
     lr: Tensor
@@ -68,7 +68,7 @@ class Rates(NamedTuple):
         decay = vector(decays, like)
         if form in ("base", "scaled"):
             factors = torch.stack([lr, -lr])
-            return cls(lr, lr, factors, scaled_decay=decay, coupled_decay=added)
+            return cls(lr, lr, factors, torch.ones_like(lr), decay, added)
         by_decay = lr * decay
         shrink = 1.0 / (1.0 + by_decay)  # c
         descent, shift = shrink * lr, -by_decay * shrink

@@ -86,6 +86,10 @@ class Packing:
         return views
 
 
+class Flat(list[Tensor]):
+    """Pieces that are known to be flat."""
+
+
 @dataclass
 class Block:
     """The same stretch of every column, as flat tensors.
@@ -223,7 +227,11 @@ class Block:
             pieces[0].copy_(values.view(pieces[0].shape))
             return
         assert self.packing is not None
-        parts = values.split_with_sizes(self.packing.sizes)
+        sizes = self.packing.sizes
+        if type(pieces) is Flat and values.is_cpu and pieces[0].dtype is values.dtype:
+            torch.split_with_sizes_copy(values, sizes, out=pieces)
+            return
+        parts = values.split_with_sizes(sizes)
         if set(map(Tensor.dim, pieces)) != _FLAT:
             parts = tuple(part.view_as(piece) for part, piece in zip(parts, pieces, strict=True))
         torch._foreach_copy_(pieces, parts)
@@ -260,13 +268,11 @@ def real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-def joined(pieces: Sequence[Tensor]) -> Tensor:
+def joined(pieces: list[Tensor]) -> Tensor:
     """Return pieces as one flat tensor of their dtype, a view of a single piece if possible."""
     if len(pieces) == 1:
         return pieces[0] if pieces[0].dim() == 1 else pieces[0].reshape(-1)
-    if set(map(Tensor.dim, pieces)) == _FLAT:
-        return torch.cat(list(pieces))
-    together: Tensor = _flatten_dense_tensors(
-        [piece if piece.is_contiguous() else piece.contiguous() for piece in pieces]
-    )
+    if type(pieces) is Flat or set(map(Tensor.dim, pieces)) == _FLAT:
+        return torch.cat(pieces)
+    together: Tensor = _flatten_dense_tensors(pieces)
     return together

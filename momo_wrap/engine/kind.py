@@ -11,18 +11,26 @@ import torch
 from torch import Tensor
 
 from momo_wrap.distributed import PLAIN
-from momo_wrap.engine.blocks import Block, Packing, real
+from momo_wrap.engine.blocks import Block, Flat, Packing, real
 from momo_wrap.engine.chunks import is_small, most_elements, packs, split
 from momo_wrap.engine.scalars import Scalar, accumulation_dtype, to_device, vector, wide_dtype
 
 _PLAIN_TYPES = frozenset(PLAIN)
+_TENSOR = {Tensor}
+_is_cpu = attrgetter("is_cpu")
 _FLEETING = frozenset({"grad"})
 # The memory layout of a tensor.
 _LAYOUT: tuple[Callable[[Tensor], Any], ...] = (
     Tensor.data_ptr,
+    attrgetter("dtype"),
     Tensor.size,
     Tensor.stride,
-    attrgetter("dtype"),
+)
+# The same of one that flat views were made of: where it begins and ends, without gaps.
+_FLAT_LAYOUT: tuple[Callable[[Tensor], Any], ...] = (
+    *_LAYOUT[:2],
+    Tensor.numel,
+    Tensor.is_contiguous,
 )
 
 
@@ -79,6 +87,7 @@ class Kind:
         self._layout: dict[str, list[list[Any]]] = {}
         self._views: dict[str, list[Tensor]] = {}
         self._vectors: dict[str, tuple[list[Any], torch.device, Tensor]] = {}
+        self._numbers: dict[str, tuple[float, Tensor]] = {}
 
     def ordered(self, values: list[Any]) -> list[Any]:
         """Return values per parameter from the order of the cells in that of the kind."""
@@ -181,13 +190,19 @@ class Kind:
 
     def _flat_views(self, name: str, tensors: list[Tensor]) -> list[Tensor]:
         """Return flat views of small tensors, those of the last step if they are still valid."""
-        layout = [list(map(ask, tensors)) for ask in _LAYOUT]
-        if self._layout.get(name) != layout:
-            # The views keep the memory alive, so its address is not reused for another tensor.
-            self._layout[name] = layout
-            # Detached, because `torch.utils.swap_tensors` fails on a parameter with views.
-            views = [tensor.detach() for tensor in tensors]
-            self._views[name] = [v.view(-1) if v.is_contiguous() else v for v in views]
+        known = self._views.get(name)
+        asked = _FLAT_LAYOUT if type(known) is Flat else _LAYOUT
+        layout = [list(map(ask, tensors)) for ask in asked]
+        if known is not None and self._layout[name] == layout:
+            return known
+        # The views keep the memory alive, so its address is not reused for another tensor.
+        # Detached, they do not count as views of a parameter, which may be swapped.
+        views = [tensor.detach() for tensor in tensors]
+        flat = [view.view(-1) if view.is_contiguous() else view for view in views]
+        are_flat = all(view.dim() == 1 and view.is_contiguous() for view in flat)
+        asked = _FLAT_LAYOUT if are_flat else _LAYOUT
+        self._layout[name] = [list(map(ask, tensors)) for ask in asked]
+        self._views[name] = Flat(flat) if are_flat else flat
         return self._views[name]
 
     def per_parameter(self, name: str, values: list[Any], device: torch.device) -> Scalar:
@@ -196,8 +211,9 @@ class Kind:
         A vector has the kind's order, and float64 for numbers and tensors on the CPU. A vector of
         numbers goes to `device`, and is cached under its name.
         """
-        if isinstance(values[0], Tensor) and all(map(_is_on_host, values)):
-            values = list(map(Tensor.item, values))  # no host synchronization
+        # Most optimizers keep their step counts on the CPU: no host synchronization.
+        if set(map(type, values)) == _TENSOR and all(map(_is_cpu, values)):
+            values = list(map(Tensor.item, values))
         elif any(isinstance(value, Tensor) for value in values):
             values = self.ordered(values)
             if all(type(value) is Tensor and not value.dim() for value in values):
@@ -211,13 +227,26 @@ class Kind:
             known = self._vectors[name] = (values, device, vector(self.ordered(values), like))
         return known[2]
 
+    def as_tensors(
+        self, scalars: Mapping[str, Scalar], besides: frozenset[str]
+    ) -> dict[str, Scalar]:
+        """Return numbers as 0-dim tensors, `besides` some names, and 0 and 1, which are left out.
+
+        Those of the last step are used again where they are equal.
+        """
+        made = dict(scalars)
+        for name, value in scalars.items():
+            if name in besides or isinstance(value, Tensor) or value in (0.0, 1.0):
+                continue
+            known = self._numbers.get(name)
+            if known is None or known[0] != value:
+                tensor = torch.full((), value, device=self.device, dtype=self.dtype)
+                known = self._numbers[name] = (value, tensor)
+            made[name] = known[1]
+        return made
+
     def ordered_tensor(self, values: Tensor) -> Tensor:
         """Return values of shape [] or [parameters] from the cells' order in that of the kind."""
         if not values.dim() or self.order is None:
             return values
         return torch.stack([values[i] for i in self.order])
-
-
-def _is_on_host(value: object) -> bool:
-    """Return whether a value is a tensor on the CPU, like the step counts of most optimizers."""
-    return isinstance(value, Tensor) and value.is_cpu and type(value) is Tensor

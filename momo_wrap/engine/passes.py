@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from momo_wrap.engine.ahead import Foreseen
 from momo_wrap.engine.blocks import Block
+from momo_wrap.engine.kind import Kind
 from momo_wrap.engine.plan import Plan
 from momo_wrap.engine.scalars import Scalar, wide_dtype
 
@@ -88,7 +89,10 @@ class Engine:
         grads = list(map(_grad, params))
         key = [list(map(ask, params)) for ask in _ASKED]
         key += [list(map(is_, grads, repeat(None))), [len(group["params"]) for group in groups]]
-        key.append(_sizes(params))
+        try:
+            key.append(list(map(Tensor.size, params)))
+        except (ValueError, RuntimeError):  # a lazy one has no size yet
+            key.append([None if is_lazy(param) else param.size() for param in params])
         if key != self._key:
             like = self.plan.like if self._key is not None else None
             self.plan, self._key, self.kept = Plan(groups, like), key, {}
@@ -119,8 +123,10 @@ class Engine:
         """
         return None
 
-    def scalars(self, formula: Formula, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
-        """Return all values per parameter that a step needs."""
+    def scalars(
+        self, formula: Formula, read: Mapping[str, Scalar], kind: Kind
+    ) -> Mapping[str, Scalar]:
+        """Return all values per parameter that a step needs, of the parameters of a kind."""
         kept = {name: read[name] for name in _KEPT if name in read}
         return {**kept, **formula.scalars(read)}
 
@@ -165,27 +171,27 @@ class Engine:
             block.forget()
 
 
-def _sizes(params: Sequence[Tensor]) -> list[object]:
-    """Return the shapes of parameters, None for lazy ones."""
-    try:
-        return list(map(Tensor.size, params))
-    except (ValueError, RuntimeError):  # a lazy one has no shape yet
-        return [None if is_lazy(param) else param.size() for param in params]
-
-
 def inner_products(block: Block, direction: Tensor, products: Sequence[Product]) -> Tensor:
     """Return inner products over a block; see `Engine.sum_up`."""
-    return torch.stack(
+    scales = [block.scalar(scale) for scale, _, _ in products]
+    common = scales[0]
+    is_common = isinstance(common, Tensor) and not common.dim()
+    if is_common and all(scale is common for scale in scales):
+        scales = [1.0] * len(scales)  # multiplied with once, afterwards
+    else:
+        common = 1.0
+    found = torch.stack(
         [
             _product(block, scale, column, direction if other == "u" else block.flat(other))
-            for scale, column, other in products
+            for scale, (_, column, other) in zip(scales, products, strict=True)
         ]
     )
+    found = found * common if isinstance(common, Tensor) else found
+    return found if block.shards == 1 else found * block.shards
 
 
-def _product(block: Block, scale: str, column: str, vector: Tensor) -> Tensor:
+def _product(block: Block, factor: Scalar, column: str, vector: Tensor) -> Tensor:
     """Return the inner product of a scaled column with a vector, for each run of groups."""
-    factor = block.scalar(scale)
     several = len(block.groups) > 1
     if not isinstance(factor, Tensor) and factor == 0.0:
         return vector.new_zeros(len(block.groups) if several else ())
@@ -196,9 +202,7 @@ def _product(block: Block, scale: str, column: str, vector: Tensor) -> Tensor:
         product = _careful_product(values, vector, block)
     else:
         product = torch.dot(values, vector)
-    if isinstance(factor, Tensor) or factor != 1.0:
-        product = product * factor
-    return product if block.shards == 1 else product * block.shards
+    return product * factor if isinstance(factor, Tensor) or factor != 1.0 else product
 
 
 def _careful_product(left: Tensor, right: Tensor, block: Block) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
@@ -14,13 +15,18 @@ from torch.optim import Optimizer
 from momo_wrap.engine.ahead import Ahead
 from momo_wrap.engine.blocks import Block, joined
 from momo_wrap.engine.chunks import most_elements, split
+from momo_wrap.engine.kind import Kind
 from momo_wrap.engine.passes import Engine, Formula, Move, Product, inner_products
 from momo_wrap.engine.plan import Plan
 from momo_wrap.engine.scalars import Scalar
 from momo_wrap.fast import kernels
 from momo_wrap.fast.batches import batches, filled, is_gradient
 from momo_wrap.fast.replacing import has_own_step, is_plain, mark_stepped
-from momo_wrap.fast.updates import UPDATES, Update
+from momo_wrap.fast.updates import UPDATES, Entries, Update
+
+# What torch takes as a number at no cost; other numbers become tensors in each operation.
+_NUMBERS = frozenset({"weight", "second_weight", "decay", "coupled_decay"})
+_NO_STATE: Mapping[str, Any] = MappingProxyType({})
 
 
 class UpdatingEngine(Engine):
@@ -34,29 +40,41 @@ class UpdatingEngine(Engine):
     def replaces_step(self, base: Optimizer, formula: Formula, plan: Plan) -> bool:
         """Return whether there is an update, and `base.step()` is unpatched; see `Engine`."""
         update = UPDATES.get((type(base), type(formula)))
-        state = base.state
-        cells = [(base.param_groups[cell.group], cell.params) for cell in plan.cells]
         self._update = None
         if (
-            update is not None
-            and cells
-            and is_plain(base)
-            and has_own_step(type(base))
-            and self._is_possible([params[0] for _, params in cells])
-            and all(update.is_ready(*cell, state) for cell in cells)
+            update is None
+            or not plan.cells
+            or not is_plain(base)
+            or not has_own_step(type(base))
+            or not self._is_possible(plan)
         ):
-            mark_stepped(base)
-            update.count(cells, state)
-            self._update = update
-        return self._update is not None
-
-    def _is_possible(self, params: Sequence[Tensor]) -> bool:
+            return False
+        groups, state = base.param_groups, base.state
+        cells: list[Entries] = [
+            (groups[cell.group], [state.get(param, _NO_STATE) for param in cell.params])
+            for cell in plan.cells
+        ]
+        if not all(update.is_ready(group, entries) for group, entries in cells):
+            return False
+        mark_stepped(base)
+        update.count(cells)
+        self._update = update
         return True
 
-    def scalars(self, formula: Formula, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
+    def _is_possible(self, plan: Plan) -> bool:
+        return True
+
+    def scalars(
+        self, formula: Formula, read: Mapping[str, Scalar], kind: Kind
+    ) -> Mapping[str, Scalar]:
         """Return all values per parameter, including those of the update; see `Engine`."""
-        found = super().scalars(formula, read)
-        return found if self._update is None else {**found, **self._update.scalars(read)}
+        found = super().scalars(formula, read, kind)
+        if self._update is None:
+            return found
+        return self._tensors({**found, **self._update.scalars(read)}, kind)
+
+    def _tensors(self, scalars: Mapping[str, Scalar], kind: Kind) -> Mapping[str, Scalar]:
+        return kind.as_tensors(scalars, _NUMBERS)
 
     def sum_up(
         self, formula: Formula, blocks: Sequence[Block], products: Sequence[Product], room: int
@@ -87,20 +105,16 @@ class CompiledEngine(UpdatingEngine):
         self.bounds_moves = self._update is not None and self._update.bounds_moves
         return self.whole
 
-    def _is_possible(self, params: Sequence[Tensor]) -> bool:
-        return kernels.can_compile(params)
+    def _is_possible(self, plan: Plan) -> bool:
+        return kernels.can_compile([cell.params[0] for cell in plan.cells])
 
-    def scalars(self, formula: Formula, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
-        """Return all values per parameter, numbers as tensors; see `Engine`."""
-        found = super().scalars(formula, read)
-        if self._update is None:
-            return found
+    def _tensors(self, scalars: Mapping[str, Scalar], kind: Kind) -> Mapping[str, Scalar]:
         # Tensors are arguments of a kernel, not constants; 0 and 1 stay constants, to skip terms.
         return {
             name: value
             if isinstance(value, Tensor) or value in (0.0, 1.0)
             else torch.tensor(value, dtype=torch.float64, device="cpu")
-            for name, value in found.items()
+            for name, value in scalars.items()
         }
 
     def sum_up(

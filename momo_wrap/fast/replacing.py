@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from typing import Any
@@ -11,7 +12,6 @@ from torch.optim import Optimizer
 
 from momo_wrap.engine.compat import watched_step
 
-_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 
 
@@ -22,7 +22,8 @@ def is_plain(base: Optimizer) -> bool:
     watched = watched_step(own_step) is type(base).step
     is_own = own_step is None or (watched and hasattr(own_step, "_wrapped_by_lr_sched"))
     return is_own and not (
-        any(getattr(base, name, None) for name in _HOOKS)
+        getattr(base, "_optimizer_step_pre_hooks", None)
+        or getattr(base, "_optimizer_step_post_hooks", None)
         or getattr(base, "grad_scale", None) is not None
         or getattr(base, "found_inf", None) is not None
         or any(group.get("differentiable") for group in base.param_groups)
@@ -34,8 +35,12 @@ def has_own_step(kind: type[Optimizer]) -> bool:
 
     Otherwise it is patched.
     """
-    own = getattr(sys.modules.get(kind.__module__), "__file__", None)
-    function: Any = kind.step
+    return _is_own(kind.__module__, kind.step)
+
+
+@functools.lru_cache(maxsize=64)
+def _is_own(module: str, function: Any) -> bool:
+    own = getattr(sys.modules.get(module), "__file__", None)
     while function is not None:
         file = getattr(getattr(function, "__code__", None), "co_filename", "")
         if file != own and not file.startswith(_TORCH):

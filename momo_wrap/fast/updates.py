@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from operator import attrgetter
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,12 +12,18 @@ from torch.optim import Optimizer
 
 from momo_wrap.adapters.adam import AdamAdapter, wide
 from momo_wrap.adapters.adamax import AdamaxAdapter
-from momo_wrap.adapters.base import ParamGroup, State
+from momo_wrap.adapters.base import ParamGroup
 from momo_wrap.adapters.nadam import NAdamAdapter, nesterov_momentum
 from momo_wrap.adapters.radam import RAdamAdapter
 from momo_wrap.adapters.sgd import SGDAdapter
 from momo_wrap.engine.blocks import Block
 from momo_wrap.engine.scalars import Scalar
+
+# A parameter group, and the entries of the base's state of some of its parameters.
+Entries: TypeAlias = tuple[ParamGroup, Sequence[Mapping[str, Any]]]
+_TENSOR, _is_cpu = {Tensor}, attrgetter("is_cpu")
+# A number would become a tensor for each parameter anew.
+_ONE = torch.ones((), device="cpu")
 
 
 class Update:
@@ -31,12 +38,12 @@ class Update:
     pays_uncompiled = False
     bounds_moves = False
 
-    def is_ready(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> bool:
+    def is_ready(self, group: ParamGroup, entries: Sequence[Mapping[str, Any]]) -> bool:
         """Return whether the optimizer state of some parameters of a group exists."""
-        buffers = (state.get(param, {}).get("momentum_buffer") for param in params)
+        buffers = (entry.get("momentum_buffer") for entry in entries)
         return group["momentum"] == 0 or all(buffer is not None for buffer in buffers)
 
-    def count(self, cells: Sequence[tuple[ParamGroup, Sequence[Tensor]]], state: State) -> None:
+    def count(self, cells: Sequence[Entries]) -> None:
         """Update the base's values per parameter, such as step counts, in place.
 
         Each cell has the parameters with a gradient of one group, device and dtype.
@@ -60,18 +67,19 @@ class AdamUpdate(Update):
     pays_uncompiled = True
     bounds_moves = True
 
-    def is_ready(self, group: ParamGroup, params: Sequence[Tensor], state: State) -> bool:
+    def is_ready(self, group: ParamGroup, entries: Sequence[Mapping[str, Any]]) -> bool:
         """Return whether the state exists, including that of amsgrad, with usual step counts."""
-        wanted = "max_exp_avg_sq" if group.get("amsgrad") else "step"
-        entries = [state.get(param, {}) for param in params]
-        return all(wanted in entry and _is_count(entry["step"]) for entry in entries)
+        if group.get("amsgrad") and not all("max_exp_avg_sq" in entry for entry in entries):
+            return False
+        # Torch would have made them such; others are in files.
+        steps: list[Any] = [entry.get("step") for entry in entries]
+        return set(map(type, steps)) == _TENSOR and all(map(Tensor.is_floating_point, steps))
 
-    def count(self, cells: Sequence[tuple[ParamGroup, Sequence[Tensor]]], state: State) -> None:
+    def count(self, cells: Sequence[Entries]) -> None:
         """Count the step for each parameter."""
-        steps = [state[p]["step"] for _, params in cells for p in params]
-        if all(step.is_cpu for step in steps):
-            # A number would become a new tensor for each parameter.
-            torch._foreach_add_(steps, torch.ones((), device="cpu"), alpha=1.0)
+        steps = [entry["step"] for _, entries in cells for entry in entries]
+        if all(map(_is_cpu, steps)):
+            torch._foreach_add_(steps, _ONE, alpha=1.0)
         else:
             torch._foreach_add_(steps, 1.0)
 
@@ -84,17 +92,16 @@ class AdamUpdate(Update):
         """Return both moments, updated with the gradient."""
         grad = block.flat("grad")
         first = torch.lerp(block.flat("buffer"), grad, block.scalar("weight"))
-        decayed = block.flat("exp_avg_sq") * block.scalar("second_decay")
-        second = torch.addcmul(decayed, grad * block.scalar("second_weight"), grad)
+        second = block.flat("exp_avg_sq") * block.scalar("second_decay")
+        weight = block.scalar("second_weight")
+        if isinstance(weight, Tensor):
+            second.addcmul_(grad * weight, grad)
+        else:
+            second.addcmul_(grad, grad, value=weight)
         new = {"buffer": first, "exp_avg_sq": second}
         if "max_exp_avg_sq" in block.pieces:
             new["max_exp_avg_sq"] = torch.maximum(block.flat("max_exp_avg_sq"), second)
         return new
-
-
-def _is_count(step: object) -> bool:
-    """Return whether a step count has torch's type; files may have others."""
-    return isinstance(step, Tensor) and step.is_floating_point()
 
 
 class RAdamUpdate(AdamUpdate):
@@ -106,14 +113,14 @@ class RAdamUpdate(AdamUpdate):
 class NAdamUpdate(AdamUpdate):
     """Adam's update, and that of the product of the momenta."""
 
-    def count(self, cells: Sequence[tuple[ParamGroup, Sequence[Tensor]]], state: State) -> None:
+    def count(self, cells: Sequence[Entries]) -> None:
         """Count the step and extend the product of the μ_j."""
-        super().count(cells, state)
-        for group, params in cells:
-            steps = wide(torch.stack([state[p]["step"] for p in params]))
+        super().count(cells)
+        for group, entries in cells:
+            steps = wide(torch.stack([entry["step"] for entry in entries]))
             settings = {"beta1": group["betas"][0], "momentum_decay": group["momentum_decay"]}
             momenta: Any = nesterov_momentum(settings, steps)
-            products = [state[p]["mu_product"] for p in params]
+            products = [entry["mu_product"] for entry in entries]
             torch._foreach_mul_(products, momenta.to(products[0].dtype).unbind())
 
     def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:

@@ -32,7 +32,7 @@ then taken from the earlier groups, with a separate weight W_k. For all other gr
 """
 
 from momo_wrap.model.coefficients import Start, coefficients_of, first_weight
-from momo_wrap.model.momentum import SUMS, Averaging, Coefficients, MomentumModel
+from momo_wrap.model.momentum import SUMS, Averaging, Coefficients, MomentumModel, loss_of_model
 
 __all__ = [
     "SUMS",
@@ -42,4 +42,5 @@ __all__ = [
     "Start",
     "coefficients_of",
     "first_weight",
+    "loss_of_model",
 ]

@@ -47,14 +47,15 @@ def coefficients_of(
             [a.weight if s is Start.JOINED else first_weight(a, s) for a, s in pairs], like
         )
     zero = torch.zeros_like(weight)
-    corrected = vector([float(averaging.bias_corrected) for averaging in averagings], like)
+    are_corrected = [averaging.bias_corrected for averaging in averagings]
+    corrected = vector([float(its) for its in are_corrected], like)
     return Coefficients(
         decay=vector([averaging.decay for averaging in averagings], like),
         intake=torch.stack([zero, zero, loss_weight, weight]),
         loss_intake=torch.stack([loss_weight, zero, zero, zero]),
         buffer_scale=vector([averaging.buffer_scale for averaging in averagings], like),
         grad_scale=vector([averaging.grad_scale for averaging in averagings], like),
-        corrected=corrected,
+        corrected=None if all(are_corrected) else corrected,
         uncorrected=1.0 - corrected,
         uses_gradient=any(averaging.uses_gradient for averaging in averagings),
     )

@@ -28,6 +28,9 @@ SUMS = (
     "buffer_move_by_decay",
 )
 
+# What a product that overflowed counts as.
+_LARGEST = {dtype: torch.finfo(dtype).max / 1e6 for dtype in (torch.float32, torch.float64)}
+
 
 @dataclass(frozen=True)
 class Averaging:
@@ -87,8 +90,8 @@ class Coefficients(NamedTuple):
         loss_intake: What a step adds per unit of the loss, [4, groups].
         buffer_scale: p before bias correction, [groups].
         grad_scale: q, [groups].
-        corrected: 1 if p is divided by the weights, else 0; [groups].
-        uncorrected: 1 - `corrected`, [groups].
+        corrected: 1 if p is divided by the weights, else 0; None: it is in all groups.
+        uncorrected: 1 - `corrected`.
         uses_gradient: Whether any q is not the number 0.
     """
 
@@ -97,7 +100,7 @@ class Coefficients(NamedTuple):
     loss_intake: Tensor
     buffer_scale: Tensor
     grad_scale: Tensor
-    corrected: Tensor
+    corrected: Tensor | None
     uncorrected: Tensor
     uses_gradient: bool
 
@@ -143,7 +146,7 @@ class MomentumModel:
             The model. The arguments are not changed.
         """
         c = coefficients
-        if len(averages) > 4:
+        if averages.size(0) > 4:
             clipping = torch.ones_like(loss) if clipping is None else clipping
             return cls._of_clipped(averages, c, loss, clipping, offsets)
         intake = torch.addcmul(c.intake, c.loss_intake, loss)
@@ -151,10 +154,12 @@ class MomentumModel:
             intake[1].addcmul_(intake[3], offsets)  # (19)
         averages = torch.addcmul(intake, averages, c.decay)  # (1)
         sums, weights = averages.split_with_sizes([2, 2])
-        scales = c.buffer_scale / torch.addcmul(c.uncorrected, c.corrected, weights)  # p
+        divisor = own = weights if c.uses_gradient else weights[1]
+        if c.corrected is not None:
+            divisor = torch.addcmul(c.uncorrected, c.corrected, own)
+        scales = c.buffer_scale / divisor  # p
         if not c.uses_gradient:  # p is in f̄, e and ρ alike
-            scale = scales[1]
-            return cls(averages, scale, scale * weights[1], sums / weights)  # (2)
+            return cls(averages, scales, scales * own, sums / weights)  # (2)
         shown, normalizers = scales * sums, torch.addcmul(c.grad_scale, scales, weights)  # ρ
         shown[0].addcmul_(c.grad_scale, loss)
         if offsets is not None:
@@ -178,7 +183,10 @@ class MomentumModel:
         intake = torch.stack([clipped * loss, shift, clipped, weight, weight * clipping])
         averages = torch.addcmul(intake, averages, c.decay)
         losses, moves, loss_weights, weights, clipped_weights = averages.unbind()
-        scale = c.buffer_scale / torch.addcmul(c.uncorrected, c.corrected, weights)  # p
+        divisor = weights
+        if c.corrected is not None:
+            divisor = torch.addcmul(c.uncorrected, c.corrected, weights)
+        scale = c.buffer_scale / divisor  # p
         own = c.grad_scale * clipping
         normalizer = torch.addcmul(own, scale, clipped_weights)  # ρ
         mean = torch.addcmul(own * loss, scale, losses) / torch.addcmul(own, scale, loss_weights)
@@ -231,11 +239,34 @@ class MomentumModel:
             multiplies by a.
         """
         # A product that overflowed must not turn into NaN, now or in later steps.
-        limit = torch.finfo(sums.dtype).max / 1e6
-        _, move, *by_decay = sums.clamp(-limit, limit).unbind()
-        move = torch.addcmul(by_decay[-1], move, thetas) if by_decay else move * thetas
+        limit = _LARGEST[sums.dtype]
+        if sums.size(0) > 2:
+            _, move, *_, by_decay = sums.clamp(-limit, limit).unbind()
+            move = torch.addcmul(by_decay, move, thetas)
+        else:
+            move = sums[1].clamp(-limit, limit) * thetas
         self.averages[1].addcdiv_(move, self.buffer_scale)
         return self.averages
+
+
+def loss_of_model(
+    loss: Tensor,
+    shift: Tensor | None,
+    penalty: Tensor | None = None,
+    clipping: Tensor | None = None,
+) -> Tensor:
+    """Return the loss that the model takes in: above the bound of the batch, with λ ‖x‖²/2.
+
+    Args:
+        loss: The loss of this step, of the function that is minimised.
+        shift: By how much the bound of the batch is above that of the rule; None: it has none.
+        penalty: λ ‖x‖²/2 of each group, where the base adds λ x to the gradients; None: nowhere.
+        clipping: By what the gradients were multiplied, before λ x was added; None: they were not.
+    """
+    loss = loss if shift is None else loss - shift  # (18)
+    if penalty is None:
+        return loss
+    return loss + (penalty.sum() if clipping is None else penalty.sum() / clipping)
 
 
 def _shares(decreases: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def checked_theta(decision: object, memory: Mapping[str, Tensor], groups: int) -
         )
     for name in ("theta", "theta_uncapped"):
         value: object = getattr(decision, name)
-        if not (isinstance(value, Tensor) and tuple(value.shape) in ((), (groups,))):
+        if not isinstance(value, Tensor) or (value.dim() and tuple(value.shape) != (groups,)):
             raise no_fraction(name, value, groups)
     new: Mapping[str, object] = decision.memory
     for name, value in new.items():
@@ -267,19 +267,22 @@ def truncate(stats: ModelStats, lower_bound: float | Tensor) -> tuple[Tensor, Te
         θ, and θ before it was clipped at 1; both with the shape of the values in `stats`.
     """
     gap, decrease = gap_to_bound(stats, lower_bound), stats.predicted_decrease
-    ratio = gap / decrease.masked_fill(decrease <= 0, 0.0)
+    ratio = gap / torch.threshold(decrease, 0.0, 0.0)  # which takes -0.0 for 0.0, too
     # Gaps of 0 and inf are the result for any decrease but NaN, also if the ratio is 0/0 or
     # inf/inf. A factor does not change them; a NaN decrease makes the factor NaN.
-    is_answer = gap * decrease.clamp(2.0, 3.0) == gap
+    is_answer = (gap * decrease.clamp(2.0, 3.0)).eq(gap)
     uncapped = torch.where(is_answer, gap, ratio)
-    return uncapped.clamp(max=1.0), uncapped
+    return uncapped.clamp_max(1.0), uncapped
 
 
 def gap_to_bound(stats: ModelStats, lower_bound: float | Tensor) -> Tensor:
     """Return max(h/ρ - f*, 0), infinite without a bound; NaN if the value is not finite."""
     value = stats.value_after_decay
     # From a number to itself lerp adds 0, but NaN for inf.
-    return (torch.lerp(value, value, 0.5) - lower_bound).clamp(min=0.0)
+    finite = torch.lerp(value, value, 0.5)
+    if isinstance(lower_bound, Tensor) or lower_bound != 0.0:
+        finite = finite - lower_bound
+    return finite.clamp_min(0.0)
 
 
 def scaled(change: Tensor, theta: Tensor) -> Tensor:

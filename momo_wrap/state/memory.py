@@ -238,12 +238,12 @@ class Memory:
                 alike = [j for j in running if _alike(averagings[j], averagings[i])]
                 if start is Start.JOINED and alike:
                     self._join(i, alike[0])
-        key = [vars(averaging) for averaging in averagings]
+        key = list(averagings)
         if self._coefficients is not None and self._coefficients[0] == key:
             return self._coefficients[1]
         made = coefficients_of(averagings, self.starts, self.averages)
         # Tensors may change in place, which the key does not show.
-        is_constant = not any(isinstance(value, Tensor) for own in key for value in own.values())
+        is_constant = not any(isinstance(v, Tensor) for own in key for v in vars(own).values())
         runs = self.starts.count(Start.RUNNING) == len(self.starts)
         self._coefficients = (key, made) if runs and is_constant else None
         return made

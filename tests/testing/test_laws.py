@@ -218,7 +218,7 @@ class WrongUpdate(AdamUpdate):
 class ForgetsToCount(AdamUpdate):
     """Leaves the number of steps to the base, which is not asked."""
 
-    def count(self, cells: Any, state: Any) -> None: ...
+    def count(self, cells: Any) -> None: ...
 
 
 @pytest.mark.parametrize("update", [WrongUpdate(), ForgetsToCount()], ids=["state", "count"])
