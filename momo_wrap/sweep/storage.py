@@ -79,10 +79,8 @@ class Trials:
 
     def results(self) -> dict[Run, Row]:
         """Return the rows of the runs that have ended, of the storage alone."""
-        trials = self._counting()[0]
-        return {
-            run: t.user_attrs["result"] for run, t in trials.items() if "result" in t.user_attrs
-        }
+        about = {run: trial.user_attrs for run, trial in self._counting()[0].items()}
+        return {run: own["result"] for run, own in about.items() if "result" in own}
 
     def open(self, runs: Iterable[Run]) -> list[Run]:
         """Return those of the runs that have no result and that nobody trains."""
@@ -93,11 +91,12 @@ class Trials:
         """Take one of the runs that have no result and that nobody trains; None: there is none."""
         while True:
             trials, deaths = self._counting()
-            rest = sorted((run for run in runs if run not in trials), key=deaths.__getitem__)
+            rest = [run for run in runs if run not in trials]
             if not rest:
                 return None
-            # What kills comes last. One of several, so that processes seldom want the same.
-            run = random.SystemRandom().choice(rest[:8])
+            fewest = min(deaths[run] for run in rest)  # what kills comes last
+            # One of several, so that processes seldom want the same; `random` itself is seeded.
+            run = random.SystemRandom().choice([r for r in rest if deaths[r] == fewest][:8])
             trial = self._add(run, TrialState.RUNNING)
             first = self._counting()[0].get(run)
             if first is not None and first._trial_id == trial:

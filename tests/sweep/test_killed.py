@@ -190,5 +190,7 @@ def test_a_number_that_another_process_has_got_is_not_alive() -> None:
     assert storage._lives(own.pid, own.create_time())
     assert not storage._lives(own.pid, own.create_time() - 100.0)
     with psutil.Popen([sys.executable, "-c", ""]) as child:
-        child.wait()
+        while child.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        assert not storage._lives(child.pid, child.create_time())
     assert not storage._lives(child.pid, own.create_time())

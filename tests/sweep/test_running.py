@@ -83,6 +83,10 @@ def test_run_that_ends_its_process_again_and_again_is_an_error(tmp_path: Path) -
         assert claim is not None
         assert claim.deaths == deaths
         trials._close(claim.trial, TrialState.FAIL)
+    other = trials.claim([Run("quadratic", "SGD", lr, 0) for lr in (0.1, 0.2)])
+    assert other is not None
+    assert other.run.lr == 0.2  # what kills comes last
+    trials._close(other.trial, TrialState.PRUNED)
     with pytest.warns(UserWarning, match="1 of 2 runs failed"):
         results = sweep.run(quadratic, BARE, [0.1, 0.2], [0], trials.path, processes=0)
     assert "Its process died, in 5 of 5 attempts" in results["message"][0]
