@@ -114,8 +114,8 @@ def plot(results: Any, prefix: str) -> None:
     """Draw a picture for each base: the accuracies over the learning rate."""
     for base in BASES:
         path = f"{prefix}_{base.lower()}.png"
-        shown: Any = {"label": "test accuracy", "limits": (0.0, 1.02)}
-        sweep.plot_scores(of_base(results, base), path, margin=MARGIN, **shown)
+        own = of_base(results, base)
+        sweep.plot_scores(own, path, margin=MARGIN, label="test accuracy")
         print(f"{path} shows the accuracies of {base}.")
 
 

@@ -14,7 +14,7 @@ from momo_wrap.wrapper import MoMoWrapper
 
 # Packages that momo_wrap works with; none of them is a dependency.
 _OPTIONAL = (
-    *("numpy", "triton", "matplotlib", "optuna", "pandas", "psutil", "tqdm"),
+    *("numpy", "triton", "filelock", "matplotlib", "optuna", "pandas", "psutil", "tqdm"),
     *("accelerate", "datasets", "fastai", "hydra-core", "jsonargparse", "lightning", "peft"),
     *("pytorch-ignite", "pytorch-lightning", "sentence-transformers", "skorch"),
     *("stable-baselines3", "timm", "transformers"),
