@@ -21,7 +21,7 @@ from momo_wrap.testing.blocks import block_elements
 from momo_wrap.testing.setting import Soft
 
 # Blocks of 64 elements, of which tensors up to 16 are packed; and the usual ones.
-SHAPES = [(3, 4), (5,), (9, 8), (2, 3, 2, 2), (2, 4), (), (0, 2), (4, 2)]
+SHAPES = [(3, 4), (5,), (9, 8), (2, 3, 2, 2), (2, 4), (), (0, 2), (4, 2), (3, 3)]
 ELEMENTS = [64, 2**18]
 STEPS = 10
 
@@ -199,6 +199,14 @@ def another_layout_of_state(world: World, _: int) -> None:
                 entry[name] = value.t().contiguous().t() if is_usual else value.contiguous()
 
 
+def transpose_state_in_place(world: World, _: int) -> None:
+    """The same memory, from the same place on, in another order."""
+    for entry in world.inner.state.values():
+        for value in entry.values():
+            if isinstance(value, Tensor) and value.dim() == 2 and value.shape[0] == value.shape[1]:
+                value.t_()
+
+
 def another_lr(world: World, i: int) -> None:
     groups = world.inner.param_groups
     groups[i % len(groups)]["lr"] = world.base.settings["lr"] * (0.5 + 0.1 * (i % 7))
@@ -244,6 +252,7 @@ EVENTS: list[Callable[[World, int], None]] = [
     exchange_storages,
     rebind_state,
     another_layout_of_state,
+    transpose_state_in_place,
     another_lr,
     lr_as_a_tensor,
     lr_in_place,
