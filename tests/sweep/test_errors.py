@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -64,22 +63,6 @@ def test_function_that_other_processes_lack(
 
 def _only_here(lr: float, _make_optimizer: sweep.OptimizerFactory, seed: int) -> dict[str, Any]:
     return {"loss": lr, "given": seed}
-
-
-class Fatal:
-    """Ends the process that loads it."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os._exit, (3,)
-
-    def __call__(self, lr: float, _make_optimizer: sweep.OptimizerFactory, seed: int) -> Any:
-        raise NotImplementedError
-
-
-def test_process_that_ends_before_its_first_run(tmp_path: Path) -> None:
-    message = r"ended with exit code 3 before its first run.*must call run under `if __name__ =="
-    with pytest.raises(RuntimeError, match=message):
-        sweep.run({"fatal": Fatal()}, {"SGD": bare}, [0.1], [0], tmp_path / "s.csv", processes=1)
 
 
 SCRIPT = """
