@@ -12,6 +12,7 @@ import platform
 import random
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,7 +31,6 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import IntegrityError, ProgrammingError
-from sqlalchemy.pool import NullPool
 
 from momo_wrap.sweep.results_file import Row, Run, read
 
@@ -62,10 +62,13 @@ class Trials:
 
     @cached_property
     def _study(self) -> int:
+        name = self.path.stem
         try:
-            return self._storage.create_new_study([StudyDirection.MINIMIZE], self.path.stem)
-        except DuplicatedStudyError:
-            return self._storage.get_study_id_from_name(self.path.stem)
+            return self._storage.get_study_id_from_name(name)
+        except KeyError:  # there is none, unless another process makes it just now
+            with suppress(DuplicatedStudyError):
+                self._storage.create_new_study([StudyDirection.MINIMIZE], name)
+            return self._storage.get_study_id_from_name(name)
 
     def exist(self) -> bool:
         """Tell whether there is a storage already."""
@@ -205,8 +208,10 @@ def _open(where: str, attempts: int = 5) -> BaseStorage:
         Path(where).parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(_Journal(where))
     try:
-        # A run may take hours: no connection is kept open for it.
-        return optuna.storages.get_storage(RDBStorage(where, {"poolclass": NullPool}))
+        # A connection that was idle during a long run may be gone: look before it is used.
+        database = RDBStorage(where, {"pool_pre_ping": True})
+        weakref.finalize(database, database.engine.dispose)
+        return optuna.storages.get_storage(database)
     except (IntegrityError, ProgrammingError):  # another process makes the tables just now
         if attempts == 1:
             raise

@@ -44,7 +44,9 @@ def test_every_combination_in_processes(tmp_path: Path) -> None:
     assert (results["score"] == -results["loss"]).all()
     again = sweep.run(quadratic, OPTIMIZERS, rates, range(2), path, processes=0, progress=False)
     assert again.equals(results)
+    before = path.with_suffix(".journal").read_bytes()
     assert sweep.load(path).equals(results)  # in the order of the grid, whichever ended first
+    assert path.with_suffix(".journal").read_bytes() == before
 
 
 def test_loss_is_that_of_the_training(tmp_path: Path) -> None:
