@@ -56,8 +56,8 @@ def test_loss_is_that_of_the_training(tmp_path: Path) -> None:
 
 def test_failures_are_rows(tmp_path: Path) -> None:
     path = tmp_path / "sweep.csv"
-    with pytest.warns(UserWarning, match=r"8 of 10 runs failed, the first with: KeyError"):
-        results = sweep.run(faulty, BARE, [1], range(10), path, processes=0, progress=False)
+    with pytest.warns(UserWarning, match=r"9 of 11 runs failed, the first with: KeyError"):
+        results = sweep.run(faulty, BARE, [1], range(11), path, processes=0, progress=False)
     expected = [
         ("error", r"KeyError: 'two\\nlines, and \"quotes\"'"),
         ("diverged", "loss is nan"),
@@ -69,6 +69,7 @@ def test_failures_are_rows(tmp_path: Path) -> None:
         ("error", r"\['lr'\] can't be given: there are such columns"),
         ("error", "SystemExit: enough"),
         ("error", "'float' object is not iterable"),
+        ("error", "could not convert string to float: 'high'"),
     ]
     for row, (status, message) in zip(results.to_dict("records"), expected, strict=True):
         assert row["status"] == status, row
