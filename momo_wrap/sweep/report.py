@@ -73,7 +73,7 @@ def report(
         suffixes=("", "_at_random"),
     )
     body = [_about(results)]
-    with mpl.rc_context(_FIGURES), pd.option_context("display.max_colwidth", None):
+    with mpl.rc_context(_FIGURES):
         for task, own in measured.groupby("task", sort=False):
             one, near_best = str(task), of_task("margin", margin, str(task))
             body.append(f"<h2>{escape(one)}</h2>{_summary(own, column)}")
