@@ -79,6 +79,14 @@ def test_failures_are_rows(tmp_path: Path) -> None:
     assert (sweep.load(path)["traceback"] == results["traceback"]).all()
 
 
+def test_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.warns(UserWarning, match="1 of 3 runs failed"):
+        sweep.run(faulty, BARE, [1], [0, 1, 3], tmp_path / "sweep.csv", processes=0)
+    shown = capsys.readouterr().err
+    assert "3/3" in shown
+    assert "failed=1" in shown
+
+
 def test_run_that_ends_its_process_again_and_again_is_an_error(tmp_path: Path) -> None:
     trials = Trials(tmp_path / "sweep.csv", None)
     for deaths in range(DEATHS):
