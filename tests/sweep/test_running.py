@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ import torch
 from optuna.trial import TrialState
 
 from momo_wrap import sweep
+from momo_wrap.sweep import running
 from momo_wrap.sweep.results_file import Run
 from momo_wrap.sweep.storage import Trials
-from momo_wrap.sweep.training import DEATHS
+from momo_wrap.sweep.training import DEATHS, versions
 from tests.sweep.training import (
     OPTIMIZERS,
     bare,
@@ -85,6 +88,22 @@ def test_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     shown = capsys.readouterr().err
     assert "3/3" in shown
     assert "failed=1" in shown
+
+
+def test_progress_is_told_when_a_run_has_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a file each time is a line: not at every look."""
+    monkeypatch.setattr(running, "_LOOK", 0.12)  # tqdm itself leaves out what is faster than 0.1
+    path, run = tmp_path / "sweep.csv", Run("quadratic", "SGD", 0.1, 0)
+    elsewhere = Trials(path, None)
+    claim = elsewhere.claim([run])
+    assert claim is not None
+    row = {"status": "ok", "loss": 1.0, "score": math.nan, "message": "", "settings": {}}
+    row |= {**run._asdict(), **versions(), "results": {}}
+    threading.Timer(1.0, elsewhere.finish, (claim.trial, row)).start()
+    sweep.run(quadratic, BARE, [0.1], [0], path, processes=0)
+    assert capsys.readouterr().err.count("\r") <= 4
 
 
 def test_run_that_ends_its_process_again_and_again_is_an_error(tmp_path: Path) -> None:
