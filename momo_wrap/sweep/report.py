@@ -97,7 +97,7 @@ def report(
     body += ["<h2>Runs that failed</h2>"] * (len(failed) > 0)
     for row in failed.to_dict("records"):
         about = escape("{task}, {optimizer}, lr {lr:g}, seed {seed}: {message}".format(**row))
-        trace = escape(row["traceback"] or row["message"])
+        trace = escape(row.get("traceback") or row["message"])
         body.append(f"<details><summary>{about}</summary><pre>{trace}</pre></details>")
     Path(path).write_text(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -142,7 +142,7 @@ def _grid(values: pd.DataFrame, marked: pd.DataFrame) -> str:
     """Return the table of medians by learning rate; those that are near the best are marked."""
     shown = values.map(lambda value: _number(value, ".4g", "failed"))
     shown = shown.mask(marked, "<mark>" + shown + "</mark>").rename(columns=escape)
-    shown.insert(0, "lr", [f"{lr:.4g}" for lr in values.index])
+    shown.insert(0, "lr", [f"{lr:.4g}" for lr in values.index], allow_duplicates=True)
     return f"<div>{shown.to_html(index=False, border=0, escape=False)}</div>"
 
 

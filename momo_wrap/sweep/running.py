@@ -99,6 +99,8 @@ def run(
     number = _fill_cores(threads) if processes is None else processes
     if number:
         _check_sendable(work)
+    if rest:
+        trials.release()  # what Optuna tells of a new study comes before the bar
     bar = tqdm(total=len(runs), initial=len(runs) - len(rest), unit="run", disable=not progress)
     try:
         with bar:
@@ -122,7 +124,7 @@ def _train(work: Work, processes: int, threads: int, trials: Trials, bar: tqdm) 
     """Train until all runs have ended, those that others train too; in this process if in none."""
     context, workers = multiprocessing.get_context("spawn"), list[Any]()
     is_loaded = context.RawValue("b", 0)  # without a lock, which a killed process could hold
-    before, left = torch.get_num_threads(), work.runs
+    before, left, failed = torch.get_num_threads(), work.runs, 0
     try:
         while left:
             trials.release()
@@ -138,10 +140,11 @@ def _train(work: Work, processes: int, threads: int, trials: Trials, bar: tqdm) 
                     workers[-1].start()
                 workers[0].join(_LOOK) if workers else time.sleep(_LOOK)
             results = trials.results()
-            failed = sum(results[run]["status"] == "error" for run in work.runs if run in results)
-            left = [run for run in left if run not in results]
-            bar.set_postfix(failed=failed, refresh=False)
-            bar.update(bar.total - len(left) - bar.n)
+            if ended := [run for run in left if run in results]:
+                failed += sum(results[run]["status"] == "error" for run in ended)
+                bar.set_postfix(failed=failed, refresh=False)
+                bar.update(len(ended))
+                left = [run for run in left if run not in results]
     finally:
         torch.set_num_threads(before)
         for worker in workers:

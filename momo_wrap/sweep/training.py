@@ -45,8 +45,7 @@ class Work:
         if claim is None:
             return False
         with self.trials.training(claim):
-            row = self._trained(claim.run, claim.deaths)
-        self.trials.finish(claim.trial, row)
+            self.trials.finish(claim.trial, self._trained(claim.run, claim.deaths))
         return True
 
     def _trained(self, run: Run, deaths: int) -> Row:
@@ -82,8 +81,9 @@ class Work:
         returned = dict(self.tasks[run.task](run.lr, factory, run.seed))
         curve = returned.pop("curve", None)
         main = [name for name in ("loss", "score") if name in returned]
-        row["results"] = plain(returned, {*COLUMNS, *self.settings} - {*main})
-        row |= {name: float(row["results"].pop(name)) for name in main}
+        found = plain(returned, {*COLUMNS, *self.settings} - {*main})
+        row |= {name: float(found.pop(name)) for name in main}
+        row["results"] = found
         if not main:
             raise ValueError(f"It must return 'loss' or 'score', got {sorted(returned)}.")
         if curve is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,18 @@ def run(path: Path | str, storage: Path | str | None = None, processes: int = 0)
 
 
 def start(
-    path: Path, storage: Path | str = "", processes: int = 2, pause: float = 0.03
+    path: Path,
+    storage: Path | str = "",
+    processes: int = 2,
+    pause: float = 0.03,
+    together: int = 1,
 ) -> subprocess.Popen[bytes]:
-    """Run what is missing in a process of its own, or in several processes of that."""
-    command = [sys.executable, "-m", "tests.sweep.shared", str(path), str(storage), str(processes)]
+    """Run what is missing in a process of its own, or in several processes of that.
+
+    It begins when so many have been started: importing torch may take longer than the sweep.
+    """
+    how = [str(path), str(storage), str(processes), str(together)]
+    command = [sys.executable, "-m", "tests.sweep.shared", *how]
     environment = os.environ | {PAUSE: str(pause)}
     folder = Path(__file__).parents[2]
     return subprocess.Popen(command, cwd=folder, env=environment)
@@ -49,5 +58,14 @@ def losses(results: pd.DataFrame) -> dict[Run, float]:
     return dict(zip(runs, results["loss"], strict=True))
 
 
+def wait_for_others(count: int) -> None:
+    """Wait until so many processes have come to here."""
+    with Path(f"{os.environ[LOG]}.ready").open("a") as ready:
+        ready.write("x")
+    while Path(f"{os.environ[LOG]}.ready").stat().st_size < count:
+        time.sleep(0.01)
+
+
 if __name__ == "__main__":
+    wait_for_others(int(sys.argv[4]))
     run(sys.argv[1], sys.argv[2] or None, int(sys.argv[3]))

@@ -70,7 +70,7 @@ def test_every_run_is_there_once_after_kills(
 @pytest.mark.usefixtures("log")
 def test_two_sweeps_share_the_work(tmp_path: Path, undisturbed: dict[Run, float]) -> None:
     paths = [tmp_path / name / "sweep.csv" for name in ("one", "other")]
-    both = [shared.start(path, tmp_path / "shared.journal", 0, 0.004) for path in paths]
+    both = [shared.start(path, tmp_path / "shared.journal", 0, 0.001, 2) for path in paths]
     assert [own.wait() for own in both] == [0, 0]
     for path in paths:
         assert not path.with_suffix(".journal").exists()

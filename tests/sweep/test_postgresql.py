@@ -75,7 +75,7 @@ def test_two_processes_share_the_work_though_one_is_killed(
     server: str, tmp_path: Path, undisturbed: dict[Run, float]
 ) -> None:
     paths = [tmp_path / name / "sweep.csv" for name in ("one", "other")]
-    one, other = (shared.start(path, server, processes=0) for path in paths)
+    one, other = (shared.start(path, server, processes=0, together=2) for path in paths)
     while len({line.split()[0] for line in shared.begun()}) < 2:  # both have made the tables
         assert (one.poll(), other.poll()) == (None, None)
         time.sleep(0.05)
@@ -99,7 +99,7 @@ def test_two_processes_share_the_work_though_one_is_killed(
 @pytest.mark.usefixtures("log")
 def test_no_run_is_begun_twice(server: str, tmp_path: Path, undisturbed: dict[Run, float]) -> None:
     paths = [tmp_path / name / "again.csv" for name in ("one", "other")]
-    both = [shared.start(path, server, n, 0.01) for path, n in zip(paths, (0, 2), strict=True)]
+    both = [shared.start(path, server, n, 0.01, 2) for path, n in zip(paths, (0, 2), strict=True)]
     assert [own.wait() for own in both] == [0, 0]
     for path in paths:
         assert shared.losses(sweep.load(path)) == undisturbed

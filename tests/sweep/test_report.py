@@ -115,6 +115,14 @@ def test_failures_have_their_traceback(tmp_path: Path) -> None:
     assert "6 diverged or failed" in text
 
 
+def test_names_of_any_kind(tmp_path: Path) -> None:
+    names = ["a <b> & c", "lr", 80 * "n", "AdamW + MoMo"]
+    table = results().replace({"optimizer": dict(zip(PAIRS, names, strict=True))})
+    _, cells = written(tmp_path / "r.html", table)
+    assert [row[0] for row in cells.rows[1:5]] == names
+    assert cells.rows[5] == ["lr", *names]
+
+
 def test_grid_too_narrow(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least 9 are needed"):
         written(tmp_path / "r.html", results(), decades=9.0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ import torch
 from optuna.trial import TrialState
 
 from momo_wrap import sweep
+from momo_wrap.sweep import running
 from momo_wrap.sweep.results_file import Run
 from momo_wrap.sweep.storage import Trials
-from momo_wrap.sweep.training import DEATHS
+from momo_wrap.sweep.training import DEATHS, versions
 from tests.sweep.training import (
     OPTIMIZERS,
     bare,
@@ -56,8 +59,8 @@ def test_loss_is_that_of_the_training(tmp_path: Path) -> None:
 
 def test_failures_are_rows(tmp_path: Path) -> None:
     path = tmp_path / "sweep.csv"
-    with pytest.warns(UserWarning, match=r"8 of 10 runs failed, the first with: KeyError"):
-        results = sweep.run(faulty, BARE, [1], range(10), path, processes=0, progress=False)
+    with pytest.warns(UserWarning, match=r"9 of 11 runs failed, the first with: KeyError"):
+        results = sweep.run(faulty, BARE, [1], range(11), path, processes=0, progress=False)
     expected = [
         ("error", r"KeyError: 'two\\nlines, and \"quotes\"'"),
         ("diverged", "loss is nan"),
@@ -69,6 +72,7 @@ def test_failures_are_rows(tmp_path: Path) -> None:
         ("error", r"\['lr'\] can't be given: there are such columns"),
         ("error", "SystemExit: enough"),
         ("error", "'float' object is not iterable"),
+        ("error", "could not convert string to float: 'high'"),
     ]
     for row, (status, message) in zip(results.to_dict("records"), expected, strict=True):
         assert row["status"] == status, row
@@ -76,6 +80,30 @@ def test_failures_are_rows(tmp_path: Path) -> None:
     assert "in faulty\n    raise KeyError" in results["traceback"][0]
     assert results["score"][1] == 0.25
     assert (sweep.load(path)["traceback"] == results["traceback"]).all()
+
+
+def test_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.warns(UserWarning, match="1 of 3 runs failed"):
+        sweep.run(faulty, BARE, [1], [0, 1, 3], tmp_path / "sweep.csv", processes=0)
+    shown = capsys.readouterr().err
+    assert "3/3" in shown
+    assert "failed=1" in shown
+
+
+def test_progress_is_told_when_a_run_has_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a file each time is a line: not at every look."""
+    monkeypatch.setattr(running, "_LOOK", 0.12)  # tqdm itself leaves out what is faster than 0.1
+    path, run = tmp_path / "sweep.csv", Run("quadratic", "SGD", 0.1, 0)
+    elsewhere = Trials(path, None)
+    claim = elsewhere.claim([run])
+    assert claim is not None
+    row = {"status": "ok", "loss": 1.0, "score": math.nan, "message": "", "settings": {}}
+    row |= {**run._asdict(), **versions(), "results": {}}
+    threading.Timer(1.0, elsewhere.finish, (claim.trial, row)).start()
+    sweep.run(quadratic, BARE, [0.1], [0], path, processes=0)
+    assert capsys.readouterr().err.count("\r") <= 4
 
 
 def test_run_that_ends_its_process_again_and_again_is_an_error(tmp_path: Path) -> None:
