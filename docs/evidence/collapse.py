@@ -36,7 +36,7 @@ FIGURES = {
     "collapse_others.png": [task for task in TASKS if task not in SHOWN],
 }
 RULES: dict[str, type[StepRule]] = {"MoMo": MoMo, "TrustedMoMo": TrustedMoMo}
-COLOURS = {"MoMo": "#D55E00", "TrustedMoMo": "#0072B2"}
+COLORS = {"MoMo": "#D55E00", "TrustedMoMo": "#0072B2"}
 
 
 class Quantity(NamedTuple):
@@ -105,9 +105,9 @@ def draw(steps: pd.DataFrame, tasks: list[str], best_lrs: dict[str, float]) -> F
 
 def draw_panel(panel: Axes, steps: pd.DataFrame, quantity: Quantity) -> None:
     """Draw one quantity of one task."""
-    for rule, colour in COLOURS.items():
+    for rule, color in COLORS.items():
         values = steps[steps["rule"] == rule]
-        panel.plot(values["step"], values[quantity.column], color=colour, lw=1.4, label=rule)
+        panel.plot(values["step"], values[quantity.column], color=color, lw=1.4, label=rule)
     if quantity.is_log:
         panel.set_yscale("log")
     else:

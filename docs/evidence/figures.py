@@ -15,13 +15,13 @@ from docs.evidence.measures import RULES, Comparison, judged_by
 from docs.evidence.methods import BARE, TUNERS
 from docs.evidence.tasks import HELD_OUT, SCORED, TASKS
 
-# Okabe and Ito's colours; shapes and strokes tell the lines apart too.
+# Okabe and Ito's colors; shapes and strokes tell the lines apart too.
 STYLES: dict[str, dict[str, Any]] = {
     "bare": {"color": "black", "linestyle": "--", "marker": "o", "markerfacecolor": "white"},
     "MoMo": {"color": "#0072B2", "linestyle": "-", "marker": "s"},
     "TrustedMoMo": {"color": "#D55E00", "linestyle": "-", "marker": "^"},
 }
-TUNER_COLOUR = "#777777"
+TUNER_COLOR = "#777777"
 COLUMNS = 4
 
 
@@ -103,15 +103,15 @@ def _draw_method(
     method, task = cell
     medians = comparison.medians[task][method]
     seeds = comparison.by_seed[task][method].clip(*limits)
-    rates, colour = medians.index.to_numpy(), style["color"]
+    rates, color = medians.index.to_numpy(), style["color"]
     band = seeds.min(axis=1), seeds.max(axis=1)
-    axes.fill_between(rates, *band, color=colour, alpha=0.15, lw=0)
+    axes.fill_between(rates, *band, color=color, alpha=0.15, lw=0)
     look = {"markersize": 5, "linewidth": 1.6, "clip_on": False, **style}
     axes.plot(rates, medians.clip(*limits), label=method, **look)
     failed = rates[~np.isfinite(medians)]
     if len(failed):
         worst = limits[0] if task in SCORED else limits[1]
-        axes.plot(failed, [worst] * len(failed), "x", color=colour, ms=9, mew=2, clip_on=False)
+        axes.plot(failed, [worst] * len(failed), "x", color=color, ms=9, mew=2, clip_on=False)
 
 
 def _limits(comparison: Comparison, task: str) -> tuple[float, float]:
@@ -180,5 +180,5 @@ def _dots(axes: Axes, comparison: Comparison, places: Mapping[str, float]) -> No
             axes.plot(*zip(*points, strict=True), **look, clip_on=False)
     tuners = [(means[t], places[t]) for t in TUNERS if t in means]
     if tuners:
-        look = {"color": TUNER_COLOUR, "markersize": 9, "label": "tunes itself"}
+        look = {"color": TUNER_COLOR, "markersize": 9, "label": "tunes itself"}
         axes.plot(*zip(*tuners, strict=True), "D", **look, clip_on=False)

@@ -12,8 +12,8 @@ from docs.evidence.figures import STYLES
 from docs.evidence.methods import BARE, TUNERS
 from docs.evidence.steps_to_target import LARGEST_RATIO, Race, profile, ratios
 
-# Okabe and Ito's colours, and strokes that tell the lines apart without them.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+# Okabe and Ito's colors, and strokes that tell the lines apart without them.
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 STROKES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1))]
 COLUMNS = 4
 
@@ -36,9 +36,9 @@ def draw(race: Race) -> Figure:
             _line(axes, taus, lines.get(method), label=kind, **look)
         axes.set_title(base)
     tuners = panels[len(BARE)]
-    looks = zip(COLOURS, STROKES, strict=True)
-    for tuner, (colour, stroke) in zip(TUNERS, looks, strict=True):
-        _line(tuners, taus, lines.get(tuner), label=tuner, color=colour, linestyle=stroke, lw=2)
+    looks = zip(COLORS, STROKES, strict=True)
+    for tuner, (color, stroke) in zip(TUNERS, looks, strict=True):
+        _line(tuners, taus, lines.get(tuner), label=tuner, color=color, linestyle=stroke, lw=2)
     tuners.set_title("tune themselves")
     _finish(figure, panels)
     return figure

@@ -258,7 +258,7 @@ def loss_of_model(
     """Return the loss that the model takes in: above the bound of the batch, with λ ‖x‖²/2.
 
     Args:
-        loss: The loss of this step, of the function that is minimised.
+        loss: The loss of this step, of the function that is minimized.
         shift: By how much the bound of the batch is above that of the rule; None: it has none.
         penalty: λ ‖x‖²/2 of each group, where the base adds λ x to the gradients; None: nowhere.
         clipping: By what the gradients were multiplied, before λ x was added; None: they were not.

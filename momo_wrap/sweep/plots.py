@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from momo_wrap.sweep.comparing import medians, values_by_seed
 
-# Okabe and Ito's palette for the colour-blind, without its yellow, which is faint on white.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+# Okabe and Ito's palette for the color-blind, without its yellow, which is faint on white.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = "osD^vP*Xhd"
 _PANELS_PER_ROW = 4
 
@@ -32,7 +32,7 @@ def plot_scores(
 
     The line is the median over seeds and the band reaches from the worst seed to the best.
     Wrapped optimizers have solid lines and filled markers, bare ones dashed lines and hollow
-    markers; a pair of the same kind has one colour. A run that failed counts as the worst: it is
+    markers; a pair of the same kind has one color. A run that failed counts as the worst: it is
     drawn at the edge.
 
     Args:
@@ -122,9 +122,9 @@ def draw(
     axes = figure.subplots()
     rates = middle.index.to_numpy()
     for name, style in _styles(results[results["task"] == task], list(middle.columns)).items():
-        seeds, colour = by_seed[name].clip(low, high), style["color"]
+        seeds, color = by_seed[name].clip(low, high), style["color"]
         ends = (seeds.min(axis=1), seeds.max(axis=1))
-        axes.fill_between(rates, *ends, color=colour, alpha=0.15, lw=0)
+        axes.fill_between(rates, *ends, color=color, alpha=0.15, lw=0)
         axes.plot(rates, middle[name].clip(low, high), label=name, clip_on=False, **style)
     if margin is not None:
         values = middle.to_numpy()
@@ -159,8 +159,8 @@ def draw_step_sizes(curves: Mapping[str, Any]) -> Figure:
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axes, (title, frame) in zip(grid.flat, frames.items(), strict=False):
         sizes = frame["effective_lr"].clip(lower=low)
-        axes.plot(frame["step"], sizes, ".", color=_COLOURS[0], markersize=3, label="effective lr")
-        axes.plot(frame["step"], frame["lr"], "--", color=_COLOURS[1], label="cap (lr)")
+        axes.plot(frame["step"], sizes, ".", color=_COLORS[0], markersize=3, label="effective lr")
+        axes.plot(frame["step"], frame["lr"], "--", color=_COLORS[1], label="cap (lr)")
         axes.set(title=title, yscale="log", ylim=(low, high))
         axes.title.set_fontsize("medium")
     for axes in grid.flat[len(frames) :]:
@@ -199,7 +199,7 @@ def _limits(values: Any, is_loss: bool) -> tuple[float, float]:
 
 
 def _styles(rows: pd.DataFrame, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Return how the line of each optimizer is drawn: no two alike, also without colours."""
+    """Return how the line of each optimizer is drawn: no two alike, also without colors."""
     # A run that failed early may not know its kind.
     known = rows[rows["base"] != ""].drop_duplicates("optimizer").set_index("optimizer")
     bases = known["base"].to_dict()
@@ -207,11 +207,11 @@ def _styles(rows: pd.DataFrame, names: list[str]) -> dict[str, dict[str, Any]]:
     hues = [base for base, _ in kinds] if len({*kinds}) == len(names) else names
     styles: dict[str, dict[str, Any]] = {}
     for number, (name, (_, wrapped), hue) in enumerate(zip(names, kinds, hues, strict=True)):
-        colour = _COLOURS[list(dict.fromkeys(hues)).index(hue) % len(_COLOURS)]
+        color = _COLORS[list(dict.fromkeys(hues)).index(hue) % len(_COLORS)]
         marker = {"marker": _MARKERS[number % len(_MARKERS)], "markersize": 8 if wrapped else 6}
-        fill, line = ("white", colour)[wrapped], ("--", "-")[wrapped]
+        fill, line = ("white", color)[wrapped], ("--", "-")[wrapped]
         # Bare lines are thin and on top, so that both show where they coincide.
         width = {"linewidth": 2 if wrapped else 1.5, "zorder": 3 if wrapped else 4}
-        styles[name] = {"color": colour, "linestyle": line, "markerfacecolor": fill}
+        styles[name] = {"color": color, "linestyle": line, "markerfacecolor": fill}
         styles[name] |= marker | width
     return styles

@@ -71,7 +71,7 @@ def test_lines(tmp_path: Path, plot: object) -> None:
     assert 0 <= box.x0 < box.x1 <= figure.bbox.width
 
 
-def test_several_of_a_kind_have_colours_of_their_own(tmp_path: Path) -> None:
+def test_several_of_a_kind_have_colors_of_their_own(tmp_path: Path) -> None:
     kinds = {"MoMo": ("AdamW", True), "MoMoStar": ("AdamW", True), "bare": ("AdamW", False)}
     figure = plot_scores(results(kinds), tmp_path / "figure.png")
     assert len({str(line.get_color()) for line in axes_of(figure).lines}) == 3
