@@ -58,6 +58,15 @@ def releases(session: nox.Session, torch: str) -> None:
 
 
 @nox.session(default=False)
+def triton(session: nox.Session) -> None:
+    """Run the kernels of GPUs on the CPU, by Triton's interpreter."""
+    _install(session, "test")
+    # Torch for CPUs does not ask for it.
+    session.install("--no-deps", "triton==3.7.1")
+    session.run("pytest", "-m", "slow or not slow", "tests/fast/test_triton.py", *session.posargs)
+
+
+@nox.session(default=False)
 def postgresql(session: nox.Session) -> None:
     """Run sweeps in a database; needs PostgreSQL's server, such as Debian's package postgresql."""
     _install(session, "test")

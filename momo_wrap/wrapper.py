@@ -77,7 +77,8 @@ class MoMoWrapper(CheckedAttributes, RecordsLosses, Results, MakesClasses, Saves
             no-op and raises. The last two synchronize with the host at every step.
         compiled: How the state of SGD and the Adam family is updated. False: by `base.step()`, as
             for all other bases. True: by compiled passes instead, unless the base has step hooks.
-            "auto": like True on the CPU, compiled from 2^24 parameters on; else by `base.step()`.
+            "auto": like True on the CPU, compiled from 2^24 parameters on; on CUDA like True from
+            as many on, if triton is installed; else by `base.step()`.
         max_grad_norm: The norm to which each step clips gradients, as torch's `clip_grad_norm_`
             does; the model of the loss accounts for it. None: no clipping. If you clip gradients
             yourself, see `record_clipping`.

@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import SGD, AdamW, NAdam, Optimizer, RAdam, RMSprop
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from docs.performance.fake_cuda import fake_cuda as pretended_cuda
 from momo_wrap import MoMo, MoMoStar, MoMoWrapper, StepRule, TrustedMoMo
 from tests.problems import last_step, take_step
 from tests.releases import TORCH
@@ -60,41 +59,9 @@ class Obstacles(TorchDispatchMode):
         return result
 
 
-class WithoutDevice(TorchFunctionMode):
-    """Goes around the few functions that ask for the device itself, in builds without CUDA."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.__getitem__:
-            return _indexed(*args)
-        if func is Tensor.__setitem__:
-            tensor, index, value = args
-            target = _indexed(tensor, index)
-            fill = torch.ops.aten.copy_.default if isinstance(value, Tensor) else Tensor.fill_
-            return fill(target, value)
-        if func is Tensor.copy_:
-            return torch.ops.aten.copy_.default(*args)
-        if func is Tensor.new_tensor:
-            tensor, data = args
-            return torch.tensor(data, dtype=tensor.dtype, device=tensor.device)
-        if func is Tensor.data_ptr:
-            return id(args[0])
-        return func(*args, **(kwargs or {}))
-
-
-def _indexed(tensor: Tensor, index: Any) -> Tensor:
-    dim = 0
-    for part in index if isinstance(index, tuple) else (index,):
-        if isinstance(part, slice):
-            tensor = torch.ops.aten.slice.Tensor(tensor, dim, part.start, part.stop, part.step or 1)
-            dim += 1
-        else:
-            tensor = tensor.select(dim, part)
-    return tensor
-
-
 @pytest.fixture
 def fake_cuda() -> Iterator[None]:
-    with FakeTensorMode(), WithoutDevice():
+    with pretended_cuda():
         yield
 
 
@@ -131,7 +98,6 @@ def test_nothing_in_a_step_forbids_a_capture(make: Make, rule: StepRule | None) 
 @pytest.mark.usefixtures("fake_cuda")
 def test_a_rule_that_measures_some_steps_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replay would measure each step, or none."""
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     optimizer = optimizer_on_cuda(CAPTURABLE["AdamW"], TrustedMoMo())
     assert obstacles(optimizer) == []
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)

@@ -112,6 +112,7 @@ class Block:
         largest: The largest absolute value of u, 0-dim, if the first pass computed it.
         ahead: How the first pass moves the parameters; None: not at all.
         is_ahead: Whether that move was made.
+        in_rows: Whether pieces are rows of equal length, and `flat` returns them as they are.
     """
 
     pieces: Mapping[str, list[Tensor]]
@@ -129,6 +130,7 @@ class Block:
     largest: Tensor | None = None
     ahead: Ahead | None = None
     is_ahead: bool = False
+    in_rows: bool = False
     _copies: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _spread: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
@@ -144,7 +146,7 @@ class Block:
         """
         if column in self._copies:
             return self._copies[column]
-        values = joined(self.pieces[column])
+        values = self._joined(column)
         values = -values if column in self.negated else values
         values = self._with_decay(values) if column in self.decayed else values
         values = values if values.dtype is self.dtype else values.to(self.dtype)
@@ -152,11 +154,15 @@ class Block:
             self._copies[column] = values
         return values
 
+    def _joined(self, column: str) -> Tensor:
+        pieces = self.pieces[column]
+        return pieces[0] if self.in_rows else joined(pieces)
+
     def _with_decay(self, grad: Tensor) -> Tensor:
         """Return g + λ x, rounded like the base's, because its preconditioner uses that."""
         decay = self.scalar("coupled_decay")
         # Without rounding, the flat parameters may already exist.
-        x = self.flat("param") if grad.dtype is self.dtype else joined(self.pieces["param"])
+        x = self.flat("param") if grad.dtype is self.dtype else self._joined("param")
         if not isinstance(decay, Tensor):
             return torch.add(grad, x, alpha=decay)
         if grad.dtype is not self.dtype and grad.device.type == "cpu":
@@ -258,7 +264,9 @@ class Block:
         pieces = {**self.pieces, **{name: [values] for name, values in columns.items()}}
         form = (self.negated, self.dtype, self.shards, self.decayed, self.groups)
         # Not `dataclasses.replace`, which torch 2.4 can't compile.
-        return Block(pieces, self.scalars, *form, self.packing, self.names, self.per_piece)
+        new = Block(pieces, self.scalars, *form, self.packing, self.names, self.per_piece)
+        new.in_rows = self.in_rows
+        return new
 
 
 def real(tensor: Tensor) -> Tensor:

@@ -198,7 +198,7 @@ def _product(block: Block, factor: Scalar, column: str, vector: Tensor) -> Tenso
     values = block.flat(column)
     if isinstance(factor, Tensor) and factor.dim():
         values, factor = values * factor, 1.0
-    if several or torch.compiler.is_dynamo_compiling():
+    if several or block.in_rows or torch.compiler.is_dynamo_compiling():
         product = _careful_product(values, vector, block)
     else:
         product = torch.dot(values, vector)
@@ -214,4 +214,6 @@ def _careful_product(left: Tensor, right: Tensor, block: Block) -> Tensor:
     # A sum can be fused, a call of BLAS can't. Inductor's float32 sum on the CPU is slower than a
     # float64 one, unless there are 16-bit values in the same loop.
     is_wide = left.device.type == "cpu" and block.is_stored_in_full
+    if block.in_rows:
+        return (left * right).sum(-1).sum()
     return (left * right).sum(dtype=torch.float64 if is_wide else left.dtype).to(left.dtype)

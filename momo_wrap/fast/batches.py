@@ -17,6 +17,16 @@ from momo_wrap.engine.blocks import Block
 # More would compile for longer, and gain little.
 _TOGETHER = 4
 FILLING_ELEMENTS = 16
+# The elements of a row, on accelerators. Inductor's Triton code sums up rows in the kernel that
+# writes them. A sum of all elements is another kernel, which computes the new state again.
+ROW = 256
+_WITHOUT_ROWS = frozenset({"cpu"})
+
+
+def in_rows(column: Tensor) -> bool:
+    """Return whether a kernel takes a flat column in rows."""
+    elements = column.numel()
+    return column.device.type not in _WITHOUT_ROWS and elements > 0 and elements % ROW == 0
 
 
 def batches(blocks: Sequence[Block], scales: Sequence[Sequence[Tensor]]) -> Iterator[list[int]]:
@@ -32,7 +42,8 @@ def batches(blocks: Sequence[Block], scales: Sequence[Sequence[Tensor]]) -> Iter
         dtypes = [pieces[0].dtype for pieces in block.pieces.values()]
         # Packed blocks are copied, one at a time.
         own = i if block.packing is not None or block.numel < 2 else None
-        key = (*scalars, *map(id, its), *dtypes, own, block.ahead is None, is_gradient(block))
+        form = (block.ahead is None, is_gradient(block), in_rows(block.pieces["buffer"][0]))
+        key = (*scalars, *map(id, its), *dtypes, own, *form)
         alike.setdefault(key, []).append(i)
     for indices in alike.values():
         for start in range(0, len(indices), _TOGETHER):
@@ -44,16 +55,17 @@ def filled(columns: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     if len(columns) == 1:
         return columns
     kinds = tuple((name, column.dtype) for name, column in columns[0].items())
-    device = next(iter(columns[0].values())).device
-    return [*columns, *_filling(kinds, device)[len(columns) :]]
+    first = columns[0]["buffer"]
+    elements = ROW if in_rows(first) else FILLING_ELEMENTS
+    return [*columns, *_filling(kinds, first.device, elements)[len(columns) :]]
 
 
 @functools.lru_cache(maxsize=16)
 def _filling(
-    kinds: tuple[tuple[str, torch.dtype], ...], device: torch.device
+    kinds: tuple[tuple[str, torch.dtype], ...], device: torch.device, elements: int
 ) -> Sequence[dict[str, Tensor]]:
     return [
-        {name: torch.ones(FILLING_ELEMENTS, dtype=dtype, device=device) for name, dtype in kinds}
+        {name: torch.ones(elements, dtype=dtype, device=device) for name, dtype in kinds}
         for _ in range(_TOGETHER)
     ]
 

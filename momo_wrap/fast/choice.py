@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import shutil
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from momo_wrap.fast.updates import UPDATES
 _WORTHWHILE_ELEMENTS = 2**24
 # With fewer parameters, expecting θ costs more than it saves.
 _WORTH_FORESEEING = 2**20
+_HOST = {"cpu"}
 _FULL = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
@@ -36,17 +38,17 @@ def choose_engine(
         params: The parameters that can move.
     """
     update = UPDATES.get((type(base), type(adapter)))
-    on_host = all(param.device.type == "cpu" for param in params)
-    if update is None or (not compiled and not on_host):
+    devices = {param.device.type for param in params}
+    if update is None or (not compiled and devices != _HOST):
         return Engine
     if compiled is True:
         return CompiledEngine
-    if not on_host:
-        return Engine
     # Counted first, to keep the cost low for many small parameters.
     elements = sum(param.numel() for param in params)
-    if compiled and elements >= _WORTHWHILE_ELEMENTS and _has_compiler():
+    if compiled and elements >= _WORTHWHILE_ELEMENTS and all(map(_has_compiler, devices)):
         return CompiledEngine
+    if devices != _HOST:
+        return Engine
     # On the CPU a base loops over tensors, with a fused kernel or with many operations.
     fused = [bool(group.get("fused")) for group in base.param_groups]
     # In lower precision the base rounds at other places, which the steps must match.
@@ -58,6 +60,9 @@ def choose_engine(
 
 
 @functools.cache
-def _has_compiler() -> bool:
+def _has_compiler(device: str) -> bool:
+    """Return whether `torch.compile` has what it needs for a type of device."""
+    if device == "cuda":
+        return importlib.util.find_spec("triton") is not None
     names = (*os.environ.get("CXX", "g++").split()[:1], "clang++", "cl")
-    return any(shutil.which(name) for name in names)
+    return device == "cpu" and any(shutil.which(name) for name in names)

@@ -192,7 +192,8 @@ def _update_and_sum(
     # An empty tensor has no maximum, but a sum.
     largest = None
     if form[0]:
-        largest = direction.abs().amax() if direction.numel() else direction.sum()
+        rows = direction.abs().amax(-1) if block.in_rows else direction.abs()
+        largest = rows.amax() if direction.numel() else direction.sum()
     if not ahead:
         return (found, largest), tuple(new)
     block.write_back("param", _ahead_of(ahead, form[1]).move(block.flat("param"), direction))

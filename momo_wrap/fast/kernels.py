@@ -21,6 +21,7 @@ from torch import Tensor
 from momo_wrap.engine.blocks import Block
 from momo_wrap.engine.compat import is_dispatched_by_a_mode
 from momo_wrap.engine.scalars import Scalar
+from momo_wrap.fast.batches import ROW, in_rows
 
 # Without it, the new state is computed twice, in a loop that sums up and in one that writes:
 # Inductor's code generator for CPUs fuses them only if the sum reads the written values. With
@@ -82,10 +83,10 @@ def run(
     first = columns[0]["buffer"]
     if first.device.type in failures:
         return None
-    flat = [{name: its.detach() for name, its in own.items()} for own in columns]
+    rows = in_rows(first)
+    flat = [{name: _taken(its, rows) for name, its in own.items()} for own in columns]
     numbers = {k: v for k, v in scalars.items() if not isinstance(v, Tensor)}
-    # Detached, because a kernel would depend on the shape of the base of a view.
-    tensors = {k: v.detach() for k, v in scalars.items() if isinstance(v, Tensor)}
+    tensors = {k: _taken(v, rows) for k, v in scalars.items() if isinstance(v, Tensor)}
     untraced = _untraced.runs
     try:
         kernel = _kernel(
@@ -93,7 +94,7 @@ def run(
             frozenset(numbers.items()),
             form,
             # Torch would compile these variants anyway, but only a few per function.
-            (len(flat), min(2, first.numel()), *(its.dtype for its in flat[0].values())),
+            (rows, len(flat), min(2, len(flat[0]["buffer"])), *(c.dtype for c in flat[0].values())),
         )
         return kernel(flat, tensors, *scales)
     except Exception as error:
@@ -103,6 +104,11 @@ def run(
             raise
         _note_failure(first.device, error)
         return None
+
+
+def _taken(values: Tensor, rows: bool) -> Tensor:
+    # Detached, because a kernel would depend on the shape of the base of a view.
+    return values.detach().view(-1, ROW) if rows and values.dim() else values.detach()
 
 
 @dataclass(frozen=True)
@@ -137,13 +143,13 @@ def _kernel(
         done = []
         for own in columns:
             pieces = {name: [tensor] for name, tensor in own.items()}
-            block = Block(pieces, {**numbers, **scalars}, *form)
+            block = Block(pieces, {**numbers, **scalars}, *form, in_rows=bool(variant[0]))
             done.append(its.traced(block, *scales))
         return done
 
     # Torch limits the variants per code object; here each kernel has its own.
     over.__code__ = over.__code__.replace(co_name=f"{_PASS}_{next(_numbers)}")
-    options = _ONE_LOOP if all(kind in _FULL for kind in variant[2:]) else {}
+    options = _ONE_LOOP if all(kind in _FULL for kind in variant[3:]) else {}
     compiled: Callable[..., list[Done]] = torch.compile(
         over, dynamic=True, fullgraph=True, options=options
     )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import ConstantLR
 from torch.optim.optimizer import (
@@ -311,7 +314,7 @@ def test_whatever_fails_before_a_pass_is_the_compiler(
         assert distance(snapshot(optimizer), snapshot(expected)) < 1e-12
 
 
-def test_auto_is_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_auto_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(
         compiled: Compiled,
         elements: int,
@@ -319,11 +322,12 @@ def test_auto_is_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         base: Any = AdamW,
         fused: bool = False,
     ) -> type[Engine]:
-        params = [torch.empty(elements, device=device), torch.empty(1)]
+        with FakeTensorMode():  # so that there is a GPU
+            params = [torch.empty(elements, device=device), torch.empty(1)]
         optimizer = base([torch.empty(1)], fused=fused)
         return choose_engine(compiled, optimizer, adapter_for(optimizer), params)
 
-    monkeypatch.setattr(choice, "_has_compiler", lambda: True)
+    monkeypatch.setattr(choice, "_has_compiler", {"cpu": True, "cuda": True, "meta": False}.get)
     assert chosen("auto", 2**24) is CompiledEngine
     assert chosen("auto", 2**24 - 2) is UpdatingEngine
     assert chosen("auto", 2**24, base=SGD) is CompiledEngine
@@ -334,11 +338,16 @@ def test_auto_is_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(False, 2**20 - 2, fused=True) is Engine
     assert chosen(False, 2**20, base=SGD, fused=True) is Engine  # a spike makes its moves longer
     assert chosen("auto", 2**24, "meta") is Engine
+    for base in (SGD, AdamW):
+        assert chosen("auto", 2**24, "cuda", base=base) is CompiledEngine
+        assert chosen("auto", 2**24 - 2, "cuda", base=base) is Engine
+        assert chosen(False, 2**24, "cuda", base=base) is Engine
     assert chosen(True, 1) is CompiledEngine
     assert chosen(True, 1, base=torch.optim.Adagrad) is Engine
     assert chosen(False, 2**24) is Engine
-    monkeypatch.setattr(choice, "_has_compiler", lambda: False)
+    monkeypatch.setattr(choice, "_has_compiler", {}.get)
     assert chosen("auto", 2**24) is UpdatingEngine
+    assert chosen("auto", 2**24, "cuda") is Engine
     assert chosen(True, 1) is CompiledEngine
 
 
@@ -385,9 +394,15 @@ def test_another_default_device_at_a_step(kind: Any, compiled: Any) -> None:
 def test_auto_looks_for_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     find = choice._has_compiler.__wrapped__
     monkeypatch.delenv("CXX", raising=False)
-    assert find()
+    assert find("cpu")
     monkeypatch.setenv("PATH", "")
-    assert not find()
+    assert not find("cpu")
+    assert not find("meta")
+    monkeypatch.setitem(sys.modules, "triton", types.ModuleType("triton"))
+    sys.modules["triton"].__spec__ = ModuleSpec("triton", None)
+    assert find("cuda")
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert not find("cuda")
 
 
 def test_auto_compiles(compiled_blocks: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,58 @@
+"""Kernels on accelerators: they take rows, sum up and write in one loop, and are in Triton."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from momo_wrap.fast import batches, kernels
+from momo_wrap.rules import WeightDecayForm
+from tests.cases import Case
+from tests.fast.test_engine import assert_equals_uncompiled
+from tests.fast.triton_interpreter import ROW
+from tests.mixture import COMPILED, FEW, wrapped
+from tests.releases import TORCH
+
+FORMS = pytest.mark.parametrize("form", ["proximal", "base"])
+
+
+@FORMS
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("case", FEW, ids=str)
+def test_rows_are_the_flat_kernels(
+    case: Case, form: WeightDecayForm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In rows by the compiler for the CPU, in float64."""
+    ran, compile_kernel = [], kernels._kernel
+
+    def spy(its: Any, constants: Any, form: Any, variant: Any) -> Any:
+        ran.append(variant[0])
+        return compile_kernel(its, constants, form, variant)
+
+    monkeypatch.setattr(kernels, "_kernel", spy)
+    monkeypatch.setattr(batches, "_WITHOUT_ROWS", frozenset())
+    for module in (batches, kernels):
+        monkeypatch.setattr(module, "ROW", ROW)
+    assert_equals_uncompiled(lambda compiled: wrapped(case, compiled, form=form), 1e-12)
+    assert set(ran) == {True, False}
+
+
+@FORMS
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+@pytest.mark.skipif(TORCH < (2, 13), reason="Triton for the CPU is private to torch")
+@pytest.mark.parametrize("name", ["SGD-momentum", "AdamW", "NAdam", "RAdam", "Adamax"])
+def test_triton_kernels_are_the_uncompiled_passes(name: str, form: str) -> None:
+    """Run by Triton's interpreter, in float32."""
+    assert name in COMPILED
+    program = [sys.executable, "-m", "tests.fast.triton_interpreter", name, form]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    ran = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert float(ran.stdout) < 1e-5
