@@ -39,6 +39,7 @@ SECONDS_PER_LAUNCH, BYTES_PER_SECOND = 5e-6, 3e12
 COUNTED = {
     "transformer": CASES["transformer"],
     "billion": CASES["billion"],
+    "bf16": CASES["bf16"],
     "small": CASES["small"],
     "tiny": Case(TINY),
 }
@@ -138,7 +139,8 @@ def count(name: str, make: Make, takes_loss: bool, case: Case) -> Count:
         counter,
     ):
         counter.is_paused = True
-        params = [nn.Parameter(torch.empty(shape, device="cuda")) for shape in case.shapes]
+        like: dict[str, Any] = {"device": "cuda", "dtype": case.dtype}
+        params = [nn.Parameter(torch.empty(shape, **like)) for shape in case.shapes]
         for param in params:
             param.grad = torch.empty_like(param)
         optimizer, loss = make(params), torch.empty((), device="cuda")  # type: ignore[arg-type]
@@ -181,9 +183,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--case", nargs="+", choices=list(COUNTED), default=list(COUNTED))
     parser.add_argument("--uncompiled", action="store_true", help="without triton")
-    parser.add_argument("--json", type=Path, help="where the raw result goes")
+    parser.add_argument("--json", type=Path, help="where the raw result goes, beside other cases")
     options = parser.parse_args(arguments)
-    result: dict[str, Any] = {"torch": torch.__version__, "cases": {}}
+    known = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+    result: dict[str, Any] = {"torch": torch.__version__, "cases": known.get("cases", {})}
     for name in options.case:
         case = COUNTED[name]
         found = counts(case, compiled=not options.uncompiled)

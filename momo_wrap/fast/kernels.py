@@ -24,8 +24,8 @@ from momo_wrap.engine.scalars import Scalar
 from momo_wrap.fast.batches import ROW, in_rows
 
 # Without it, the new state is computed twice, in a loop that sums up and in one that writes:
-# Inductor's code generator for CPUs fuses them only if the sum reads the written values. With
-# 16-bit values, two loops are faster, because the fused one processes half a vector at a time.
+# Inductor fuses them only if the sum reads the written values. With 16-bit values, two loops are
+# faster on CPUs, because the fused one processes half a vector at a time.
 _ONE_LOOP: dict[str, str | int | bool | Callable[..., Any]] = {"realize_reads_threshold": 0}
 
 # What a pass returns: a result, and the names of the changed columns.
@@ -149,7 +149,8 @@ def _kernel(
 
     # Torch limits the variants per code object; here each kernel has its own.
     over.__code__ = over.__code__.replace(co_name=f"{_PASS}_{next(_numbers)}")
-    options = _ONE_LOOP if all(kind in _FULL for kind in variant[3:]) else {}
+    in_one_loop = variant[0] or all(kind in _FULL for kind in variant[3:])
+    options = _ONE_LOOP if in_one_loop else {}
     compiled: Callable[..., list[Done]] = torch.compile(
         over, dynamic=True, fullgraph=True, options=options
     )
