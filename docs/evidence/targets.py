@@ -117,7 +117,7 @@ def targets() -> list[Target]:
     """Return all targets."""
     twice = "twice as tolerant as bare, never narrower"
     near = "near tuned bare at one setting"
-    best = "best no worse than bare's, but for noise"
+    best = "best no worse than bare's, within noise"
     most = "as tolerant as any tuner on most tasks"
     found = []
     for base in ("Adam", "AdamW", "SGD-M"):

@@ -715,7 +715,7 @@ def test_threads_do_not_see_each_other() -> None:
         train(5.0)
 
 
-def test_passes_of_other_threads_are_not_looked_at() -> None:
+def test_backward_passes_of_other_threads_are_ignored() -> None:
     param = nn.Parameter(torch.ones(2))
     optimizer = MoMoWrapper(SGD([param], lr=0.1))
     with losses_from_backward(optimizer):
