@@ -136,7 +136,7 @@ def test_impossible_ones_fail_bare(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["torch.optim.LBFGS", "torch.optim.SparseAdam"])
-def test_impossible_ones_of_torch_are_refused(name: str) -> None:
+def test_impossible_ones_of_torch_raise(name: str) -> None:
     base = kind_of(name)([torch.ones(2, requires_grad=True)])
     with pytest.raises(TypeError, match=f"can't wrap {type(base).__name__}"):
         MoMoWrapper(base)

@@ -152,7 +152,7 @@ def test_one_failure_does_not_decide_on_the_learning_rate(evidence: Any) -> None
     assert evidence.calibrated.calibrated_lr(comparison, "AdamW") == RATES[5]
 
 
-def test_missing_runs_are_refused(evidence: Any) -> None:
+def test_missing_runs_raise(evidence: Any) -> None:
     comparison = compare(evidence, {CONV: {}})
     with pytest.raises(ValueError, match=r"runs on \['digits, perceptron'.*sweeps\.py makes"):
         evidence.calibrated.calibrated_lr(comparison, "AdamW")

@@ -61,7 +61,7 @@ def test_every_rule_is_in_it(evidence: Any) -> None:
     assert set(evidence.which_rule.RULES) == rules - {"StepRule", "ScheduledBound"} | tried
 
 
-def test_a_cell_is_the_mean_of_all_runs_or_tells_what_is_missing(evidence: Any) -> None:
+def test_a_cell_is_the_mean_of_all_runs_or_names_the_missing_ones(evidence: Any) -> None:
     def cell(*runs: tuple[int, str, float]) -> str:
         rows = [("t", "Adam", 0.1, *run) for run in runs]
         names = ["task", "optimizer", "lr", "seed", "status", "loss"]

@@ -200,7 +200,7 @@ def test_a_state_dict_has_the_parameters_before_a_step_that_is_to_be_measured() 
         assert not torch.equal(entry["momo_previous"], before[index])
 
 
-def test_a_damaged_copy_is_refused_and_a_bare_optimizer_takes_it() -> None:
+def test_a_damaged_copy_raises_and_a_bare_optimizer_ignores_it() -> None:
     problem, optimizer = halfway()
     saved = copy.deepcopy(optimizer.state_dict())
     bare = Adam(Problem().params, lr=0.1)
@@ -296,7 +296,7 @@ def test_a_probe_that_returns_no_loss(returned: Any, error: type[Exception], mes
     assert torch.equal(flat(problem.params), before)
 
 
-def test_what_is_no_function_is_refused_at_every_step() -> None:
+def test_a_probe_that_is_no_function_raises_at_every_step() -> None:
     problem = Problem()
     optimizer = MoMoWrapper(Adam(problem.params, lr=0.1), MoMo())
     wrong: Any = problem.gradients()
@@ -400,7 +400,7 @@ class EveryGroup(PerGroup):
         return decision
 
 
-def test_what_is_foretold_of_a_fraction_for_each_group() -> None:
+def test_predicted_decrease_of_a_fraction_for_each_group() -> None:
     problem, rule = Problem(), EveryGroup()
     groups: list[dict[str, Any]] = [
         {"params": problem.params[:2], "lr": 1.0},
@@ -515,7 +515,7 @@ def test_losses_that_a_closure_records_are_not_those_of_the_probe() -> None:
     assert rule.seen[-1][0] == pytest.approx(float(expected.detach()), rel=1e-9)
 
 
-def test_another_rule_is_told_of_no_probe_that_the_last_one_asked_for() -> None:
+def test_a_new_rule_gets_no_probe_that_the_last_one_requested() -> None:
     _, problem, optimizer = run(True, 3)
     optimizer.rule = MoMo()
     optimizer.step(loss=problem.gradients(), probe=lambda: pytest.fail("nobody asked"))

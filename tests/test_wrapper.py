@@ -396,7 +396,7 @@ def test_momo_star_with_a_higher_floor_than_before() -> None:
     assert last_step(optimizer).lower_bound >= 0.99
 
 
-def test_scalars_keep_their_dtype_whatever_the_default_is() -> None:
+def test_scalars_keep_their_dtype_with_any_default_dtype() -> None:
     torch.set_default_dtype(torch.float64)
     try:
         x = torch.ones(2, dtype=torch.float32, requires_grad=True)

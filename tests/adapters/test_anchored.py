@@ -221,7 +221,7 @@ def test_schedule_free_polyak_is_the_published_one(lr: float, adam: bool) -> Non
 
 
 @pytest.mark.parametrize("adam", [False, True])
-def test_the_anchor_is_what_trains_at_a_cap_of_1000(adam: bool) -> None:
+def test_only_the_anchor_trains_at_a_cap_of_1000(adam: bool) -> None:
     """As well as at a cap that is right; a model of where gradients are taken does not."""
     toy = Toy()
 
@@ -517,7 +517,7 @@ def test_no_host_visits() -> None:
     assert visits(wrap=True) == visits(wrap=False)
 
 
-def test_memory_is_what_is_said() -> None:
+def test_memory_is_the_documented_one() -> None:
     params = [torch.zeros(2048, 1024, requires_grad=True), torch.zeros(77, requires_grad=True)]
     for param in params:
         param.grad = torch.ones_like(param)

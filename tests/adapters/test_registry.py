@@ -162,7 +162,7 @@ def test_proposed_without_a_warning(
     assert "0x" not in repr(adapter[0])
 
 
-def test_no_warning_for_what_was_chosen() -> None:
+def test_no_warning_for_a_chosen_adapter() -> None:
     adapter = ProposingAdapter()
     assert MoMoWrapper(Muon(some_params()), adapter=adapter).adapter is adapter
 

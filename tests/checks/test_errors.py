@@ -776,7 +776,7 @@ GOOD: dict[Callable[[Any], object], list[Any]] = {
 
 
 @pytest.mark.parametrize("check", GOOD)
-def test_choices_are_told_from_what_is_none(check: Callable[[Any], object]) -> None:
+def test_choices_are_distinguished_from_other_values(check: Callable[[Any], object]) -> None:
     for value in GOOD[check]:
         check(value)
     for wrong in [None, 1, "skp", MoMo]:

@@ -299,7 +299,7 @@ def run_beside_the_bare_optimizer(base: Base, groups: int, elements: int, histor
 @every_base
 @given(groups=st.sampled_from([1, 3]), elements=st.sampled_from(ELEMENTS), history=histories)
 @settings(max_examples=8)
-def test_without_a_bound_whatever_happens_steps_are_the_bare_ones(
+def test_without_a_bound_all_steps_are_the_bare_ones(
     base: Base, groups: int, elements: int, history: History
 ) -> None:
     run_beside_the_bare_optimizer(base, groups, elements, history)

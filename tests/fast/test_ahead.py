@@ -126,7 +126,7 @@ def run(
 
 @pytest.mark.parametrize("rule", ["MoMo", "TrustedMoMo", "unbounded"])
 @pytest.mark.parametrize("base", OF_BASES)
-def test_bit_for_bit_where_it_is_foreseen(base: str, rule: str, passes: Passes) -> None:
+def test_bit_for_bit_if_theta_is_predicted(base: str, rule: str, passes: Passes) -> None:
     """At a cap that never binds, or with a limit that is known beforehand, two passes are one."""
     lr = 100.0 if rule == "TrustedMoMo" else None
     found, _ = run(BASES[base], RULES[rule](), lr=lr)
@@ -141,7 +141,7 @@ def test_bit_for_bit_where_it_is_foreseen(base: str, rule: str, passes: Passes) 
 
 
 @pytest.mark.parametrize("base", OF_BASES)
-def test_what_was_not_foreseen_is_put_right(base: str, passes: Passes) -> None:
+def test_a_wrong_prediction_is_corrected(base: str, passes: Passes) -> None:
     """Caps at which some steps are cut, and others are not: in float64 two passes to rounding."""
     for lr in (0.3, 3.0):
         found, _ = run(BASES[base], MoMo(), lr=lr, dtype=torch.float64, steps=12)
@@ -154,7 +154,9 @@ def test_what_was_not_foreseen_is_put_right(base: str, passes: Passes) -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_a_run_that_is_cut_at_every_step_takes_two_passes(groups: int, passes: Passes) -> None:
+def test_a_run_that_is_shortened_at_every_step_takes_two_passes(
+    groups: int, passes: Passes
+) -> None:
     run(BASES["AdamW"], MoMo(), 4, lr=1e6, groups=groups)
     passes.taken()
     _, optimizer = run(BASES["AdamW"], MoMo(), 10, lr=1e6, groups=groups)
@@ -218,7 +220,7 @@ def test_after_a_wrong_expectation_two_passes_until_one_comes_true(passes: Passe
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -1.0])
-def test_what_can_not_be_undone_is_not_done(wrong: float, passes: Passes) -> None:
+def test_a_move_that_can_not_be_undone_is_not_made(wrong: float, passes: Passes) -> None:
     problem = Problem(dtype=torch.float32)
     rule = Told([1.0] * 8, [1.0, 1.0, 1.0, *[wrong] * 5])
     optimizer = MoMoWrapper(BASES["AdamW"](problem.params), rule, compiled=True)
@@ -248,7 +250,7 @@ def test_16_bits_are_rounded_once(passes: Passes) -> None:
     assert (moves, ahead) == (sums, 0)
 
 
-def test_rules_that_foresee_nothing(passes: Passes) -> None:
+def test_rules_without_a_prediction(passes: Passes) -> None:
     run(BASES["AdamW"], SPSMax(), 6)
     sums, moves, ahead = passes.taken()
     assert sums > 0
@@ -342,7 +344,7 @@ class Failing(MoMo):
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-def test_what_raises_in_the_rule_puts_parameters_back(compiled: bool) -> None:
+def test_an_error_in_the_rule_restores_the_parameters(compiled: bool) -> None:
     """To rounding, as one moves there and back."""
     problem = Problem(dtype=torch.float64)
     with patch.object(choice, "_WORTH_FORESEEING", 0):
@@ -364,7 +366,7 @@ class Interrupted(BaseException):
 
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
-def test_what_raises_between_blocks_puts_those_back_that_have_moved(
+def test_an_error_between_blocks_restores_the_moved_ones(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = Problem(dtype=torch.float64)
@@ -421,7 +423,7 @@ class Foreseeing(MoMo):
 
 
 @pytest.mark.parametrize("wrong", [1.0, torch.ones(3), "all"])
-def test_what_is_foreseen_must_be_a_fraction(wrong: object) -> None:
+def test_the_prediction_must_be_a_fraction(wrong: object) -> None:
     problem = Problem(dtype=torch.float32)
     rule = Foreseeing()
     optimizer = MoMoWrapper(BASES["AdamW"](problem.params), rule, compiled=True)
@@ -433,7 +435,7 @@ def test_what_is_foreseen_must_be_a_fraction(wrong: object) -> None:
     assert torch.equal(flat(problem.params), before)
 
 
-def test_what_is_foreseen_may_be_of_any_dtype(passes: Passes) -> None:
+def test_the_prediction_may_be_of_any_dtype(passes: Passes) -> None:
     """0.1 in double precision is the 0.1 of a decision in single precision."""
     problem = Problem(dtype=torch.float32)
     rule = Told([0.1] * 6, [])

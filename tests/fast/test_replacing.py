@@ -289,7 +289,7 @@ def test_other_errors_are_not_taken_for_the_compiler_s(
 
 
 @pytest.mark.parametrize("kind", [AssertionError, AttributeError, RuntimeError, TypeError])
-def test_whatever_fails_before_a_pass_is_the_compiler(
+def test_any_failure_before_a_pass_is_the_compilers(
     kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Torch raises what it likes, and earlier or later: when asked to compile, or when called."""

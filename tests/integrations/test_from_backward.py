@@ -120,7 +120,7 @@ CLIPPING: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("clip", CLIPPING.values(), ids=CLIPPING)
-def test_clipping_is_told(clip: Any) -> None:
+def test_clipping_is_recorded(clip: Any) -> None:
     if not hasattr(nn.utils, "get_total_norm"):
         if clip is by_parts:
             pytest.skip("torch has it from 2.6 on")
@@ -303,7 +303,7 @@ def test_closures_and_passes_without_gradients_of_parameters() -> None:
     assert float(last_step(optimizer).loss) == 4.0
 
 
-def test_nobody_waits_and_no_graph_is_kept() -> None:
+def test_no_host_synchronization_and_no_graph_is_kept() -> None:
     model = task.network()
     optimizer = MoMoWrapper(SGD(model.parameters(), lr=0.1, momentum=0.9))
     with losses_from_backward(optimizer):
@@ -595,7 +595,7 @@ REFUSED: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
 
 
 @pytest.mark.parametrize(("call", "message"), REFUSED.values(), ids=REFUSED)
-def test_a_loss_that_cannot_be_told_is_refused(call: Any, message: str) -> None:
+def test_an_ambiguous_loss_raises(call: Any, message: str) -> None:
     param = nn.Parameter(torch.tensor([2.0, 3.0]))
     optimizer = MoMoWrapper(SGD([param], lr=0.01))
     with (
@@ -620,7 +620,7 @@ def test_gradients_from_before_are_not_taken_for_those_of_a_loss() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_off_afterwards_whatever_happens(error: type[BaseException]) -> None:
+def test_off_afterwards_even_after_an_error(error: type[BaseException]) -> None:
     param = nn.Parameter(torch.ones(2))
     optimizer = MoMoWrapper(SGD([param], lr=0.1))
     with pytest.raises(error), losses_from_backward(optimizer):  # noqa: PT012
@@ -634,7 +634,7 @@ def test_off_afterwards_whatever_happens(error: type[BaseException]) -> None:
         optimizer.step()
 
 
-def test_what_others_put_over_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_patches_of_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what is still on top is taken away; what stays below hands on."""
     param = nn.Parameter(torch.ones(2))
     optimizer = MoMoWrapper(SGD([param], lr=0.1))

@@ -161,7 +161,7 @@ def test_scale_of_a_grad_scaler_is_undone(accumulate: int) -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_clipping_of_scaled_gradients_is_told(accumulate: int) -> None:
+def test_clipping_of_scaled_gradients_is_recorded(accumulate: int) -> None:
     """Lightning asks whether the optimizer unscales by itself before it clips, too."""
     slopes = []
     for clip in (None, 0.1):

@@ -267,7 +267,7 @@ class Taking(Probed):
 
 
 @pytest.mark.parametrize("kind", [OneArgument, AnyArguments, Taking])
-def test_whatever_training_step_takes(kind: type[Probed]) -> None:
+def test_any_arguments_of_training_step(kind: type[Probed]) -> None:
     rule = Watching()
     trainer(max_epochs=EPOCHS).fit(kind(rule), loader())
     assert_same(rule.seen, expected())

@@ -114,6 +114,6 @@ def test_a_saved_run_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     assert record == same
 
 
-def test_without_a_loss_the_error_names_what_to_write() -> None:
+def test_without_a_loss_the_error_names_the_line_to_write() -> None:
     with pytest.raises(TypeError, match=r"stable-baselines3 calls it: .*\(model.policy.optimizer"):
         made("PPO").learn(32)

@@ -228,7 +228,9 @@ RULES_WITHOUT_BOUND = [kind(-math.inf) for kind in (NGN, ModelNGN, SPSMax, SPSSa
 
 @given(value=numbers, decrease=numbers)
 @pytest.mark.parametrize("rule", RULES_WITHOUT_BOUND)
-def test_without_a_bound_nothing_is_cut(rule: StepRule, value: float, decrease: float) -> None:
+def test_without_a_bound_nothing_is_shortened(
+    rule: StepRule, value: float, decrease: float
+) -> None:
     memory = {name: scalar(start) for name, start in rule.initial_memory(-math.inf).items()}
     assert rule(stats(value, decrease, -math.inf), memory).theta == 1.0
 

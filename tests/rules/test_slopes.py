@@ -137,7 +137,7 @@ def test_a_schedule_that_lowers_the_learning_rate_does_the_annealing() -> None:
 
 
 @pytest.mark.parametrize(("slope", "predicted"), [(1.0, 0.0), (1.0, -1.0), (math.inf, 1.0)])
-def test_what_does_not_count_is_not_remembered(slope: float, predicted: float) -> None:
+def test_invalid_measurements_do_not_change_the_memory(slope: float, predicted: float) -> None:
     kept = memory(slopes=7.0, slope=0.3, slope_square=0.2)
     r, remembered = trusted_after(measured(31, slope, predicted), kept)
     assert r == 1.0

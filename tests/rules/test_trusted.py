@@ -239,7 +239,7 @@ def test_scale_and_level_of_the_loss_are_of_no_account(
 
 
 @given(sequence=steps, factor=st.floats(1e-3, 1.0))
-def test_a_schedule_that_lowers_the_learning_rate_lowers_what_is_trusted(
+def test_a_schedule_that_lowers_the_learning_rate_lowers_the_trusted_step_size(
     sequence: Steps, factor: float
 ) -> None:
     """At the same θ, but for a step that truncation cuts."""
@@ -356,7 +356,7 @@ def test_steps_of_length_0_lock_nothing() -> None:
 
 
 @pytest.mark.parametrize("trusted_before", [0.0, 1e-320, -1.0, math.nan])
-def test_what_is_trusted_starts_anew_where_it_cannot_grow(trusted_before: float) -> None:
+def test_the_trusted_step_size_restarts_if_it_cannot_grow(trusted_before: float) -> None:
     """It underflows where learning rates jump up and down; state dicts of old hold -1 for none."""
     memory = on_its_way(trusted=trusted_before)
     decision = after(TrustedMoMo(), seen(4.0, decrease=12.0, lr=8.0), memory=memory)

@@ -149,7 +149,7 @@ def test_copies_are_independent(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", ALGORITHMS, ids=str)
-def test_state_has_only_what_the_base_put_there(case: Case) -> None:
+def test_state_has_only_the_entries_of_the_base(case: Case) -> None:
     """Bases test `len(state) == 0`, and distributed checkpoints take keys for parameters."""
     problem, optimizer = start(case, MoMoStar())
     bare = case.make(Problem().params)
