@@ -197,7 +197,7 @@ def test_a_run_goes_on_bit_for_bit(rule: StepRule) -> None:
 
 
 def test_files_of_runs_that_did_not_clip_and_the_other_way_round() -> None:
-    """What is in a file counts; where gradients were not clipped, S is R, whatever the file has."""
+    """The file's values count; if no gradient was clipped, S is R, for any entry of the file."""
     for first, second in ((None, LIMIT), (LIMIT, None)):
         problem = Problem()
         optimizer = MoMoWrapper(SGD(problem.params, lr=2.0, momentum=0.9), max_grad_norm=first)
@@ -343,7 +343,7 @@ def test_nothing_is_read_on_the_host() -> None:
 
 
 def slope_seen(optimizer: MoMoWrapper, problem: Problem) -> float:
-    """By how much the model predicts the loss to fall, over what the step's gradients say."""
+    """The decrease that the model predicts, over the decrease of the step's gradients."""
     optimizer.step(loss=problem.gradients())
     square = sum(float(p.grad.square().sum()) for p in problem.params if p.grad is not None)
     return float(last_step(optimizer).predicted_decrease) / square
@@ -401,7 +401,7 @@ def test_a_step_that_is_left_out_leaves_no_factor_to_the_next() -> None:
 
 
 def test_a_gradient_with_a_pending_negation_is_clipped_as_any_other() -> None:
-    """What is computed with is what was clipped."""
+    """The step uses the clipped gradients."""
     moved = []
     for negated in (False, True):
         param = torch.zeros(3, dtype=torch.float64, requires_grad=True)

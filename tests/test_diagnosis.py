@@ -56,7 +56,7 @@ def wrapped(base: str, params: Params, rule: str) -> MoMoWrapper:
 
 
 def train(optimizer: MoMoWrapper, loss: Loss, steps: int) -> list[str]:
-    """Take steps, and return what was warned of."""
+    """Take steps, and return the warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(steps):
@@ -66,7 +66,7 @@ def train(optimizer: MoMoWrapper, loss: Loss, steps: int) -> list[str]:
 
 
 def names(optimizer: MoMoWrapper, told: Sequence[str]) -> list[str]:
-    """The names of the symptoms that were told."""
+    """The names of the reported symptoms."""
     advice = optimizer.rule.advice
     return [next(name for name, text in advice.items() if text in message) for message in told]
 
@@ -77,7 +77,7 @@ def full_batch(problem: Problem) -> Problem:
 
 
 def pairs(default: Container[tuple[str, str]], bases: Iterable[str] = BASES) -> Any:
-    """Each base, or kind of problem, with each rule; those that are not named are slow tests."""
+    """Each base, or kind of problem, with each rule; combinations not named are slow tests."""
     return [
         pytest.param(base, rule, marks=[pytest.mark.slow] * ((base, rule) not in default))
         for base in bases
@@ -157,7 +157,7 @@ def test_a_policy_gradient_loss_below_the_bound_is_reported_once(base: str, rule
     now = optimizer.diagnosis()
     assert list(now.symptoms) == ["below_bound"]
     assert (now.share_none, now.share_whole, now.thetas) == (1.0, 0.0, (0.0,))
-    # What it proposes helps.
+    # Its advice helps.
     optimizer.rule = MoMo(-math.inf)
     assert train(optimizer, bandit.loss, 600) == []
     assert bandit.reward() > stuck + 0.1
@@ -193,7 +193,7 @@ def test_maximising_is_reported_in_the_users_sign() -> None:
 
 @pytest.mark.parametrize(("rule", "symptoms"), [(MoMo, ["no_lower"]), (TrustedMoMo, [])])
 def test_a_network_that_steps_have_ruined_is_reported(rule: Any, symptoms: list[str]) -> None:
-    """Clipped gradients let the model foretell too little; what is proposed trains it."""
+    """With clipped gradients the model predicts too small a decrease; the advice trains it."""
     torch.manual_seed(0)
     centres = 2.0 * torch.randn(5, 20)
     layers = [nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 5)]
@@ -217,7 +217,7 @@ def test_a_cap_that_is_far_too_large_for_momo_is_reported_once() -> None:
     optimizer = MoMoWrapper(AdamW(problem.params, lr=100.0))
     told = train(optimizer, problem.gradients, 1600)
     assert names(optimizer, told) == ["no_progress"]
-    # What it proposes is silent, and better.
+    # Its advice gives no warning, and trains better.
     other = Problem(dtype=torch.float32)
     trusted = MoMoWrapper(AdamW(other.params, lr=100.0), TrustedMoMo())
     assert train(trusted, other.gradients, 1600) == []
@@ -283,7 +283,7 @@ def test_gradients_of_the_wrong_sign_are_reported(scheduled: bool) -> None:
 
 
 def test_a_step_size_that_has_collapsed_is_reported_once() -> None:
-    """Each step goes too far, whatever its length: across a kink, next to which the loss is 2."""
+    """Each step is too long, at any length: across a kink, next to which the loss is 2."""
     param, signs = torch.zeros(3, requires_grad=True), cycle([1.0, -1.0])
 
     def kink() -> Tensor:
@@ -345,11 +345,11 @@ def test_a_warning_that_raises_leaves_a_step_that_was_taken() -> None:
     torch.testing.assert_close(*runs, rtol=0, atol=0)
 
 
-# What it costs.
+# Its cost.
 
 
 def counts(rule: StepRule, steps: int) -> tuple[list[int], list[int]]:
-    """Host visits, and operations, of each step."""
+    """Host synchronizations, and operations, of each step."""
     problem = Problem(dtype=torch.float32)
     optimizer = MoMoWrapper(SGD(problem.params, lr=0.1, momentum=0.9), rule)
     visits, operations = [], []

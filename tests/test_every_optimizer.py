@@ -67,7 +67,7 @@ def test_is_the_bare_one_stops_and_resumes(name: str) -> None:
 
 
 def check_it_is_bare_without_a_bound(name: str, bare: Run, steps: int) -> None:
-    """What is proposed is taken as it is; what is read is computed in another order of rounding."""
+    """A proposed step is taken unchanged; a read one is computed in another order of rounding."""
     dtype, tolerance = torch.float32, 0.0
     if name in READ:
         dtype, tolerance = torch.float64, 1e-12

@@ -1,4 +1,4 @@
-"""The report of the comparison of optimizers: what it measures, and that the page is up to date."""
+"""The report of the comparison of optimizers: its measures, and that the page is up to date."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module", autouse=True)
 def _packages() -> None:
-    """Skip where what the evidence needs is not there."""
+    """Skip if a dependency of the evidence is missing."""
     for name in ("sklearn", "matplotlib", "schedulefree", "prodigyopt", "prodigyplus"):
         pytest.importorskip(name, reason="the examples and test extras are not installed")
 
@@ -43,7 +43,7 @@ def evidence() -> Any:
 
 @pytest.fixture(scope="module")
 def comparisons() -> Any:
-    """What is measured in the results of the page, which take seconds to load."""
+    """The measures of the page's results, which take seconds to load."""
     return import_module("docs.evidence.report").load()
 
 
@@ -254,7 +254,7 @@ def test_no_results_raise(evidence: Any, tmp_path: Path) -> None:
 def test_the_page_is_that_of_the_results(
     evidence: Any, comparisons: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`python -m docs.evidence.report` writes it anew."""
+    """`python -m docs.evidence.report` writes it again."""
     monkeypatch.setattr(evidence.report, "load", lambda *_: comparisons)
     page = evidence.report.PAGE.read_text(encoding="utf-8")
     assert evidence.report.replace_sections(page, evidence.report.all_sections()) == page

@@ -1,4 +1,4 @@
-"""Rules that were tried and did not help, in docs/evidence/rules: they are what was measured."""
+"""The rules in docs/evidence/rules, which did not help, are the measured ones."""
 
 from __future__ import annotations
 

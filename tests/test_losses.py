@@ -120,7 +120,7 @@ def test_probes_of_a_sum_are_added_up() -> None:
 
 @pytest.mark.parametrize("lr", [0.1, 0.0])
 def test_a_closure_that_leaves_no_gradients_takes_no_step(lr: float) -> None:
-    """As a trainer's does for a batch that is left out; what was clipped is forgotten."""
+    """As a trainer's closure does for a skipped batch; its clipping is dropped."""
     param = torch.ones(2, requires_grad=True)
     optimizer = MoMoWrapper(AdamW([param], lr=lr))
     optimizer.record_clipping(0.5)

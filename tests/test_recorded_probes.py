@@ -28,7 +28,7 @@ def run(
 ) -> tuple[float, list[list[float]], list[int]]:
     """Take four steps of two batches each, of which the third is probed.
 
-    Returns what was measured, the losses of both batches of the last step at the parameters
+    Returns the measurements, the losses of both batches of the last step at the parameters
     before and after the third one, and which of the two the probes were called for.
     """
     problem, rule = Problem(), Every()

@@ -37,7 +37,7 @@ STEPS = 30
 
 Params = list[Tensor]
 AVERAGE = ProposingAdapter("exp_avg", beta=0.9)
-# Bases whose own step is x - α (u + λ x), and how to read d where the whole step is proposed. SGD
+# Bases whose own step is x - α (u + λ x), and how to read d where the full step is proposed. SGD
 # adds λ x to a gradient that it does not average.
 OWN_FORM: dict[str, tuple[Callable[..., Optimizer], float, ProposingAdapter]] = {
     "AdamW": (AdamW, 3.0, AVERAGE),

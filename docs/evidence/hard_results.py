@@ -60,7 +60,7 @@ class Outcome:
 
     @property
     def units(self) -> float:
-        """The gain in units of what is near."""
+        """The gain in units."""
         return self.gain / self._margin
 
     @property

@@ -42,7 +42,7 @@ def table(head: Row, rows: Iterable[Row], texts: int = 1) -> str:
 
 
 def runs(comparisons: Comparisons) -> str:
-    """Tell which runs there are, and what is left out because some are missing."""
+    """Count the runs, and name the methods and tasks that are omitted because runs are missing."""
     counted = [
         f"- {name}: {c.runs:,} runs on {len(c.tasks)} of {len(TASKS)} tasks; {c.failed} failed"
         for name, c in comparisons.items()

@@ -331,7 +331,7 @@ def test_without_a_bound_it_is_the_bare_base(make: Callable[[Any], Optimizer]) -
 
 @pytest.mark.parametrize("settings", [{"lr": 0.05}, {"lr": 0.02, "beta2": 0.99, "eps": 1e-3}])
 def test_laws_of_adapters(settings: dict[str, Any]) -> None:
-    """All but those that compare with a model that is taken at the parameters."""
+    """All laws except the ones that compare with a model at the parameters."""
     others = ["proposing", "groups", "late group"]
     check_adapter(partial(HeavyBall, **settings), ANCHORED, skip=others)
 
@@ -446,7 +446,7 @@ def test_failing_rule_leaves_parameters_and_anchor() -> None:
 
 
 class Measuring(MoMo):
-    """Keeps what it is told of the last step."""
+    """Keeps the measurements of the last step."""
 
     def __init__(self, bound: float) -> None:
         super().__init__(bound)

@@ -1,4 +1,4 @@
-"""Where θ is foreseen, the pass that sums up also moves: the same as two passes."""
+"""If θ is predicted, the pass that computes the sums also moves: the same as two passes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ RULES: dict[str, Callable[[], StepRule]] = {
 
 @contextmanager
 def two_passes() -> Iterator[None]:
-    """Let no engine foresee anything."""
+    """Let no engine move ahead."""
     compiled = patch.object(CompiledEngine, "foresees", False)
     with compiled, patch.object(SteppingEngine, "foresees", False):
         yield
@@ -134,7 +134,7 @@ def test_bit_for_bit_if_theta_is_predicted(base: str, rule: str, passes: Passes)
     with two_passes():
         expected, _ = run(BASES[base], RULES[rule](), lr=lr)
     assert all(map(torch.equal, found, expected))
-    # The first step makes the state; then two steps find out; a cut step takes two more.
+    # The first step makes the state; then two steps find out; a shortened step takes two more.
     assert ahead > sums // 3
     assert moves < sums
     assert passes.taken()[2] == 0
@@ -142,7 +142,7 @@ def test_bit_for_bit_if_theta_is_predicted(base: str, rule: str, passes: Passes)
 
 @pytest.mark.parametrize("base", OF_BASES)
 def test_a_wrong_prediction_is_corrected(base: str, passes: Passes) -> None:
-    """Caps at which some steps are cut, and others are not: in float64 two passes to rounding."""
+    """Caps at which some steps are shortened: in float64 equal to two passes, to rounding."""
     for lr in (0.3, 3.0):
         found, _ = run(BASES[base], MoMo(), lr=lr, dtype=torch.float64, steps=12)
         with two_passes():
@@ -189,7 +189,7 @@ def test_several_blocks_share_a_call(base: str, count: int, calls: int, passes: 
 
 
 class Told(StepRule):
-    """Takes fractions that it is told, and foresees others."""
+    """Takes given fractions, and predicts others."""
 
     def __init__(self, fractions: Sequence[float], foreseen: Sequence[float]) -> None:
         super().__init__()
@@ -333,7 +333,7 @@ def test_moved_ahead_and_put_right_is_moved_at_once(data: st.DataObject) -> None
 
 
 class Failing(MoMo):
-    """A rule that raises once it is told to."""
+    """A rule that raises once its flag is set."""
 
     error: BaseException | None = None
 
@@ -362,7 +362,7 @@ def test_an_error_in_the_rule_restores_the_parameters(compiled: bool) -> None:
 
 
 class Interrupted(BaseException):
-    """Stands for whatever raises in the middle of a pass."""
+    """An error in the middle of a pass."""
 
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
@@ -414,7 +414,7 @@ def test_directions_that_depend_on_the_parameters(base: str, groups: int) -> Non
 
 
 class Foreseeing(MoMo):
-    """Foresees what it is told to."""
+    """Predicts a given value."""
 
     theta: Any = None
 
@@ -468,7 +468,7 @@ def test_one_element_that_is_nan_stays_alone() -> None:
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
 @pytest.mark.parametrize("after", range(2, 9))
 def test_resumes_bit_for_bit(name: str, after: int) -> None:
-    """Steps that are foreseen and steps that are not take turns."""
+    """Predicted and unpredicted steps alternate."""
     fractions = [1.0, 1.0, 1.0, 0.5, 0.5, 1.0, 1.0, 0.25, 1.0, 1.0, 1.0]
     problem = Problem(dtype=torch.float32)
     rule = Told(fractions, [1.0] * 11)
@@ -489,7 +489,7 @@ def test_resumes_bit_for_bit(name: str, after: int) -> None:
 
 
 class TestFusedBase:
-    """A fused base takes the foreseen step itself, uncompiled."""
+    """A fused base takes the predicted step itself, uncompiled."""
 
     @pytest.fixture(autouse=True)
     def of_any_size(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -551,7 +551,7 @@ class TestFusedBase:
         )
 
     def test_16_bits_are_rounded_once_more(self) -> None:
-        """In a step that was not foreseen; against one step from the same state."""
+        """In a step that was not predicted; against one step from the same state."""
         problem = Problem(dtype=torch.bfloat16)
         rule = Told([1.0] * 4 + [0.25], [1.0] * 5)
         optimizer = MoMoWrapper(self.make(problem.params), rule, compiled=False)

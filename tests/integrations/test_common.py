@@ -1,4 +1,4 @@
-"""What the trainers share, and that none of them is imported unasked."""
+"""The common part of the trainers; none of them is imported without need."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def test_clipping_is_recorded(clip: Any) -> None:
 
 
 def test_the_wrappers_own_clipping_counts_once() -> None:
-    """It clips by torch's function, too; others are told where it has clipped their gradients."""
+    """It clips by torch's function, too; optimizers whose gradients it clipped get the factor."""
     found = []
     for learned in (False, True):
         model = task.network()
@@ -252,7 +252,7 @@ def test_actor_and_critic_with_a_loss_in_common() -> None:
 
 
 def test_roots_with_a_gradient_and_several_roots() -> None:
-    """What is summed is the function whose gradient is there."""
+    """The sum is the function that the gradient belongs to."""
     param = nn.Parameter(torch.tensor([2.0, 3.0]))
     optimizer = MoMoWrapper(SGD([param], lr=0.001))
     with losses_from_backward(optimizer):
@@ -342,7 +342,7 @@ def sharded(request: pytest.FixtureRequest) -> Any:
 @pytest.mark.parametrize("set_to_none", [False, True])
 @pytest.mark.parametrize("as_view", [False, True])
 def test_ddp(as_view: bool, set_to_none: bool, without_sync: int) -> None:
-    """It makes gradients anew between two passes, as views of its buckets."""
+    """It recreates gradients between two passes, as views of its buckets."""
     model = nn.parallel.DistributedDataParallel(task.network(), gradient_as_bucket_view=as_view)
     optimizer = MoMoWrapper(SGD(model.parameters(), lr=0.1, momentum=0.9), MoMo(0.1))
     with losses_from_backward(optimizer):
@@ -359,7 +359,7 @@ def test_ddp(as_view: bool, set_to_none: bool, without_sync: int) -> None:
 
 
 def test_fsdp2(sharded: Any) -> None:
-    """It adds to the shard within a gradient; what it keeps elsewhere can't be told."""
+    """It adds to the shard within a gradient; its other buffers can't be detected."""
     optimizer = MoMoWrapper(SGD(sharded.parameters(), lr=0.1, momentum=0.9))
     batch = task.batches()[0]
     with losses_from_backward(optimizer):

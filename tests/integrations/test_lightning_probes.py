@@ -229,7 +229,7 @@ def test_scale_of_a_grad_scaler_is_not_that_of_the_probe() -> None:
 
 @pytest.mark.usefixtures("alone_in_ddp")
 def test_ddp_is_not_disturbed() -> None:
-    """The module inside is called, and DDP goes on to broadcast buffers."""
+    """The module inside is called, and DDP still broadcasts buffers."""
     rule = Watching()
     ddp: Any = {"strategy": "ddp", "devices": 1, "use_distributed_sampler": False}
     fit = trainer(max_epochs=EPOCHS, accumulate_grad_batches=2, **ddp)
@@ -259,7 +259,7 @@ class AnyArguments(Probed):
 
 
 class Taking(Probed):
-    """It takes what it needs out of the batch."""
+    """It removes its inputs from the batch."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         targets, inputs = batch.pop(), batch.pop()

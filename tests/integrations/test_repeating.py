@@ -1,4 +1,4 @@
-"""What is put back after a step that was repeated for a probe."""
+"""The state that is restored after a step was repeated for a probe."""
 
 from __future__ import annotations
 

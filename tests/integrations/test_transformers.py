@@ -189,7 +189,7 @@ def test_bare_optimizer_raises(tmp_path: Path) -> None:
 
 
 def test_other_trainers_become_one(tmp_path: Path) -> None:
-    """By inheritance from both; what they do in `training_step` is done too."""
+    """By inheritance from both; both of their `training_step` run."""
     calls: list[float] = []
 
     class Counting(Trainer):

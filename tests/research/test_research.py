@@ -311,7 +311,7 @@ def test_settings_are_in_the_repr() -> None:
 
 
 def test_memory_of_one_name_means_one_thing() -> None:
-    """A run may go on with another rule, which then finds what it takes for its own."""
+    """A run may continue with another rule, which then finds memory under its own names."""
     names: dict[str, set[float]] = {}
     for rule in [rule for rule, _ in RULES.values()]:
         for name, initial in rule.initial_memory(BOUND).items():

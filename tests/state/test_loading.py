@@ -1,4 +1,4 @@
-"""A state dict is loaded wholly or refused, with the optimizer as it was."""
+"""A state dict is loaded atomically: an error leaves the optimizer unchanged."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_state_dict_of_another_class_raises(saved: str, loading: str, missing: s
 
 
 def test_failing_hook_leaves_the_optimizer() -> None:
-    """A base that refuses in the middle of loading, too."""
+    """Even if the base raises in the middle of loading."""
     problem, optimizer = trained(BASES["joint"])
     before = everything(problem, optimizer)
 
@@ -324,7 +324,7 @@ def test_wrapping_optimizers_go_on_bit_for_bit(make: Any, joint: bool) -> None:
 def test_wrapping_optimizers_are_as_they_were_after_a_failed_load(
     make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether the base refuses or the wrapper does, when the base has loaded."""
+    """Whether the base raises, or the wrapper after the base has loaded."""
     make = proposing(make)
     (problem, optimizer), (undisturbed, twin) = trained(make, 7), trained(make, 7)
     foreign = trained(make, 2)[1].state_dict()

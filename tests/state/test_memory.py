@@ -305,7 +305,7 @@ def test_other_tensors_in_the_same_containers_are_no_reset(make: Make) -> None:
 
 
 def test_other_containers_of_other_tensors_are_a_reset() -> None:
-    """The base's buffers are other ones; nobody knows the losses that belong to them."""
+    """The base's buffers are new; the losses that belong to them are unknown."""
     problem, optimizer = trained(WRAPPED["SGD"])
     state = optimizer.base.state
     for param in list(state):

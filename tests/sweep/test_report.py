@@ -1,4 +1,4 @@
-"""The report is one file that needs nothing else, and tells what is in the results."""
+"""The report is one file that needs nothing else, and has all results."""
 
 from __future__ import annotations
 

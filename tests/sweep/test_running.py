@@ -1,4 +1,4 @@
-"""Sweeps run all combinations once, whatever happens in between."""
+"""Sweeps run all combinations once, even after failures."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_progress_is_reported_when_a_run_has_ended(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a file each time is a line: not at every look."""
-    monkeypatch.setattr(running, "_LOOK", 0.12)  # tqdm itself leaves out what is faster than 0.1
+    monkeypatch.setattr(running, "_LOOK", 0.12)  # tqdm itself skips updates within 0.1
     path, run = tmp_path / "sweep.csv", Run("quadratic", "SGD", 0.1, 0)
     elsewhere = Trials(path, None)
     claim = elsewhere.claim([run])
