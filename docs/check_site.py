@@ -35,7 +35,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 def faults(page: Any, address: str, said: list[str]) -> Iterator[str]:
-    """Return what is wrong with a page; `said` is what the console has said of it."""
+    """Return the faults of a page; `said` has the messages of its console."""
     said.clear()
     page.goto(address, wait_until="load")
     # Pictures that are loaded when they come into view.
@@ -61,7 +61,7 @@ def listening(page: Any) -> list[str]:
 
 
 def check(site: Path, screenshots: Path | None) -> list[str]:
-    """Return what is wrong with the pages of a site, and where."""
+    """Return the faults of the pages of a site, and where they are."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site)))
     Thread(target=server.serve_forever, daemon=True).start()
     found = []

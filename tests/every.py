@@ -31,7 +31,7 @@ MakeOptimizer = Callable[..., Optimizer]
 
 
 def listed() -> dict[str, MakeOptimizer]:
-    """All classes of torch, and of pytorch_optimizer what it lists besides those of torch."""
+    """All classes of torch, and the ones that pytorch_optimizer adds to them."""
     of_torch = [kind for kind in vars(torch.optim).values() if isinstance(kind, type)]
     kinds: dict[str, MakeOptimizer] = {
         f"torch.optim.{kind.__name__}": kind
@@ -60,7 +60,7 @@ OTHERS = [
     *among("schedulefree", "AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree"),
     *among("timm.optim", "Adan", "LaProp", "Lion", "MADGRAD", "NAdamW"),
 ]
-# These can't be trained by loss.backward() and step(), and what they raise says why.
+# These can't be trained by loss.backward() and step(), and their error says why.
 IMPOSSIBLE = {
     "pytorch_optimizer.adalomo": "no attribute 'named_parameters'",  # steps during backward()
     "pytorch_optimizer.alig": "requires closure",
@@ -98,7 +98,7 @@ OF_MODULE = {"pytorch_optimizer.adammini"}  # takes the module
 FLOAT32_ONLY = {"pytorch_optimizer.fadam"}  # fails on parameters in float64
 # These differentiate the gradients.
 SECOND_ORDER = {"pytorch_optimizer.adahessian", "pytorch_optimizer.sophiah"}
-# These have objects in their state, which torch.load(weights_only=True) refuses.
+# These have objects in their state, for which torch.load(weights_only=True) raises.
 _WITH_OBJECTS = ("adashift", "conda", "scalableshampoo", "scion", "scionlight")
 PICKLED = set(among("pytorch_optimizer", *_WITH_OBJECTS))
 # These can't go on from a state dict when bare: theirs has the parameters themselves as keys.
@@ -112,7 +112,7 @@ READ = {*among("torch.optim", *_READ), *_LIONS}
 
 
 def is_refused(name: str) -> bool:
-    """Whether the one line gives an error, because an estimate of the base can't bear cut steps.
+    """Whether the one line gives an error, because shortened steps break an estimate of the base.
 
     Such a base runs for a while all the same, with the adapter as an explicit argument.
     """
@@ -172,7 +172,7 @@ class Run:
             given = [{"params": self.params, "use_muon": True}]
         base = kind_of(name)(given, **{**SETTINGS.get(name, {}), **settings})
         self.optimizer = base if rule is None else wrapped(name, base, rule)
-        self.switch("train")  # without which schedule-free ones refuse to step
+        self.switch("train")  # schedule-free ones raise in step without it
         self.losses: list[float] = []
         self.records: list[StepRecord] = []
 
@@ -211,7 +211,7 @@ class Run:
         getattr(self.optimizer, name, lambda: None)()
 
     def resumed(self, rule: MoMo | None) -> Run:
-        """Go over to objects made afresh, through a file."""
+        """Continue with new objects, through a file."""
         file = io.BytesIO()
         torch.save(self.optimizer.state_dict(), file)
         if self.name in PICKLED:
@@ -227,7 +227,7 @@ class Run:
 
 
 def wrapped(name: str, base: Optimizer, rule: MoMo) -> MoMoWrapper:
-    """Wrap in one line: with a warning, which tells the memory, where nothing is known of it."""
+    """Wrap in one line; if the optimizer is unknown, a warning names the memory."""
     if is_refused(name):
         with pytest.raises(TypeError, match="it estimates its learning rate from steps that"):
             MoMoWrapper(base, rule)

@@ -21,7 +21,7 @@ from tests.problems import kept, take_step
 # one too; those between are packed.
 BLOCK = 200
 SHAPES = (((30, 20), (3, 4), (5,), (1,), (0, 3), (4, 8, 3, 3)), ((25, 9), (7,), (2, 2)))
-# Step to what is added to its loss: one is too low for any step, the next makes up for it.
+# Offsets of the loss by step: the first is too low for any step, the next makes up for it.
 UNEXPECTED = {7: -3000.0, 8: 3000.0}
 # Learning rates that are far too large, small, and usual.
 FACTORS = (50.0, 0.01, 1.0)
@@ -121,7 +121,7 @@ def snapshot(optimizer: Optimizer) -> dict[str, Tensor]:
             found[f"{i}.{j}"] = param.detach()
             state = optimizer.state.get(param, {})
             found.update({f"{i}.{j} {key}": v for key, v in state.items() if v is not None})
-    # What an engine has moved ahead is no part of what is computed.
+    # The moves ahead of an engine are not part of the result.
     found = {key: value for key, value in found.items() if not key.endswith("momo_reach")}
     return {key: torch.as_tensor(value).clone() for key, value in found.items()}
 

@@ -105,7 +105,7 @@ def wrapped(words: Iterable[str]) -> str:
 
 
 def summary() -> str:
-    """The table of the README: what is read, and what is proposed."""
+    """The table of the README: bases that are read, and bases that propose."""
     read, proposed, copies = [], [], set()
     for name in sorted(TORCH):
         for settings in ({}, VARIANTS.get(name, {})):

@@ -69,7 +69,7 @@ class Problem:
 
 
 def take_step(optimizer: Optimizer, loss: Tensor) -> None:
-    """Step with whatever the optimizer wants to know."""
+    """Step with the loss or the closure that the optimizer needs."""
     if "loss" in inspect.signature(type(optimizer).step).parameters:
         optimizer.step(loss=loss)  # type: ignore[call-overload]
     else:
@@ -103,7 +103,7 @@ def last_step(optimizer: Optimizer) -> StepRecord:
 def goes_on_from_a_file(
     make: MakeOptimizer, make_problem: Callable[[], Problem], steps: int = 15
 ) -> Optimizer:
-    """Check that a run goes on bit for bit with all that it saved, and return its optimizer."""
+    """Check that a run resumes bit for bit with all saved entries, and return its optimizer."""
     problem, fresh = make_problem(), make_problem()
     optimizer, other = make(problem.params), make(fresh.params)
     for _ in range(steps):
@@ -125,7 +125,7 @@ def goes_on_from_a_file(
 
 
 def kept(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """What a wrapper keeps of each group, under the names that its state dict has."""
+    """The wrapper's averages of each group, under the names of its state dict."""
     groups = optimizer.state_dict()["param_groups"]
     return [{n: v for n, v in group.items() if n.startswith("momo_")} for group in groups]
 

@@ -15,7 +15,7 @@ from tests.reference import Array, ReferenceGroup
 
 @dataclass
 class Seen:
-    """What a rule sees of a step: values of the model, with N/ρ as `decrease`.
+    """The statistics of a step: values of the model, with N/ρ as `decrease`.
 
     Of the last move, `slope` is that of the new gradient along it, and `predicted` what the model
     made of it.
@@ -93,7 +93,7 @@ def model_ngn(bound: float) -> Rule:
         if gap <= 0:
             return 0.0
         root = math.sqrt(gap)
-        slope = seen.decrease / (2 * root)  # of r along the whole step, as f = r²
+        slope = seen.decrease / (2 * root)  # of r along the full step, because f = r²
         # minimise (r - θ slope)² + θ² N/2 over θ
         return root * slope / (slope**2 + seen.decrease / 2)
 
@@ -219,7 +219,7 @@ class Trusted:
         return mean, predicted, math.sqrt(variance / (count - 1))
 
     def by_losses_alone(self, taken: float) -> None:
-        """Judge a step of a schedule, which anneals by itself."""
+        """Judge a step under a schedule, which anneals."""
         assert self.log_radius is not None
         mean, predicted, error = self.losses()
         log_taken = math.log(taken) if taken > 0 else -math.inf

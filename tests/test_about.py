@@ -1,4 +1,4 @@
-"""What is pasted into a bug report."""
+"""The output for a bug report."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def told(output: str) -> dict[str, str]:
-    """Return what is printed, by what it is about."""
+    """Return the printed lines, by their first word."""
     return dict(re.split(r":\s+", line, maxsplit=1) for line in output.splitlines())
 
 
@@ -101,7 +101,7 @@ def test_info_tells_that_a_step_fails(
 
 
 def test_info_knows_the_packages_of_the_extras() -> None:
-    """But for those that only tests need."""
+    """Except the ones that only tests need."""
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
     extras = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
     wanted = [name for extra in ("sweep", "integrations", "frameworks") for name in extras[extra]]

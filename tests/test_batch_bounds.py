@@ -70,7 +70,7 @@ GIVEN: dict[str, Callable[[int], float | None]] = {
 
 @pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
 @pytest.mark.parametrize("base", BASES.values(), ids=BASES)
-def test_the_model_is_cut_at_the_average_of_the_bounds(
+def test_the_model_is_truncated_at_the_average_of_the_bounds(
     base: Any, given: Callable[[int], float | None]
 ) -> None:
     problem = Problem()
@@ -219,7 +219,7 @@ def test_a_bound_costs_no_visit_to_the_host() -> None:
 @pytest.mark.parametrize(
     "adapter", [None, ProposingAdapter("momentum_buffer", beta=0.0)], ids=["read", "proposed"]
 )
-def test_nothing_changes_where_the_bound_is_refused(adapter: Any) -> None:
+def test_a_bound_that_raises_changes_nothing(adapter: Any) -> None:
     problem = Problem()
     base = SGD(problem.params, lr=0.1)
     optimizer = MoMoWrapper(base, MoMo(-math.inf), adapter=adapter)
@@ -241,7 +241,7 @@ def test_nothing_changes_where_the_bound_is_refused(adapter: Any) -> None:
     ],
     ids=str,
 )
-def test_what_is_no_bound_is_refused(bound: Any, error: type[Exception], words: str) -> None:
+def test_an_invalid_bound_raises(bound: Any, error: type[Exception], words: str) -> None:
     param = parameter()
     optimizer = MoMoWrapper(SGD([param], lr=0.1))
     for call in (
@@ -255,7 +255,7 @@ def test_what_is_no_bound_is_refused(bound: Any, error: type[Exception], words: 
         )
 
 
-def test_bounds_for_some_losses_or_given_twice_are_refused() -> None:
+def test_bounds_for_some_losses_or_given_twice_raise() -> None:
     optimizer = MoMoWrapper(SGD([parameter()], lr=0.1))
     for first, second in ((None, 0.5), (0.5, None)):
         optimizer.zero_grad()

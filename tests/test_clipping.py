@@ -197,7 +197,7 @@ def test_a_run_goes_on_bit_for_bit(rule: StepRule) -> None:
 
 
 def test_files_of_runs_that_did_not_clip_and_the_other_way_round() -> None:
-    """What is in a file counts; where gradients were not clipped, S is R, whatever the file has."""
+    """The file's values count; if no gradient was clipped, S is R, for any entry of the file."""
     for first, second in ((None, LIMIT), (LIMIT, None)):
         problem = Problem()
         optimizer = MoMoWrapper(SGD(problem.params, lr=2.0, momentum=0.9), max_grad_norm=first)
@@ -284,7 +284,7 @@ def test_a_gradient_that_was_clipped_to_nothing_is_no_nan(make: Make, how: str) 
 
 
 @pytest.mark.parametrize("how", ["inside", "recorded"])
-def test_a_step_that_failed_is_tried_again_with_what_its_gradients_were_multiplied_by(
+def test_a_failed_step_is_repeated_with_the_same_clipping(
     how: str,
 ) -> None:
     def fail(*_: object) -> None:
@@ -308,7 +308,7 @@ def test_a_step_that_failed_is_tried_again_with_what_its_gradients_were_multipli
     assert float(last_step(optimizer).predicted_decrease) == pytest.approx(0.01 * norm, rel=1e-3)
 
 
-def test_what_was_recorded_for_a_step_that_was_refused_is_not_of_the_next() -> None:
+def test_clipping_of_a_step_that_raised_does_not_apply_to_the_next() -> None:
     problem = Problem()
     optimizer = MoMoWrapper(SGD(problem.params, lr=1.0), MoMo(-math.inf), nonfinite="raise")
     problem.gradients()
@@ -322,7 +322,7 @@ def test_what_was_recorded_for_a_step_that_was_refused_is_not_of_the_next() -> N
     assert float(last_step(optimizer).predicted_decrease) == pytest.approx(4.0 * square)
 
 
-def test_what_was_recorded_where_nothing_can_move_is_not_of_the_next_step() -> None:
+def test_clipping_of_a_step_at_rest_does_not_apply_to_the_next() -> None:
     problem = Problem()
     optimizer = MoMoWrapper(SGD(problem.params, lr=0.0), MoMo(-math.inf))
     problem.gradients()
@@ -343,13 +343,13 @@ def test_nothing_is_read_on_the_host() -> None:
 
 
 def slope_seen(optimizer: MoMoWrapper, problem: Problem) -> float:
-    """By how much the model predicts the loss to fall, over what the step's gradients say."""
+    """The decrease that the model predicts, over the decrease of the step's gradients."""
     optimizer.step(loss=problem.gradients())
     square = sum(float(p.grad.square().sum()) for p in problem.params if p.grad is not None)
     return float(last_step(optimizer).predicted_decrease) / square
 
 
-def test_what_was_recorded_is_of_one_step() -> None:
+def test_recorded_clipping_applies_to_one_step() -> None:
     """Factors are multiplied; `zero_grad`, and a step that a GradScaler skips, forget them."""
     problem = Problem()
     optimizer = MoMoWrapper(SGD(problem.params, lr=1.0), MoMo(-math.inf))
@@ -370,7 +370,7 @@ def test_what_was_recorded_is_of_one_step() -> None:
 
 
 @pytest.mark.parametrize("first", ["loss", "clipping"])
-def test_what_a_skipped_step_leaves_is_replaced_in_either_order(first: str) -> None:
+def test_clipping_left_by_a_skipped_step_is_replaced_in_either_order(first: str) -> None:
     """`GradScaler` asks its question before the step, and Lightning also before it clips."""
     problem = Problem()
     optimizer = MoMoWrapper(SGD(problem.params, lr=1.0), MoMo(-math.inf))
@@ -401,7 +401,7 @@ def test_a_step_that_is_left_out_leaves_no_factor_to_the_next() -> None:
 
 
 def test_a_gradient_with_a_pending_negation_is_clipped_as_any_other() -> None:
-    """What is computed with is what was clipped."""
+    """The step uses the clipped gradients."""
     moved = []
     for negated in (False, True):
         param = torch.zeros(3, dtype=torch.float64, requires_grad=True)

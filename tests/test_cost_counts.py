@@ -1,4 +1,4 @@
-"""What a step costs in operations, files and functions: numbers that hold on any machine."""
+"""Costs of a step in operations, files and functions: the same numbers on any machine."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_operations_of_a_small_network(decay: float, compiled: Any) -> None:
         lambda: AdamW(parameters(TINY), weight_decay=decay), MoMo(), compiled=compiled
     )
     assert own > 50
-    # A state that is updated in the base's stead saves most of the base's own operations.
+    # Updating the state in place of the base saves most of the base's own operations.
     assert 0 < more <= (80 if compiled is False else 40)
 
 
@@ -130,7 +130,7 @@ def test_groups_cost_nothing_of_their_own(make: Callable[[Any], Optimizer], rule
     _, apart = beyond_the_bases_own(
         lambda: make([{"params": [param]} for param in parameters(shapes)]), rule
     )
-    # What tells the groups apart is spread over them at once, however many there are.
+    # The differences of the groups are applied at once, for any number of groups.
     assert apart - together <= 30
 
 

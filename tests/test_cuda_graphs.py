@@ -72,12 +72,12 @@ def optimizer_on_cuda(make: Make, rule: StepRule | None) -> Optimizer:
     return bare if rule is None else MoMoWrapper(bare, rule)
 
 
-# A capture comes after steps that warm up, in which what is kept is made.
+# A capture comes after warm-up steps, which make all lasting tensors.
 WARM_UP = 2
 
 
 def obstacles(optimizer: Optimizer, steps: int = 3) -> list[str]:
-    """What was seen in each of the steps after the warm-up."""
+    """The records of the steps after the warm-up."""
     mode = Obstacles()
     for step in range(WARM_UP + steps):
         for param in optimizer.param_groups[0]["params"]:
@@ -139,7 +139,7 @@ def test_base_that_is_not_capturable_is_seen(rule: StepRule | None) -> None:
 )
 def test_obstacles_are_seen(forbidden: Callable[[Tensor], Any]) -> None:
     mode = Obstacles()
-    # Fake tensors, which have no value to be told, raise this where one is asked for.
+    # Fake tensors have no value, and raise this error if one is requested.
     with mode, contextlib.suppress(RuntimeError):
         forbidden(torch.empty(3, device="cuda"))
     assert mode.seen

@@ -56,7 +56,7 @@ def wrapped(base: str, params: Params, rule: str) -> MoMoWrapper:
 
 
 def train(optimizer: MoMoWrapper, loss: Loss, steps: int) -> list[str]:
-    """Take steps, and return what was warned of."""
+    """Take steps, and return the warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(steps):
@@ -66,7 +66,7 @@ def train(optimizer: MoMoWrapper, loss: Loss, steps: int) -> list[str]:
 
 
 def names(optimizer: MoMoWrapper, told: Sequence[str]) -> list[str]:
-    """The names of the symptoms that were told."""
+    """The names of the reported symptoms."""
     advice = optimizer.rule.advice
     return [next(name for name, text in advice.items() if text in message) for message in told]
 
@@ -77,7 +77,7 @@ def full_batch(problem: Problem) -> Problem:
 
 
 def pairs(default: Container[tuple[str, str]], bases: Iterable[str] = BASES) -> Any:
-    """Each base, or kind of problem, with each rule; those that are not named are slow tests."""
+    """Each base, or kind of problem, with each rule; combinations not named are slow tests."""
     return [
         pytest.param(base, rule, marks=[pytest.mark.slow] * ((base, rule) not in default))
         for base in bases
@@ -145,7 +145,7 @@ BELOW = [("SGD-M", "MoMoStar"), ("AdamW", "MoMo"), ("Lion", "TrustedMoMo")]
 
 
 @pytest.mark.parametrize(("base", "rule"), pairs(BELOW))
-def test_a_policy_gradient_loss_below_the_bound_is_told_once(base: str, rule: str) -> None:
+def test_a_policy_gradient_loss_below_the_bound_is_reported_once(base: str, rule: str) -> None:
     bandit = Bandit()
     optimizer = MoMoWrapper(BASES[base]([bandit.logits]), RULES[rule]())
     told = train(optimizer, bandit.loss, 1500)
@@ -157,7 +157,7 @@ def test_a_policy_gradient_loss_below_the_bound_is_told_once(base: str, rule: st
     now = optimizer.diagnosis()
     assert list(now.symptoms) == ["below_bound"]
     assert (now.share_none, now.share_whole, now.thetas) == (1.0, 0.0, (0.0,))
-    # What it proposes helps.
+    # Its advice helps.
     optimizer.rule = MoMo(-math.inf)
     assert train(optimizer, bandit.loss, 600) == []
     assert bandit.reward() > stuck + 0.1
@@ -170,7 +170,7 @@ def test_a_policy_gradient_loss_below_the_bound_is_told_once(base: str, rule: st
     ids=["minibatches", "minibatches, bound 0", "full batch"],
 )
 @pytest.mark.parametrize("rule", [MoMo, TrustedMoMo])
-def test_a_bound_that_is_reached_is_told(rule: Any, whole: bool, offset: float) -> None:
+def test_a_bound_that_is_reached_is_reported(rule: Any, whole: bool, offset: float) -> None:
     """The loss gets stuck at the bound, whether that is 0 or not."""
     problem = Problem(dtype=torch.float32)
     if whole:
@@ -180,7 +180,7 @@ def test_a_bound_that_is_reached_is_told(rule: Any, whole: bool, offset: float) 
     assert names(optimizer, told) == ["below_bound"]
 
 
-def test_maximising_is_told_in_the_users_sign() -> None:
+def test_maximising_is_reported_in_the_users_sign() -> None:
     bandit = Bandit(sign=-1.0)
     optimizer = MoMoWrapper(SGD([bandit.logits], lr=0.1, momentum=0.9, maximize=True), MoMo(-0.5))
     told = train(optimizer, bandit.loss, 600)
@@ -192,8 +192,8 @@ def test_maximising_is_told_in_the_users_sign() -> None:
 
 
 @pytest.mark.parametrize(("rule", "symptoms"), [(MoMo, ["no_lower"]), (TrustedMoMo, [])])
-def test_a_network_that_steps_have_ruined_is_told(rule: Any, symptoms: list[str]) -> None:
-    """Clipped gradients let the model foretell too little; what is proposed trains it."""
+def test_a_network_that_steps_have_ruined_is_reported(rule: Any, symptoms: list[str]) -> None:
+    """With clipped gradients the model predicts too small a decrease; the advice trains it."""
     torch.manual_seed(0)
     centres = 2.0 * torch.randn(5, 20)
     layers = [nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 5)]
@@ -212,12 +212,12 @@ def test_a_network_that_steps_have_ruined_is_told(rule: Any, symptoms: list[str]
     assert symptoms or loss().item() < 0.5
 
 
-def test_a_cap_that_is_far_too_large_for_momo_is_told_once() -> None:
+def test_a_cap_that_is_far_too_large_for_momo_is_reported_once() -> None:
     problem = Problem(dtype=torch.float32)
     optimizer = MoMoWrapper(AdamW(problem.params, lr=100.0))
     told = train(optimizer, problem.gradients, 1600)
     assert names(optimizer, told) == ["no_progress"]
-    # What it proposes is silent, and better.
+    # Its advice gives no warning, and trains better.
     other = Problem(dtype=torch.float32)
     trusted = MoMoWrapper(AdamW(other.params, lr=100.0), TrustedMoMo())
     assert train(trusted, other.gradients, 1600) == []
@@ -233,7 +233,7 @@ def test_a_cap_that_is_far_too_large_for_momo_is_told_once() -> None:
     [lambda p: Adagrad(p, lr=0.1), lambda p: SGD(p, lr=0.1), RMSprop],
     ids=["Adagrad", "SGD", "RMSprop"],
 )
-def test_a_base_without_momentum_is_told_once_where_it_matters(make: Any) -> None:
+def test_a_base_without_momentum_is_reported_once_where_it_matters(make: Any) -> None:
     problem = Problem(dtype=torch.float32)
     assert train(MoMoWrapper(make(problem.params)), problem.gradients, 600) == []
     problem = Problem(dtype=torch.float32)
@@ -250,7 +250,7 @@ def test_one_group_with_momentum_is_enough() -> None:
     assert train(MoMoWrapper(SGD(groups, lr=0.1), TrustedMoMo()), problem.gradients, 20) == []
 
 
-def test_a_loss_that_rises_by_itself_is_told_once() -> None:
+def test_a_loss_that_rises_by_itself_is_reported_once() -> None:
     """And training goes on as if it did not."""
     problem, steps = Problem(dtype=torch.float32), 0
 
@@ -265,7 +265,7 @@ def test_a_loss_that_rises_by_itself_is_told_once() -> None:
 
 
 @pytest.mark.parametrize("scheduled", [False, True])
-def test_gradients_of_the_wrong_sign_are_told(scheduled: bool) -> None:
+def test_gradients_of_the_wrong_sign_are_reported(scheduled: bool) -> None:
     problem = full_batch(Problem(dtype=torch.float32))
     optimizer = MoMoWrapper(SGD(problem.params, lr=100.0, momentum=0.9), TrustedMoMo())
 
@@ -282,8 +282,8 @@ def test_gradients_of_the_wrong_sign_are_told(scheduled: bool) -> None:
     assert set(told) <= {"rising_loss", "no_lower"}
 
 
-def test_a_step_size_that_has_collapsed_is_told_once() -> None:
-    """Each step goes too far, whatever its length: across a kink, next to which the loss is 2."""
+def test_a_step_size_that_has_collapsed_is_reported_once() -> None:
+    """Each step is too long, at any length: across a kink, next to which the loss is 2."""
     param, signs = torch.zeros(3, requires_grad=True), cycle([1.0, -1.0])
 
     def kink() -> Tensor:
@@ -296,7 +296,7 @@ def test_a_step_size_that_has_collapsed_is_told_once() -> None:
     assert optimizer.diagnosis().thetas[0] < 1e-9
 
 
-def test_a_learning_rate_that_holds_steps_back_is_told_once() -> None:
+def test_a_learning_rate_that_holds_steps_back_is_reported_once() -> None:
     problem = full_batch(Problem(dtype=torch.float32))
     optimizer = MoMoWrapper(AdamW(problem.params, lr=1e-5), TrustedMoMo())
     assert names(optimizer, train(optimizer, problem.gradients, 1100)) == ["limited_by_lr"]
@@ -345,11 +345,11 @@ def test_a_warning_that_raises_leaves_a_step_that_was_taken() -> None:
     torch.testing.assert_close(*runs, rtol=0, atol=0)
 
 
-# What it costs.
+# Its cost.
 
 
 def counts(rule: StepRule, steps: int) -> tuple[list[int], list[int]]:
-    """Host visits, and operations, of each step."""
+    """Host synchronizations, and operations, of each step."""
     problem = Problem(dtype=torch.float32)
     optimizer = MoMoWrapper(SGD(problem.params, lr=0.1, momentum=0.9), rule)
     visits, operations = [], []
@@ -563,7 +563,7 @@ class Shaped(Worried):
     ],
     ids=["no advice", "shape"],
 )
-def test_symptoms_that_can_not_be_told_are_refused(rule: Any, error: Any, text: str) -> None:
+def test_invalid_symptoms_raise(rule: Any, error: Any, text: str) -> None:
     problem = Problem()
     optimizer = MoMoWrapper(AdamW(problem.params, lr=0.01), rule)
     with pytest.raises(error, match=text):

@@ -24,7 +24,7 @@ def snippets(page: Path) -> list[str]:
 
 
 def a_model() -> dict[str, Any]:
-    """What the short snippets take for granted: a model, and data to train it on."""
+    """The names that short snippets assume: a model, and data to train it on."""
     model = torch.nn.Linear(4, 1)
     inputs, targets = torch.randn(32, 4), torch.randn(32, 1)
     return {
@@ -131,7 +131,7 @@ def test_every_page_is_in_the_navigation() -> None:
 
 
 def test_tables_of_optimizers_are_those_of_the_code() -> None:
-    """`python -m tests.optimizer_table` prints them anew."""
+    """`python -m tests.optimizer_table` prints them again."""
     page = (ROOT / "docs" / "optimizers.md").read_text()
     assert optimizer_table.table() in page
     assert optimizer_table.wrapped_of_pytorch_optimizer() in page

@@ -111,7 +111,7 @@ def test_errors_are_classes(name: str) -> None:
         assert issubclass(found, Exception), f"{name} raises {error}"
 
 
-def test_what_is_missing_is_found() -> None:
+def test_missing_parts_are_found() -> None:
     doc = "Do.\n\nArgs:\n    one, *two: A.\n        b: c\n\nRaises:\n    ValueError: D."
     assert section(doc, "Args") == {"one", "two"}
     assert section(doc, "Raises") == {"ValueError"}

@@ -67,7 +67,7 @@ def test_is_the_bare_one_stops_and_resumes(name: str) -> None:
 
 
 def check_it_is_bare_without_a_bound(name: str, bare: Run, steps: int) -> None:
-    """What is proposed is taken as it is; what is read is computed in another order of rounding."""
+    """A proposed step is taken unchanged; a read one is computed in another order of rounding."""
     dtype, tolerance = torch.float32, 0.0
     if name in READ:
         dtype, tolerance = torch.float64, 1e-12
@@ -136,7 +136,7 @@ def test_impossible_ones_fail_bare(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["torch.optim.LBFGS", "torch.optim.SparseAdam"])
-def test_impossible_ones_of_torch_are_refused(name: str) -> None:
+def test_impossible_ones_of_torch_raise(name: str) -> None:
     base = kind_of(name)([torch.ones(2, requires_grad=True)])
     with pytest.raises(TypeError, match=f"can't wrap {type(base).__name__}"):
         MoMoWrapper(base)

@@ -1,4 +1,4 @@
-"""The report of the comparison of optimizers: what it measures, and that the page is up to date."""
+"""The report of the comparison of optimizers: its measures, and that the page is up to date."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module", autouse=True)
 def _packages() -> None:
-    """Skip where what the evidence needs is not there."""
+    """Skip if a dependency of the evidence is missing."""
     for name in ("sklearn", "matplotlib", "schedulefree", "prodigyopt", "prodigyplus"):
         pytest.importorskip(name, reason="the examples and test extras are not installed")
 
@@ -43,7 +43,7 @@ def evidence() -> Any:
 
 @pytest.fixture(scope="module")
 def comparisons() -> Any:
-    """What is measured in the results of the page, which take seconds to load."""
+    """The measures of the page's results, which take seconds to load."""
     return import_module("docs.evidence.report").load()
 
 
@@ -102,7 +102,7 @@ def test_intervals_of_as_many_points_are_as_wide(evidence: Any) -> None:
     assert evidence.comparing.narrower(comparison, "SGD-M + MoMo") == []
 
 
-def test_narrower_tasks_are_told(evidence: Any) -> None:
+def test_narrower_tasks_are_reported(evidence: Any) -> None:
     comparison = compare(evidence, TWO_TASKS)
     (found,) = evidence.comparing.narrower(comparison, "AdamW + MoMo")
     assert (found.task, found.decades, found.bare) == (RESNET, -math.inf, 0.0)
@@ -110,7 +110,7 @@ def test_narrower_tasks_are_told(evidence: Any) -> None:
     assert f"- AdamW + MoMo: {RESNET} (—, bare 0.00)" in text
 
 
-def test_what_is_incomplete_is_left_out_and_named(evidence: Any) -> None:
+def test_incomplete_methods_are_omitted_and_named(evidence: Any) -> None:
     results = pd.concat([runs(evidence, task, values) for task, values in TWO_TASKS.items()])
     a_run = (results["lr"] == RATES[3]) & (results["seed"] == 1)
     on_resnet = results["task"] == RESNET
@@ -246,7 +246,7 @@ def test_report_is_written_and_stays_the_same(evidence: Any, tmp_path: Path) -> 
     assert {"tolerance.png", "constant_adamw.png", "decay_sgd_m.png"} <= figures
 
 
-def test_no_results_at_all_are_refused(evidence: Any, tmp_path: Path) -> None:
+def test_no_results_raise(evidence: Any, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"sweeps\.py makes them"):
         evidence.report.load(tmp_path)
 
@@ -254,7 +254,7 @@ def test_no_results_at_all_are_refused(evidence: Any, tmp_path: Path) -> None:
 def test_the_page_is_that_of_the_results(
     evidence: Any, comparisons: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`python -m docs.evidence.report` writes it anew."""
+    """`python -m docs.evidence.report` writes it again."""
     monkeypatch.setattr(evidence.report, "load", lambda *_: comparisons)
     page = evidence.report.PAGE.read_text(encoding="utf-8")
     assert evidence.report.replace_sections(page, evidence.report.all_sections()) == page

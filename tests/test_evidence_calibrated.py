@@ -32,7 +32,7 @@ def evidence() -> Any:
 
 @pytest.fixture(scope="module")
 def comparisons() -> Any:
-    """What is measured in the results of the page."""
+    """The measures of the page's results."""
     return import_module("docs.evidence.report").load()
 
 
@@ -111,7 +111,7 @@ def untrained_value(make: Callable[[], Any], seed: int, task: str, evidence: Any
 
 
 def all_tasks(evidence: Any, design: list[float], held_out: list[float]) -> dict[str, Any]:
-    """AdamW, by learning rate, as a share of what is best on every task."""
+    """AdamW, by learning rate, as a share of the best on every task."""
     tasks = {}
     for part, shares in ((evidence.tasks.DESIGN, design), (evidence.tasks.HELD_OUT, held_out)):
         for task in part:
@@ -152,7 +152,7 @@ def test_one_failure_does_not_decide_on_the_learning_rate(evidence: Any) -> None
     assert evidence.calibrated.calibrated_lr(comparison, "AdamW") == RATES[5]
 
 
-def test_missing_runs_are_refused(evidence: Any) -> None:
+def test_missing_runs_raise(evidence: Any) -> None:
     comparison = compare(evidence, {CONV: {}})
     with pytest.raises(ValueError, match=r"runs on \['digits, perceptron'.*sweeps\.py makes"):
         evidence.calibrated.calibrated_lr(comparison, "AdamW")
@@ -169,7 +169,7 @@ def test_missing_runs_are_refused(evidence: Any) -> None:
     ],
 )
 def test_ahead_and_behind_beyond_noise(evidence: Any, value: float, found: str) -> None:
-    """The standard deviation over seeds is 0.001, and 2 of it are not told apart."""
+    """The standard deviation over seeds is 0.001, and differences up to 2 of it do not count."""
     scores = {"Adam": curve(0.1, 0.9, rest=0.5), "Adam + TrustedMoMo": curve(rest=value)}
     comparison = compare(evidence, {CONV: scores})
     own, other = ("Adam + TrustedMoMo", 100.0), ("Adam", RATES[1])
@@ -198,7 +198,7 @@ def test_rows_are_forgotten_and_others_kept(evidence: Any, tmp_path: Path) -> No
 def test_a_sweep_runs_a_rule_anew(
     evidence: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its rows are gone before the sweep looks at what is missing."""
+    """Its rows are gone before the sweep looks for missing runs."""
     sweeps = import_module("docs.evidence.sweeps")
     path = tmp_path / "decay.csv"
     save(evidence, {CONV: {f"Adam + {rule}": curve(rest=0.9) for rule in RULES}}, path)

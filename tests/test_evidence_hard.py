@@ -153,21 +153,21 @@ def test_known_outcomes_of_hard_tasks(evidence: Any, tmp_path: Path) -> None:
         },
     )
     text = evidence.hard_results.section(path)
-    assert "| near tuned bare Adam | looked at (40) | new (14) |" in text
+    assert "| near tuned bare Adam | development (40) | new (14) |" in text
     # Shortfalls: 12.5, 2.5, 1 and inf units over 40 tasks, of which two count for 10; 5 over 14.
     assert "| Adam + TrustedMoMo | 37 of 40 | 13 of 14 | 0.6 | 0.4 |" in text
     assert "| Adam, bare, at 0.01 | 40 of 40 | 14 of 14 | 0.0 | 0.0 |" in text
-    assert "(83.3 %), without an evaluation more than the bare base has. It is reached:" in text
-    assert "near on 13 of the 14 new ones (92.9 %) and on 37 of the 40 that were looked at" in text
+    assert "(83.3 %), with no more evaluations than the bare base. It is reached:" in text
+    assert "near on 13 of the 14 new tasks (92.9 %) and on 37 of the 40 development tasks" in text
     assert "| bandit | loss | 2 at 0.01 | −25.0 |" in text
     assert "| dropout | loss | 2 at 0.01 | −5.0 |" in text
     assert "| curriculum | loss | 2 at 0.01 | **−2.0** |" in text
     assert "| contrastive | loss | 2 at 0.01 | **+5.0** |" in text
     assert "| attacked classifier | loss | 2 at 0.01 | failed |" in text
     missed = "dropout (−5.0 %); bandit (−25.0 %); attacked classifier (failed)"
-    assert f"- Not near, looked at: {missed}\n" in text
+    assert f"- Not near, development: {missed}\n" in text
     assert "- Not near, new: masked digits (−10.0 %)\n" in text
-    assert "as far as near is: bandit; attacked classifier\n" in text
+    assert "Shortfall above 10 units: bandit; attacked classifier\n" in text
     assert "that failed: memory, plain RNN (1); attacked classifier (3)\n" in text
 
 
@@ -175,9 +175,9 @@ def test_aim_is_missed_where_new_tasks_are(evidence: Any, tmp_path: Path) -> Non
     path = tmp_path / "hard.csv"
     save_hard(evidence, path, dict.fromkeys(NEW[:3], [2.2] * 3))
     text = evidence.hard_results.section(path)
-    assert "It is **missed**: the rule is near on 11 of the 14 new ones (78.6 %)" in text
-    assert "and on 40 of the 40 that were looked at (100.0 %)." in text
-    assert "- Not near, looked at: none\n" in text
+    assert "It is **missed**: the rule is near on 11 of the 14 new tasks (78.6 %)" in text
+    assert "and on 40 of the 40 development tasks (100.0 %)." in text
+    assert "- Not near, development: none\n" in text
 
 
 def test_scores_are_compared_in_points(evidence: Any, tmp_path: Path) -> None:
@@ -238,5 +238,5 @@ def test_readme_has_what_the_results_give(evidence: Any) -> None:
     new = sum(found[task].is_near for task in NEW)
     seen = sum(found[task].is_near for task in CHOSEN_ON + JUDGED)
     readme = " ".join((Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").split())
-    assert f"near tuned Adam on {new} of 14 of these that it had not seen" in readme
-    assert f"and on {seen} of 40 that were looked at while it was made" in readme
+    assert f"near tuned Adam on {new} of 14 new tasks" in readme
+    assert f"and on {seen} of 40 development tasks" in readme

@@ -1,4 +1,4 @@
-"""The long runs in docs/evidence, and what the page tells of them."""
+"""The long runs in docs/evidence, and the page's statements on them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_restarts_are_cosines_to_0(long_runs: Any) -> None:
 
 @pytest.mark.parametrize("task", ["clusters", "chain"])
 def test_the_best_possible_network_has_no_excess(task: str, long_runs: Any) -> None:
-    """What is left is the cross-entropy beyond that of the true odds."""
+    """The excess is relative to the cross-entropy of the true probabilities."""
     problem = long_runs.TASKS[task](64)
     truth: list[Tensor] = []
 

@@ -18,7 +18,7 @@ from momo_wrap import MoMoWrapper, StepRule, research, sweep
 
 @pytest.fixture(scope="module", autouse=True)
 def _packages() -> None:
-    """Skip where what the evidence needs is not there."""
+    """Skip if a dependency of the evidence is missing."""
     for name in ("sklearn", "matplotlib", "schedulefree", "prodigyopt", "prodigyplus"):
         pytest.importorskip(name, reason="the examples and test extras are not installed")
 
@@ -30,7 +30,7 @@ def evidence() -> Any:
 
 
 def test_the_page_is_that_of_the_results(evidence: Any) -> None:
-    """`python -m docs.evidence.which_rule` writes it anew."""
+    """`python -m docs.evidence.which_rule` writes it again."""
     page = evidence.which_rule.PAGE.read_text(encoding="utf-8")
     sections = evidence.which_rule.sections()
     assert evidence.report.replace_sections(page, sections) == page
@@ -41,7 +41,7 @@ def test_the_page_is_that_of_the_results(evidence: Any) -> None:
 
 
 def test_methods_over_bases_of_their_own_are_in_it_too(evidence: Any) -> None:
-    """`python -m docs.evidence.which_base` writes it anew."""
+    """`python -m docs.evidence.which_base` writes it again."""
     page = evidence.which_rule.PAGE.read_text(encoding="utf-8")
     sections = evidence.which_base.sections()
     assert evidence.report.replace_sections(page, sections) == page
@@ -61,7 +61,7 @@ def test_every_rule_is_in_it(evidence: Any) -> None:
     assert set(evidence.which_rule.RULES) == rules - {"StepRule", "ScheduledBound"} | tried
 
 
-def test_a_cell_is_the_mean_of_all_runs_or_tells_what_is_missing(evidence: Any) -> None:
+def test_a_cell_is_the_mean_of_all_runs_or_names_the_missing_ones(evidence: Any) -> None:
     def cell(*runs: tuple[int, str, float]) -> str:
         rows = [("t", "Adam", 0.1, *run) for run in runs]
         names = ["task", "optimizer", "lr", "seed", "status", "loss"]

@@ -111,7 +111,7 @@ def test_transduction_is_backwards_and_shifted(evidence: Any) -> None:
 
 
 def test_bare_optimizers_step_together(evidence: Any) -> None:
-    """As one by one; what a scheduler writes into the groups reaches them."""
+    """As one by one; the values that a scheduler writes into the groups reach them."""
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
     both = evidence.methods.muon(list(model.parameters()), 0.1)

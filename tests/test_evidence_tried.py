@@ -1,4 +1,4 @@
-"""Rules that were tried and did not help, in docs/evidence/rules: they are what was measured."""
+"""The rules in docs/evidence/rules, which did not help, are the measured ones."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_limits_that_are_momo(limit: StepRule) -> None:
     assert torch.equal(found(limit), found(MoMo(BOUND)))
 
 
-def test_without_a_bound_nothing_is_cut() -> None:
+def test_without_a_bound_nothing_is_shortened() -> None:
     decision = WarmTarget(-math.inf)(stats(1.0, 2.0, -math.inf), {"step_count": scalar(0.0)})
     assert decision.theta == 1.0
 

@@ -46,7 +46,7 @@ def counters(base: Optimizer | None) -> list[Tensor]:
 
 
 def visits(case: Case, rule: StepRule | None) -> Counter[str]:
-    """Host visits in five steps, bare where there is no rule."""
+    """Host synchronizations in five steps; bare if there is no rule."""
     problem = Problem(sign=case.sign)
     bare = case.make(problem.params, weight_decay=0.01)
     optimizer = bare if rule is None else MoMoWrapper(bare, rule)
@@ -72,7 +72,7 @@ def test_counter_sees_visits() -> None:
     assert mode.seen["_local_scalar_dense"] == 3
 
 
-# MoMoStar visits the host where MoMo does, and where it remembers.
+# MoMoStar synchronizes where MoMo does, and for its memory.
 @pytest.mark.parametrize("case", FLAG_COMBINATIONS, ids=str)
 def test_wrapped_visits_the_host_as_often_as_bare(case: Case) -> None:
     """Some bare forms read a learning rate that is a tensor; the wrapper does not."""

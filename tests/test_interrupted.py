@@ -17,7 +17,7 @@ from tests.releases import Muon
 
 
 class FailingRule(MoMo):
-    """A rule that raises, or answers nonsense, once it is told to."""
+    """A rule that raises, or returns nonsense, once its flag is set."""
 
     answer: Callable[[], Any] | None = None
 
@@ -32,7 +32,7 @@ class FailingRule(MoMo):
 
 
 class FailingRead(SGDAdapter):
-    """An adapter that raises after the base has stepped, once it is told to."""
+    """An adapter that raises after the base has stepped, once its flag is set."""
 
     error: BaseException | None = None
 
@@ -150,7 +150,7 @@ MAKES: list[Make] = [
 
 
 class Everything:
-    """What a step that fails must not change: the very settings, parameters and the model."""
+    """The settings, parameters and model, none of which a failed step may change."""
 
     def __init__(self, problem: Problem, optimizer: MoMoWrapper) -> None:
         self.settings = [dict(group) for group in optimizer.param_groups]

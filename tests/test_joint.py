@@ -218,7 +218,7 @@ def test_state_dict_is_that_of_one_optimizer() -> None:
     assert "exp_avg" in saved["state"][2]
 
 
-def test_state_dict_of_other_groups_is_refused() -> None:
+def test_state_dict_of_other_groups_raises() -> None:
     problem = Problem()
     optimizer = wrapped(problem.params)
     take_step(optimizer, problem.gradients())

@@ -120,7 +120,7 @@ def test_probes_of_a_sum_are_added_up() -> None:
 
 @pytest.mark.parametrize("lr", [0.1, 0.0])
 def test_a_closure_that_leaves_no_gradients_takes_no_step(lr: float) -> None:
-    """As a trainer's does for a batch that is left out; what was clipped is forgotten."""
+    """As a trainer's closure does for a skipped batch; its clipping is dropped."""
     param = torch.ones(2, requires_grad=True)
     optimizer = MoMoWrapper(AdamW([param], lr=lr))
     optimizer.record_clipping(0.5)
@@ -139,7 +139,7 @@ def test_a_low_precision_does_not_add_up_errors() -> None:
     assert optimizer.step() == 1.0
 
 
-def test_what_is_recorded_is_used_once() -> None:
+def test_a_recorded_loss_is_used_once() -> None:
     optimizer = MoMoWrapper(SGD([parameter()], lr=0.1))
     optimizer.record_loss(7.0)
     optimizer.step()
@@ -176,7 +176,7 @@ def test_closure_that_records() -> None:
     assert optimizer.step(lambda: 5.0) == 5.0
 
 
-def test_nobody_waits_and_no_graph_is_kept() -> None:
+def test_no_host_synchronization_and_no_graph_is_kept() -> None:
     param = parameter()
     optimizer = MoMoWrapper(SGD([param], lr=0.1))
     loss = param.square().sum()

@@ -28,7 +28,7 @@ def model_of(
 
 
 def total(model: MomentumModel, decreases: Tensor, shifts: Tensor | None = None) -> ModelStats:
-    """What a rule is told of a step; without decay, or with the shifts that it brings."""
+    """The statistics of a step; without decay, or with its shifts."""
     zero = torch.zeros_like(decreases)
     rows = [decreases, zero] if shifts is None else [decreases, zero, decreases, shifts, zero]
     return model.stats(torch.stack(rows), decreases.new_zeros(()), 0.0, decreases.new_zeros(()))
@@ -50,7 +50,7 @@ def test_coefficients_that_are_tensors_are_never_read(start: Start) -> None:
 
 @pytest.mark.parametrize("dampening", [0.0, 0.3])
 def test_first_weight_keeps_all_digits(dampening: float) -> None:
-    """F and R of two steps, in float64 whatever the default dtype is."""
+    """F and R of two steps, in float64 for any default dtype."""
     averaging = Averaging(0.9, 1.0 - dampening, first_weight=1.0)
     averages = two_steps([averaging], (3.0, 2.0)).averages
     loss_sum, _, loss_weight_sum, weight_sum = averages[:, 0].tolist()
@@ -129,7 +129,7 @@ def test_groups_that_average_differently_by_hand() -> None:
 def test_groups_that_average_alike_are_one(
     averaging: Averaging, losses: tuple[float, float], decreases: list[float]
 ) -> None:
-    """(2') is (2) then: only the sum of what the groups contribute counts."""
+    """(2') is (2) then: only the sum over the groups counts."""
     one = two_steps([averaging], losses)
     several = two_steps([averaging] * len(decreases), losses)
     parts = float64(*decreases)
@@ -153,7 +153,7 @@ def test_groups_that_average_alike_are_one(
 def test_value_is_between_those_of_the_groups(
     decreases: list[float], losses: tuple[float, float]
 ) -> None:
-    """The shares are weights of a mean, whatever the groups predict."""
+    """The shares are weights of a mean, for any predictions of the groups."""
     averagings = [MIXED[i % len(MIXED)] for i in range(len(decreases))]
     model = two_steps(averagings, losses)
     mean = float(total(model, float64(*decreases)).value - model.levels[1].sum())

@@ -17,10 +17,10 @@ from tests.problems import Problem, relative_distance, thetas, trajectory
 # of one unit in the last place grows to the tolerance.
 STEPS = 40
 RULES = {False: MoMo, True: MoMoStar}
-# Four decades for each, from where nothing is cut to where every step is.
+# Four decades for each, from no shortened step to every step.
 SGD_RATES = [1e-3, 1e-2, 1e-1, 1.0, 10.0]
 ADAM_RATES = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
-# With weight decay, where few steps are cut and where most are.
+# With weight decay, where few steps are shortened, and where most are.
 OF_SGD = [*((lr, 0.0) for lr in SGD_RATES), (1e-1, 0.1), (10.0, 0.1)]
 # Without decay its form is of no account.
 OF_ADAM = [
@@ -75,7 +75,7 @@ def test_adam(
 
 
 def test_phases_all_occur() -> None:
-    """The learning rates above cover runs that are never, sometimes and always cut."""
+    """The learning rates above cover runs that are never, sometimes and always shortened."""
 
     def steps_cut(
         make: Callable[[list[Tensor], float], Optimizer], lr: float, rule: StepRule
@@ -93,7 +93,7 @@ def test_phases_all_occur() -> None:
 
 
 # Over which a drift would be seen. Towards a bound that is within reach the dynamics contract, and
-# rounding with them, also where most steps are cut.
+# rounding with them, even if most steps are shortened.
 LONG, BOUND = 200, 0.5
 LONG_RUNS = [
     (SGD, 1e-1, 0.02),

@@ -143,7 +143,7 @@ def test_it_trains(lr: float, rule: Any) -> None:
     assert found[-1] < 0.5 * found[0]
 
 
-def test_what_has_no_hidden_matrix_is_refused() -> None:
+def test_a_model_without_hidden_matrices_raises() -> None:
     for model in (nn.Linear(3, 2), nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 2))):
         with pytest.raises(ValueError, match=r"no matrix of a hidden layer.*MoMoWrapper\(AdamW"):
             muon_and_adamw(model)
@@ -151,7 +151,7 @@ def test_what_has_no_hidden_matrix_is_refused() -> None:
 
 
 @pytest.mark.skipif(TORCH < (2, 9), reason="there is none to take away")
-def test_a_torch_without_muon_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torch_without_muon_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(ImportError, match=r"from torch 2\.9 on, got torch"):
         muon_and_adamw(Language())

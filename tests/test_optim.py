@@ -145,7 +145,7 @@ def test_any_base_with_any_rule() -> None:
     assert vars(with_bound.rule) == vars(MoMo(0.2))
 
 
-def test_what_is_given_comes_before_what_the_class_has() -> None:
+def test_arguments_take_precedence_over_the_defaults_of_the_class() -> None:
     params = Problem().params
     assert TrustedAdamW(params, lr=1.0).defaults["lr"] == 1.0
     assert TrustedAdamW(params, 1.0, (0.8, 0.9)).defaults["betas"] == (0.8, 0.9)

@@ -22,25 +22,25 @@ BOUND = 0.3
 
 
 class Every(MoMo):
-    """MoMo that has every third step probed, and notes what it sees."""
+    """MoMo that has every third step probed, and records its statistics."""
 
     def __init__(self, lower_bound: float = BOUND) -> None:
         super().__init__(lower_bound)
         self.seen: list[tuple[float, float, float]] = []
-        self.foretold: list[float] = []
+        self.predicted: list[float] = []
 
     def wants_probe(self, stats: ModelStats) -> bool:
         """Those of number 3, 6, ..."""
         return stats.step % 3 == 0
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
-        """Note both, and what the model says before and after the step."""
+        """Note both, and the model's values before and after the step."""
         decision = super().__call__(stats, memory)
         seen = stats.probed_decrease, stats.probed_prediction, stats.probed_slope
         assert stats.has_probe >= stats.was_probed == bool(seen[0].isfinite())
         self.seen.append((float(seen[0]), float(seen[1]), float(seen[2])))
         after = stats.value_after_decay - decision.theta * stats.predicted_decrease
-        self.foretold.append(float(stats.value - after))
+        self.predicted.append(float(stats.value - after))
         return decision
 
 
@@ -78,10 +78,10 @@ def test_it_is_the_difference_of_the_losses_of_one_batch(
             problem.params, torch.autograd.grad(loss, problem.params), strict=True
         ):
             param.grad = grad
-        expected, foretold, slope = math.nan, math.nan, math.nan
+        expected, predicted, slope = math.nan, math.nan, math.nan
         if step > 1 and (step - 1) % 3 == 0:
             then = problem.loss(before, rows)
-            expected, foretold = sign * float((then - loss).detach()), rule.foretold[-1]
+            expected, predicted = sign * float((then - loss).detach()), rule.predicted[-1]
             now, moved = flat(problem.params).detach(), flat(before) - flat(problem.params).detach()
             grads = flat([param.grad for param in problem.params if param.grad is not None])
             slope = sign * float(grads @ moved)
@@ -92,7 +92,7 @@ def test_it_is_the_difference_of_the_losses_of_one_batch(
         before = [param.detach().clone() for param in problem.params]
         optimizer.step(loss=loss, probe=partial(problem.loss, problem.params, rows))
         assert rule.seen[-1] == pytest.approx(
-            (expected, foretold, slope), rel=1e-9, abs=1e-12, nan_ok=True
+            (expected, predicted, slope), rel=1e-9, abs=1e-12, nan_ok=True
         )
 
 
@@ -108,7 +108,7 @@ class EverySlope(Every):
         return stats.step % 3 == 0
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
-        """Note what was measured."""
+        """Note the measurements."""
         self.seen.append(
             (float(stats.probed_slope), float(stats.probed_prediction), stats.was_probed)
         )
@@ -121,7 +121,7 @@ class EverySlope(Every):
 def test_slopes_need_no_probe(
     make: Callable[[Any], Optimizer], more: dict[str, Any], maximize: bool
 ) -> None:
-    """They are those that are measured beside a probe, bit for bit."""
+    """They equal the slopes that are measured beside a probe, bit for bit."""
     sign, found = -1.0 if maximize else 1.0, []
     for rule in (Every(sign * BOUND), EverySlope(sign * BOUND)):
         problem = Problem(sign=sign)
@@ -200,7 +200,7 @@ def test_a_state_dict_has_the_parameters_before_a_step_that_is_to_be_measured() 
         assert not torch.equal(entry["momo_previous"], before[index])
 
 
-def test_a_damaged_copy_is_refused_and_a_bare_optimizer_takes_it() -> None:
+def test_a_damaged_copy_raises_and_a_bare_optimizer_ignores_it() -> None:
     problem, optimizer = halfway()
     saved = copy.deepcopy(optimizer.state_dict())
     bare = Adam(Problem().params, lr=0.1)
@@ -296,7 +296,7 @@ def test_a_probe_that_returns_no_loss(returned: Any, error: type[Exception], mes
     assert torch.equal(flat(problem.params), before)
 
 
-def test_what_is_no_function_is_refused_at_every_step() -> None:
+def test_a_probe_that_is_no_function_raises_at_every_step() -> None:
     problem = Problem()
     optimizer = MoMoWrapper(Adam(problem.params, lr=0.1), MoMo())
     wrong: Any = problem.gradients()
@@ -324,7 +324,7 @@ def dropped(model: nn.Module) -> Tensor:
 
 
 def test_random_numbers_are_the_same_for_both_losses_and_do_not_move_on() -> None:
-    """With dropout, both are evaluated anew; without a move they are equal."""
+    """With dropout, both are evaluated again; without a move they are equal."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Dropout(0.5), nn.Linear(20, 3))
     torch.manual_seed(1)
@@ -385,22 +385,22 @@ class EveryGroup(PerGroup):
 
     def __init__(self) -> None:
         super().__init__(BOUND)
-        self.seen = self.foretold = math.nan
+        self.seen = self.predicted = math.nan
 
     def wants_probe(self, stats: ModelStats) -> bool:
         """All."""
         return True
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
-        """Note what was foretold."""
+        """Note the prediction."""
         self.seen = float(stats.probed_prediction)
         decision = super().__call__(stats, memory)
         assert stats.groups is not None
-        self.foretold = float((decision.theta * stats.groups.predicted_decrease).sum())
+        self.predicted = float((decision.theta * stats.groups.predicted_decrease).sum())
         return decision
 
 
-def test_what_is_foretold_of_a_fraction_for_each_group() -> None:
+def test_predicted_decrease_of_a_fraction_for_each_group() -> None:
     problem, rule = Problem(), EveryGroup()
     groups: list[dict[str, Any]] = [
         {"params": problem.params[:2], "lr": 1.0},
@@ -408,7 +408,7 @@ def test_what_is_foretold_of_a_fraction_for_each_group() -> None:
     ]
     optimizer = MoMoWrapper(SGD(groups, lr=0.1, momentum=0.9), rule)
     for _ in range(5):
-        last = rule.foretold
+        last = rule.predicted
         optimizer.step(loss=problem.gradients(), probe=lambda: 1.0)
         assert rule.seen == pytest.approx(last, rel=1e-12, nan_ok=True)
 
@@ -461,7 +461,7 @@ def test_a_parameter_of_another_shape_is_not_probed() -> None:
 
 @pytest.mark.parametrize("change", ["decay", "no decay", "no gradient", "a group"])
 def test_the_penalty_is_that_of_the_step_that_is_probed(change: str) -> None:
-    """Whatever becomes of decays, gradients and groups before the next step."""
+    """For any change of decays, gradients and groups before the next step."""
     first = torch.tensor([3.0, 4.0], dtype=torch.float64, requires_grad=True)
     second = torch.tensor([10.0], dtype=torch.float64, requires_grad=True)
     rule = Every(-math.inf)
@@ -515,10 +515,10 @@ def test_losses_that_a_closure_records_are_not_those_of_the_probe() -> None:
     assert rule.seen[-1][0] == pytest.approx(float(expected.detach()), rel=1e-9)
 
 
-def test_another_rule_is_told_of_no_probe_that_the_last_one_asked_for() -> None:
+def test_a_new_rule_gets_no_probe_that_the_last_one_requested() -> None:
     _, problem, optimizer = run(True, 3)
     optimizer.rule = MoMo()
-    optimizer.step(loss=problem.gradients(), probe=lambda: pytest.fail("nobody asked"))
+    optimizer.step(loss=problem.gradients(), probe=lambda: pytest.fail("not requested"))
 
 
 def test_the_slope_has_the_decay_of_a_parameter_without_a_gradient() -> None:

@@ -28,7 +28,7 @@ def run(
 ) -> tuple[float, list[list[float]], list[int]]:
     """Take four steps of two batches each, of which the third is probed.
 
-    Returns what was measured, the losses of both batches of the last step at the parameters
+    Returns the measurements, the losses of both batches of the last step at the parameters
     before and after the third one, and which of the two the probes were called for.
     """
     problem, rule = Problem(), Every()
@@ -170,7 +170,7 @@ def one_for_both(loss_of: Callable[[int], Tensor]) -> list[Callable[[], Tensor]]
 
 
 @pytest.mark.parametrize("functions", [reading_a_variable, one_for_both])
-def test_the_same_function_for_two_batches_is_refused(functions: Callable[..., Any]) -> None:
+def test_the_same_function_for_two_batches_raises(functions: Callable[..., Any]) -> None:
     """One that reads a variable would return the loss of the last batch for both."""
 
     def last(optimizer: MoMoWrapper, loss_of: Callable[[int], Tensor]) -> None:
@@ -198,7 +198,7 @@ def test_functions_that_hold_their_batch_are_not_the_same(functions: Callable[..
     assert found == pytest.approx(then - now, rel=1e-9)
 
 
-def test_what_can_not_be_called_is_refused_before_anything_is_recorded() -> None:
+def test_a_probe_that_can_not_be_called_raises_before_anything_is_recorded() -> None:
     problem = Problem()
     optimizer = MoMoWrapper(Adam(problem.params, lr=0.1), MoMo())
     wrong: Any = problem.gradients()
@@ -208,7 +208,7 @@ def test_what_can_not_be_called_is_refused_before_anything_is_recorded() -> None
     assert optimizer._pending.count == 0
 
 
-def test_two_kinds_of_probes_are_refused() -> None:
+def test_two_kinds_of_probes_raise() -> None:
     problem = Problem()
     optimizer = MoMoWrapper(Adam(problem.params, lr=0.1), Every())
     before = flat(problem.params).clone()

@@ -28,7 +28,7 @@ def wrapped(problem: Problem, **settings: Any) -> MoMoWrapper:
 def train(
     optimizer: MoMoWrapper, problem: Problem, recorder: Recorder, steps: int = STEPS
 ) -> list[tuple[float, ...]]:
-    """Train, and return what was recorded, read step by step."""
+    """Train, and return the records, read step by step."""
     seen: list[tuple[float, ...]] = []
     for _ in range(steps):
         optimizer.step(loss=problem.gradients())

@@ -34,7 +34,7 @@ BASES: dict[str, Base] = {
         lambda: AdamBase(amsgrad=True, eps=1e-4),
     ),
 }
-# Learning rate and weight decay of the two groups that the parameters are dealt out to.
+# Learning rate and weight decay of the two groups.
 SETTINGS = {
     "small": ((1e-3, 0.0), (3e-3, 0.0)),
     "middle": ((0.03, 0.01), (0.1, 0.0)),

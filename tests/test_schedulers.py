@@ -94,7 +94,7 @@ PAIRS = {
 # which SequentialLR itself passed up to torch 2.8 at least
 @pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")
 @pytest.mark.parametrize(("make", "scheduler"), PAIRS.values(), ids=PAIRS)
-def test_sets_what_it_sets_bare(
+def test_sets_the_learning_rates_of_the_bare_optimizer(
     make: Callable[[Any], Optimizer], scheduler: Callable[[Optimizer], Any]
 ) -> None:
     """Without a bound the run is the bare one, also where the momentum changes."""
@@ -107,7 +107,7 @@ def test_sets_what_it_sets_bare(
 
 @pytest.mark.parametrize("make", BASES.values(), ids=BASES)
 @pytest.mark.parametrize("scheduler", CYCLES.values(), ids=CYCLES)
-def test_steps_are_cut_under_it(
+def test_steps_are_shortened_under_it(
     make: Callable[[Any], Optimizer], scheduler: Callable[[Optimizer], Any]
 ) -> None:
     _, params, fractions = run(make, scheduler, 1.5)

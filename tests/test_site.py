@@ -16,7 +16,7 @@ for needed in ("sphinx", "furo", "myst_nb", "sphinx_design", "sphinx_copybutton"
     pytest.importorskip(needed, reason="the docs extra is not installed")
 
 DOCS = Path(__file__).parents[1] / "docs"
-# What a reader looks for, and where it is answered.
+# Search terms of a reader, and the pages with the answer.
 ANSWERS = {
     "how to wrap in Lightning": "trainers.html#lightning",
     "what to do when the loss can be negative": "choose_settings.html#the-lower-bound",

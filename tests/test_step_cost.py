@@ -168,7 +168,7 @@ def test_promises(benchmark: Any) -> None:
         check(known_costs(benchmark, compiled_mib=65.0))
 
 
-def test_launches_and_synchronisations_are_told_from_other_calls(benchmark: Any) -> None:
+def test_launches_and_synchronisations_are_distinguished_from_other_calls(benchmark: Any) -> None:
     launches = ["cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx"]
     waits = ["cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy"]
     others = ["cudaMemcpyAsync", "Memcpy DtoH (Device -> Pageable)", "aten::item", "cudaEventQuery"]
@@ -184,7 +184,7 @@ def test_columns_of_a_cuda_device(benchmark: Any) -> None:
     assert lines[2] == "| one | 12.0 | 1.50 |  |  | 2.00 | 3.0 | 7 | 0 |"
 
 
-def test_times_far_apart_are_told(benchmark: Any) -> None:
+def test_times_far_apart_are_reported(benchmark: Any) -> None:
     costs = known_costs(benchmark)
     assert benchmark.report.noise(costs) == (
         "Not a quiet machine: quartiles far apart for AdamW(fused)."
@@ -224,7 +224,7 @@ def test_no_contender_writes_to_the_shared_gradients(benchmark: Any) -> None:
             torch.testing.assert_close(param.grad, gradient, rtol=0, atol=0)
 
 
-def test_a_billion_parameters_are_refused_on_a_cpu(
+def test_a_billion_parameters_raise_on_a_cpu(
     benchmark: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -244,7 +244,7 @@ def test_what_fits_in_memory(benchmark: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert benchmark.step_cost.obstacle(benchmark.cases.CASES["tiny"], CPU) is None
 
 
-def test_a_contender_that_does_not_fit_is_refused(
+def test_a_contender_that_does_not_fit_raises(
     benchmark: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(benchmark.measuring, "free_bytes", lambda *_: 100)

@@ -138,7 +138,7 @@ def test_nothing_moves_at_the_bound() -> None:
 
 
 def test_frozen_parameters_are_not_touched() -> None:
-    """By a base that leaves alone what has no gradient."""
+    """By a base that ignores parameters without a gradient."""
     optimizer = make(fill=False)
     params = params_of(optimizer)
     optimizer.step(loss=gradients(params))

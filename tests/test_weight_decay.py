@@ -37,7 +37,7 @@ STEPS = 30
 
 Params = list[Tensor]
 AVERAGE = ProposingAdapter("exp_avg", beta=0.9)
-# Bases whose own step is x - α (u + λ x), and how to read d where the whole step is proposed. SGD
+# Bases whose own step is x - α (u + λ x), and how to read d where the full step is proposed. SGD
 # adds λ x to a gradient that it does not average.
 OWN_FORM: dict[str, tuple[Callable[..., Optimizer], float, ProposingAdapter]] = {
     "AdamW": (AdamW, 3.0, AVERAGE),
@@ -198,7 +198,7 @@ def test_the_form_follows_the_rule_that_is_set() -> None:
     assert "weight_decay_form='decoupled'" in repr(optimizer)
 
 
-def test_a_form_that_there_is_not_is_refused_where_it_is_set() -> None:
+def test_an_unknown_form_raises_on_assignment() -> None:
     optimizer = MoMoWrapper(SGD(Problem().params, lr=0.1, momentum=0.9), weight_decay_form="scaled")
     wrong: Any = "coupled"
     with pytest.raises(ValueError, match="'decoupled' or 'scaled', got 'coupled'"):

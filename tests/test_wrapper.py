@@ -122,7 +122,7 @@ def test_effective_lrs_of_groups() -> None:
     groups = [{"params": [params[0]], "lr": 1.0}, {"params": [params[1]], "lr": 3.0}]
     optimizer = MoMoWrapper(SGD(groups))
     optimizer.step(loss=1.0)
-    optimizer.param_groups[0]["lr"] = 5.0  # what the next step will use does not matter
+    optimizer.param_groups[0]["lr"] = 5.0  # the value of the next step does not matter
     assert optimizer.effective_lrs() == [0.25, 0.75]
 
 
@@ -194,7 +194,7 @@ def test_parameter_without_gradient(case: Case) -> None:
 
 @pytest.mark.parametrize("case", ADAPTERS, ids=str)
 def test_freezing_and_unfreezing(case: Case) -> None:
-    """A frozen parameter stays where it is, state and all; later it goes on as the bare one."""
+    """A frozen parameter and its state do not change; later it continues as the bare one."""
 
     def run(wrap: bool) -> Tensor:
         problem = Problem()
@@ -380,7 +380,7 @@ def test_schedule_that_ends_at_zero(kind: type[Optimizer], start_factor: float) 
 
 
 def test_hook_of_the_base_that_drops_gradients() -> None:
-    """Hooks of the base run before anything moves; the step is taken all the same."""
+    """Hooks of the base run before anything moves; the step is still taken."""
     x, optimizer = one_parameter()
     optimizer.base.register_step_post_hook(lambda base, *_: base.zero_grad())
     optimizer.step(loss=2.0)
@@ -396,7 +396,7 @@ def test_momo_star_with_a_higher_floor_than_before() -> None:
     assert last_step(optimizer).lower_bound >= 0.99
 
 
-def test_scalars_keep_their_dtype_whatever_the_default_is() -> None:
+def test_scalars_keep_their_dtype_with_any_default_dtype() -> None:
     torch.set_default_dtype(torch.float64)
     try:
         x = torch.ones(2, dtype=torch.float32, requires_grad=True)
@@ -514,7 +514,7 @@ FROZEN: dict[str, Callable[[], Tensor]] = {
 @pytest.mark.parametrize("make", FROZEN.values(), ids=FROZEN)
 @pytest.mark.parametrize("adapter", [None, ProposingAdapter()], ids=["reading", "proposing"])
 def test_frozen_parameters_are_left_alone(make: Callable[[], Tensor], adapter: Any) -> None:
-    """Whatever they are: two of a kind, one in a group of its own, one beside what moves."""
+    """In any place: two of a kind, one in a separate group, one beside a moving parameter."""
     results = []
     for frozen in [[], [make(), make()]]:
         x = torch.tensor([3.0, 1.0], requires_grad=True)

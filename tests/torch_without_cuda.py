@@ -2,7 +2,7 @@
 
 `python -m tests.torch_without_cuda 2.4.1`, in the environment that is to get it, on Linux. Many
 releases are on PyPI for CUDA alone, and can't be imported without its libraries. Small ones are
-compiled in their stead, whose functions say that there is no device. Needs `gcc` and binutils.
+compiled in their place, whose functions say that there is no device. Needs `gcc` and binutils.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SPECIAL = {
 
 
 def install(version: str) -> None:
-    """Install a release of torch, and libraries in the stead of those of CUDA."""
+    """Install a release of torch, and libraries in place of those of CUDA."""
     pip_install("--no-deps", f"torch=={version}")
     folder = Path(sysconfig.get_path("platlib"))
     leave_out_cuda(next(folder.glob("torch-*.dist-info")) / "METADATA")

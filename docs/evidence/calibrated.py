@@ -1,7 +1,7 @@
 """Against a calibrated baseline: one learning rate, chosen on some tasks and judged on the others.
 
 That is what Kasimbeg et al., "Training without hyperparameters", arXiv 2505.24005, hold methods
-without hyperparameters against: not the best learning rate of each task, which nobody knows
+without hyperparameters against: not the best learning rate of each task, which is unknown
 beforehand, but the one that was best on other tasks.
 """
 

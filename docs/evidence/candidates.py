@@ -1,6 +1,6 @@
 """Rules that were tried for high learning rates, on the tasks that rules are chosen on.
 
-    python -m docs.evidence.candidates      # what is missing; a quarter of an hour on two cores
+    python -m docs.evidence.candidates      # the missing trials; a quarter of an hour on two cores
 
 trains SGD-M and Adam with each rule at learning rates of 1 and 100 on the design tasks. The
 results in docs/evidence/results/candidates.csv are taken up where they are; the table in
@@ -52,7 +52,7 @@ def methods() -> dict[str, OptimizerFactory]:
 
 
 def run(processes: int | None = None) -> None:
-    """Run what is missing, in so many processes; None: as many as there are cores."""
+    """Run the missing trials in so many processes; None: one per core."""
     tasks = {name: partial(train, make_problem=make) for name, make in DESIGN.items()}
     sweep.run(tasks, methods(), LEARNING_RATES, SEEDS, CANDIDATES, processes=processes)
 

@@ -1,7 +1,7 @@
 """What happens at a learning rate of 100: the steps of SGD-M with MoMo and with TrustedMoMo.
 
     python -m docs.evidence.collapse             # trains, a minute, and draws
-    python -m docs.evidence.collapse --draw      # draws what is recorded
+    python -m docs.evidence.collapse --draw      # draws the recorded runs
 
 For each task, the loss, the loss that the model expects after the step, the norm of the averaged
 gradient and the step size are drawn over the steps; three tasks that show what may go wrong are in
@@ -40,7 +40,7 @@ COLORS = {"MoMo": "#D55E00", "TrustedMoMo": "#0072B2"}
 
 
 class Quantity(NamedTuple):
-    """What is drawn in a row of panels."""
+    """The contents of a row of panels."""
 
     label: str
     column: str
@@ -119,7 +119,7 @@ def draw_panel(panel: Axes, steps: pd.DataFrame, quantity: Quantity) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--draw", action="store_true", help="draw what is recorded")
+    parser.add_argument("--draw", action="store_true", help="draw the recorded runs")
     torch.set_num_threads(1)
     if not parser.parse_args().draw:
         recorded = [record(task, rule) for task in TASKS for rule in RULES]

@@ -11,7 +11,7 @@ from docs.evidence.methods import TUNERS
 from docs.evidence.plan import LEARNING_RATES
 from docs.evidence.tasks import SCORED
 
-# Caps that are far too high, and what the authors of tuners recommend, at the nearest learning rate
+# Caps that are far too high, and the recommendations for the tuners, at the nearest learning rate
 # of the grid.
 ONE_SETTING = {
     **dict.fromkeys(wrapped_by("MoMo"), 1.0),
@@ -50,17 +50,17 @@ def is_within(difference: float, margin: float) -> bool:
 
 
 def tally(count: int, total: int, never: int) -> str:
-    """Return a count, with the tasks that were left out because the base never trains on them."""
+    """Return a count, and the tasks that are excluded because the base never trains on them."""
     return f"{count} of {total}" + f", {never} never trains" * (never > 0)
 
 
 def shortfall(gains: Mapping[str, float]) -> float:
-    """Return the mean shortfall over tasks, in units of what is near, from gains by task."""
+    """Return the mean shortfall over tasks, in units, from gains by task."""
     return mean_lack(found / near(task) for task, found in gains.items())
 
 
 def mean_lack(units: Iterable[float]) -> float:
-    """Return the mean shortfall, from gains in units of what is near."""
+    """Return the mean shortfall, from gains in units."""
     return mean(min(max(-unit, 0.0), LARGEST_SHORTFALL) for unit in units)
 
 

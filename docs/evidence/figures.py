@@ -15,7 +15,7 @@ from docs.evidence.measures import RULES, Comparison, judged_by
 from docs.evidence.methods import BARE, TUNERS
 from docs.evidence.tasks import HELD_OUT, SCORED, TASKS
 
-# Okabe and Ito's colors; shapes and strokes tell the lines apart too.
+# Okabe and Ito's colors; shapes and strokes distinguish the lines too.
 STYLES: dict[str, dict[str, Any]] = {
     "bare": {"color": "black", "linestyle": "--", "marker": "o", "markerfacecolor": "white"},
     "MoMo": {"color": "#0072B2", "linestyle": "-", "marker": "s"},

@@ -1,7 +1,7 @@
 """Tasks that are hard on rules for step sizes: Adam with TrustedMoMo, and bare Adam.
 
-    python -m docs.evidence.hard_tasks                      # what is missing; ten minutes
-    python -m docs.evidence.hard_tasks --again TrustedMoMo  # the rows of the rule anew
+    python -m docs.evidence.hard_tasks                      # the missing trials; ten minutes
+    python -m docs.evidence.hard_tasks --again TrustedMoMo  # the rows of the rule again
 
 trains, on the tasks of further/, bare Adam at 7 learning rates and Adam with TrustedMoMo at a cap
 of 100. The results are in docs/evidence/results/hard_tasks.csv; the tables in docs/evidence.md are
@@ -37,7 +37,7 @@ NEW_SEEDS = [3, 4, 5]  # nothing was chosen on these
 
 
 def run(path: Path = HARD_TASKS, processes: int | None = None, again: str = "") -> None:
-    """Run what is missing.
+    """Run the missing trials.
 
     Args:
         path: The file of results.
@@ -58,7 +58,7 @@ def run(path: Path = HARD_TASKS, processes: int | None = None, again: str = "") 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--processes", type=int, help="default: as many as there are cores")
-    parser.add_argument("--again", default="", help="run methods with this in their name anew")
+    parser.add_argument("--again", default="", help="run methods with this in their name again")
     arguments = parser.parse_args()
     run(processes=arguments.processes, again=arguments.again)
 

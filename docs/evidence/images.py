@@ -1,4 +1,4 @@
-"""Handwritten digits (scikit-learn, 8 x 8 pixels), told apart by four networks.
+"""Handwritten digits (scikit-learn, 8 x 8 pixels), classified by four networks.
 
 They are a perceptron, a convolutional network without normalisation, a residual network with it,
 and a vision transformer.
@@ -35,7 +35,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def classification_of(
     data: tuple[Tensor, Tensor, Tensor, Tensor], model: nn.Module, steps: int
 ) -> Problem:
-    """Return the problem to tell images apart.
+    """Return the problem of classifying images.
 
     Args:
         data: Images to train on and to test with, then both labels.
@@ -54,7 +54,7 @@ def classification_of(
 
 
 def classification(model: nn.Module, steps: int) -> Problem:
-    """Return the problem to tell digits apart; see `classification_of`."""
+    """Return the problem of classifying digits; see `classification_of`."""
     return classification_of(digits(), model, steps)
 
 

@@ -1,6 +1,6 @@
 """Long runs: 10,000 steps on data that never repeats, three schedules, batches of 4 to 256.
 
-    python -m docs.evidence.long_runs      # what is missing; half an hour on two cores
+    python -m docs.evidence.long_runs      # the missing trials; half an hour on two cores
 
 trains bare Adam at five learning rates, and Adam with TrustedMoMo at a cap of 100, on three tasks
 of which the best possible loss is known, so that what is left above it is measured. The results are
@@ -61,7 +61,7 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 def teacher(batch: int) -> Problem:
-    """A network learns what a smaller one says, of which it sees noisy values."""
+    """A network learns the output of a smaller one from noisy values."""
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(16, 8, generator=generator) / 4.0
     second = torch.randn(8, 1, generator=generator)
@@ -114,7 +114,7 @@ def clusters(batch: int) -> Problem:
 
 
 def chain(batch: int) -> Problem:
-    """The next of 12 symbols, of which the last two tell the odds."""
+    """The next of 12 symbols; the last two determine its probabilities."""
     generator = torch.Generator().manual_seed(2)
     odds = functional.log_softmax(1.5 * torch.randn(144, 12, generator=generator), dim=1)
 
@@ -154,7 +154,7 @@ TASKS: dict[str, Callable[[int], Problem]] = {
 
 
 def settings() -> dict[str, tuple[Callable[[], Problem], Schedule]]:
-    """Return what is run, by name: all schedules, and other batches at a constant rate."""
+    """Return the runs by name: all schedules, and other batches at a constant rate."""
     cases = [(name, USUAL) for name in SCHEDULES] + [("constant", batch) for batch in BATCHES]
     return {
         f"{task}, {name}, batches of {batch}": (partial(make, batch), SCHEDULES[name])
@@ -187,7 +187,7 @@ def train_and_watch(
 
 
 def run(processes: int | None = None) -> None:
-    """Run what is missing, in so many processes; None: as many as there are cores."""
+    """Run the missing trials in so many processes; None: one per core."""
     tasks = {
         name: partial(train_and_watch, make_problem=make, schedule=schedule)
         for name, (make, schedule) in settings().items()
@@ -198,7 +198,7 @@ def run(processes: int | None = None) -> None:
 
 
 def section(path: Path = LONG_RUNS) -> str:
-    """Return what is left above the best possible loss in each run, and the step sizes.
+    """Return the excess over the best possible loss of each run, and the step sizes.
 
     Args:
         path: The results.

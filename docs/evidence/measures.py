@@ -1,4 +1,4 @@
-"""What is measured of each method on each task: its best value, and its tolerance in decades."""
+"""The measures of each method on each task: its best value, and its tolerance in decades."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ assert LIKE.keys() == TUNERS.keys()
 
 @dataclass(frozen=True)
 class Margin:
-    """What is near enough to the best: a difference in score, or a share of the best loss."""
+    """The margin to the best value: a difference in score, or a share of the best loss."""
 
     score: float
     loss: float
@@ -169,7 +169,7 @@ class Comparison:
         return margin.loss * float(self.medians[task][methods].to_numpy().min())
 
     def near_best(self, task: str) -> tuple[float, float]:
-        """Return the lower and the upper end of what is tolerated at the wide margin."""
+        """Return both ends of the tolerated interval at the wide margin."""
         values, margin = self.medians[task].to_numpy(), self._margin(task, [*self.medians[task]])
         if task in SCORED:
             return float(values.max()) - margin, float(values.max())
@@ -227,7 +227,7 @@ def mean(values: Iterable[float]) -> float:
 
 
 def judged_by(task: str) -> str:
-    """Return the column that tells how good a run of a task is."""
+    """Return the column with the value of a run of a task."""
     return "score" if task in SCORED else "loss"
 
 
@@ -259,7 +259,7 @@ def wrapped_by(rule: str) -> list[str]:
 
 
 def summary(comparisons: Mapping[str, Comparison]) -> pd.DataFrame:
-    """Return what was measured, a row for each schedule, task and method."""
+    """Return the measurements, a row for each schedule, task and method."""
     rows = [
         {"schedule": name, "task": task, "method": method, **vars(c.cells[method, task])}
         for name, c in comparisons.items()

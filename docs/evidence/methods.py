@@ -41,7 +41,7 @@ def muon(params: Params, lr: float) -> Optimizer:
 
 
 def mechanic(params: Params, lr: float) -> Optimizer:
-    """Return Mechanic around AdamW; lr is what it multiplies its own with."""
+    """Return Mechanic around AdamW; it multiplies its own learning rate by lr."""
     optimizer: Optimizer = mechanize(torch.optim.AdamW)(params, lr=lr)
     return optimizer
 

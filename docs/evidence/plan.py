@@ -1,4 +1,4 @@
-"""What is run: the grid of learning rates, seeds and schedules, and where the results are kept."""
+"""The setup: the grid of learning rates, seeds and schedules, and the files of the results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCHEDULES: dict[str, Schedule] = {"constant": constant, "decay": warmup_and_line
 
 
 def forget(path: Path, text: str) -> int:
-    """Remove the rows of all methods whose name has a text in it, so that they are run anew.
+    """Remove the rows of all methods whose name has a text in it, so that they are run again.
 
     Args:
         path: A file of results; if there is none, nothing is done.
@@ -32,7 +32,7 @@ def forget(path: Path, text: str) -> int:
 
 
 def run_from_command_line(run: Callable[[int | None], None], doc: str | None) -> None:
-    """Run what is missing, in as many processes as the command line says."""
+    """Run the missing trials, in as many processes as the command line says."""
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     parser.add_argument("--processes", type=int, help="default: as many as there are cores")
     run(parser.parse_args().processes)

@@ -1,4 +1,4 @@
-"""What a task consists of, and the one training loop that all of them share."""
+"""The parts of a task, and the training loop that all tasks share."""
 
 from __future__ import annotations
 
@@ -115,14 +115,14 @@ def moments(steps: int, evaluations: int) -> list[int]:
 
 
 def judge(problem: Problem, optimizer: Any) -> dict[str, Any]:
-    """Return what a model is worth as it is, at the parameters that are for evaluation."""
+    """Return the value of a model at its parameters for evaluation."""
     _set_mode(problem, optimizer, "eval")
     with torch.no_grad():
         return dict(problem.evaluate(problem.model))
 
 
 def epochs(data: Batch, batch_size: int, steps: int) -> Iterator[Batch]:
-    """Yield batches of data that is shuffled anew in each epoch; the rest of an epoch is dropped.
+    """Yield batches of data that is reshuffled in each epoch; the last partial batch is dropped.
 
     Args:
         data: Tensors of equal length.

@@ -12,7 +12,7 @@ from docs.evidence.figures import STYLES
 from docs.evidence.methods import BARE, TUNERS
 from docs.evidence.steps_to_target import LARGEST_RATIO, Race, profile, ratios
 
-# Okabe and Ito's colors, and strokes that tell the lines apart without them.
+# Okabe and Ito's colors, and strokes that distinguish the lines without them.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 STROKES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1))]
 COLUMNS = 4

@@ -1,7 +1,7 @@
 """How fast each method reaches a target, at one setting for all tasks: runs judged 20 times each.
 
-    python -m docs.evidence.profiles                      # what is missing; 20 minutes
-    python -m docs.evidence.profiles --again TrustedMoMo  # the rows of these methods anew
+    python -m docs.evidence.profiles                      # the missing trials; 20 minutes
+    python -m docs.evidence.profiles --again TrustedMoMo  # the rows of these methods again
 
 trains wrapped optimizers and those that tune themselves at the settings of `comparing.ONE_SETTING`,
 and bare ones at the learning rate that is best for them on the design tasks, with a constant
@@ -42,7 +42,7 @@ def settings(comparison: Comparison) -> dict[str, float]:
 def run(
     comparison: Comparison, path: Path = PROFILES, processes: int | None = None, again: str = ""
 ) -> None:
-    """Run what is missing.
+    """Run the missing trials.
 
     Args:
         comparison: The results with a constant learning rate.
@@ -66,7 +66,7 @@ def run(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--processes", type=int, help="default: as many as there are cores")
-    parser.add_argument("--again", default="", help="run methods with this in their name anew")
+    parser.add_argument("--again", default="", help="run methods with this in their name again")
     arguments = parser.parse_args()
     comparison = Comparison(sweep.load(path_of(SCHEDULE)))
     run(comparison, PROFILES, arguments.processes, arguments.again)

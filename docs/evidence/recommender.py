@@ -20,7 +20,7 @@ BATCH_SIZE, STEPS = 128, 400
 
 @dataclass(frozen=True)
 class ClickLog:
-    """What was shown, the probability of a click, and whether there was one."""
+    """The impressions, the probability of a click, and whether there was one."""
 
     numbers: Tensor
     categories: Tensor
@@ -47,7 +47,7 @@ def click_log() -> ClickLog:
         return torch.randn(*shape, generator=generator)
 
     numbers = normal(count, NUMBERS)
-    # Small numbers are frequent: the square of what is uniform.
+    # Small numbers are frequent: the square of a uniform variable.
     uniform = torch.rand(count, len(CATEGORIES), generator=generator)
     categories = (uniform.square() * torch.tensor(CATEGORIES)).long()
     log_odds = numbers @ normal(NUMBERS) * 0.5 - 1.0

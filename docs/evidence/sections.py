@@ -42,7 +42,7 @@ def table(head: Row, rows: Iterable[Row], texts: int = 1) -> str:
 
 
 def runs(comparisons: Comparisons) -> str:
-    """Tell which runs there are, and what is left out because some are missing."""
+    """Count the runs, and name the methods and tasks that are omitted because runs are missing."""
     counted = [
         f"- {name}: {c.runs:,} runs on {len(c.tasks)} of {len(TASKS)} tasks; {c.failed} failed"
         for name, c in comparisons.items()
@@ -73,7 +73,8 @@ def never_trains(comparisons: Comparisons) -> str:
     ]
     least = [p for c in comparisons.values() for p in c.progress.values() if p > LEAST_PROGRESS]
     text = "\n".join(lines) or "All bases train on all tasks."
-    return f"{text}\n\nThe least of all others: {100 * min(least):.0f} %." if least else text
+    others = f"\n\nThe smallest of all other pairs: {100 * min(least):.0f} %." if least else ""
+    return text + others
 
 
 def _forms(c: Comparison, base: str, task: str) -> str:
@@ -83,7 +84,7 @@ def _forms(c: Comparison, base: str, task: str) -> str:
 
 
 def against_targets(comparisons: Comparisons) -> str:
-    """Hold what was measured against the targets."""
+    """Compare the measurements with the targets."""
     rows = []
     for target in targets():
         cells = []
@@ -134,7 +135,7 @@ def against_tuners(comparisons: Comparisons) -> str:
             behind = found[0].behind
             lost += [f"- {method}, {name}: {'; '.join(behind)}"] if behind else []
     text = table(["more / as much / less than", *against], rows)
-    return _with_list(text, "Less than the best of them, or none at all", lost)
+    return _with_list(text, "Tolerates less than the best of them, or nothing", lost)
 
 
 def one_setting(comparisons: Comparisons) -> str:

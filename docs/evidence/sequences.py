@@ -19,7 +19,7 @@ LANGUAGE_BATCH = 16
 
 SYMBOLS = 10
 LENGTH = 6
-BEGIN = SYMBOLS  # what the output begins with
+BEGIN = SYMBOLS  # the first symbol of the output
 SHIFT = 3
 SEQUENCE_STEPS = 200
 SEQUENCE_BATCH = 64

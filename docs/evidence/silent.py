@@ -1,6 +1,6 @@
 """Whether a run that is ruined says so: MoMo and TrustedMoMo at a cap of 100 on the hard tasks.
 
-    python -m docs.evidence.silent            # what is missing; a quarter of an hour
+    python -m docs.evidence.silent            # the missing trials; a quarter of an hour
 
 A run is ruined where its training loss is finite and worse at its end, in the mean over the last
 tenth of the steps, than over its first ten steps. It is silent where no `MoMoWarning` came. The
@@ -32,7 +32,7 @@ _FIRST = 10
 
 
 def watch(task: str, rule: str, seed: int) -> dict[str, Any]:
-    """Train once, and return the mean training loss at the start and the end, and what was told."""
+    """Train once, and return the mean training loss at the start and the end, and the warnings."""
     losses: list[float] = []
 
     def observe(optimizer: Any) -> None:
@@ -45,7 +45,7 @@ def watch(task: str, rule: str, seed: int) -> dict[str, Any]:
         warnings.simplefilter("always")
         try:
             situations.train(CAP, make, seed, make_situation=SITUATIONS[task], observe=observe)
-        except (FloatingPointError, ValueError) as failure:  # densities refuse NaN
+        except (FloatingPointError, ValueError) as failure:  # densities raise for NaN
             error = str(failure).split("\n")[0]
     told = [str(w.message) for w in caught if issubclass(w.category, MoMoWarning)]
     return {
@@ -66,7 +66,7 @@ def is_ruined(row: Any) -> bool:
 
 
 def run(path: Path = SILENT) -> None:
-    """Run what is missing, and keep each row as soon as it is there."""
+    """Run the missing trials, and save each row at once."""
     torch.set_num_threads(1)
     rows = pd.read_csv(path, keep_default_na=False).to_dict("records") if path.exists() else []
     known = {(row["task"], row["rule"], row["seed"]) for row in rows}

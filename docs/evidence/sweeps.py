@@ -1,8 +1,8 @@
 """Run the comparison of optimizers, or go on with it; then draw the figures and write the tables.
 
     pip install -e ".[evidence]"
-    python -m docs.evidence.sweeps                     # what is missing, then the report
-    python -m docs.evidence.sweeps --again TrustedMoMo # these rows anew, after a change
+    python -m docs.evidence.sweeps                     # the missing trials, then the report
+    python -m docs.evidence.sweeps --again TrustedMoMo # these rows again, after a change
     python -m docs.evidence.sweeps --schedule constant --task "digits, conv net"
     python -m docs.evidence.sweeps --data DIR          # also what torchvision has put there
 
@@ -38,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="a folder with datasets of torchvision")
     parser.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--processes", type=int, help="default: as many as there are cores")
-    parser.add_argument("--again", default="", help="run methods with this in their name anew")
+    parser.add_argument("--again", default="", help="run methods with this in their name again")
     parser.add_argument("--folder", type=Path, default=RESULTS, help="default: %(default)s")
     return parser.parse_args()
 

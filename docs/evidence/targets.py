@@ -19,12 +19,12 @@ from docs.evidence.comparing import (
 from docs.evidence.measures import RULES, Comparison, bare_of, wrapped_by
 from docs.evidence.tasks import HELD_OUT
 
-NOISE = 2.0  # standard deviations over seeds that two bests may differ by without being told apart
+NOISE = 2.0  # standard deviations over seeds that by which two bests may differ and count as equal
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was measured for a target, and whether it is met; None: there are no results yet."""
+    """The measurement of a target, and whether it is met; None: there are no results yet."""
 
     measured: str
     met: bool | None
@@ -117,7 +117,7 @@ def targets() -> list[Target]:
     """Return all targets."""
     twice = "twice as tolerant as bare, never narrower"
     near = "near tuned bare at one setting"
-    best = "best no worse than bare's, but for noise"
+    best = "best no worse than bare's, within noise"
     most = "as tolerant as any tuner on most tasks"
     found = []
     for base in ("Adam", "AdamW", "SGD-M"):

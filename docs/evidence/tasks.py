@@ -28,6 +28,6 @@ HELD_OUT: dict[str, Callable[[], Problem]] = {
 }
 TASKS = {**DESIGN, **HELD_OUT}
 
-# Those without a score are judged by the loss on what was held out.
+# Tasks without a score are measured by the loss on the held-out data.
 SCORED = [name for name in TASKS if name.startswith(("digits", "matrix", "transd", "tumours"))]
 SCORED.remove("digits, diffusion")

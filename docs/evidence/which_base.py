@@ -1,6 +1,6 @@
 """Each method that is a rule over a base of its own, on the tasks of which_rule.
 
-    python -m docs.evidence.which_base      # what is missing; ten minutes on one core
+    python -m docs.evidence.which_base      # the missing trials; ten minutes on one core
 
 trains at 1, 10 and 100 times the best learning rate. That is the bare base's on the task, in
 docs/evidence/results/constant.csv; for `HeavyBall` it is that of SGD-M or Adam, for `MuonMax` it is
@@ -62,7 +62,7 @@ BASES: dict[str, Base] = {
 
 
 def methods(base: Base) -> dict[str, OptimizerFactory]:
-    """Return what is run of a base besides its bare form, by the names of the methods."""
+    """Return the wrapped forms of a base, by the names of the methods."""
     return {
         name: partial(wrapped, base=base.wrapped, rule=rule) for name, rule in base.rules.items()
     }
@@ -75,7 +75,7 @@ def rates(base: Base, task: str) -> list[float]:
 
 
 def run(processes: int | None = None) -> None:
-    """Run what is missing, in so many processes, and write the table into the page."""
+    """Run the missing trials in so many processes, and write the table into the page."""
     for task, make in TASKS.items():
         of_task = {task: partial(train, make_problem=make)}
         bare: dict[str, OptimizerFactory] = {"MuonMax": MuonMax}

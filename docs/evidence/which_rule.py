@@ -1,6 +1,6 @@
 """Each rule at 1, 10 and 100 times the best learning rate, on three tasks.
 
-    python -m docs.evidence.which_rule      # what is missing; ten minutes on one core
+    python -m docs.evidence.which_rule      # the missing trials; ten minutes on one core
 
 trains Adam and SGD-M with each rule of the library, and with those that were tried, in rules/. The
 best learning rate is that of the bare base on the task, in docs/evidence/results/constant.csv. The
@@ -91,7 +91,7 @@ def rates(base: str, task: str) -> list[float]:
 
 
 def run(processes: int | None = None) -> None:
-    """Run what is missing, in so many processes, and write the tables into the page."""
+    """Run the missing trials in so many processes, and write the tables into the page."""
     for base in BASES:
         for name, make in TASKS.items():
             ruled, twins = methods(base), f"{base} + {TwinPolyak.__name__}"

@@ -23,7 +23,7 @@ COLLAPSED = 0.5  # accuracy below which a network has not just trained a little 
 
 
 def all_results() -> Any:
-    """Return the results of all seeds; those that are missing are made."""
+    """Return the results of all seeds, after the missing runs."""
     return sweep.run(
         {quickstart.TASK: quickstart.train},
         quickstart.OPTIMIZERS,

@@ -54,7 +54,7 @@ def wait_until_begun(folder: Path, count: int, process: subprocess.Popen[str]) -
 
 
 def outcome(process: subprocess.Popen[str], folder: Path) -> str:
-    """Return what the script prints, and how many runs were begun twice."""
+    """Return the output of the script, and how many runs were started twice."""
     try:
         output, _ = process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:

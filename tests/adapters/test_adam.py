@@ -1,4 +1,4 @@
-"""What is particular to Adam."""
+"""Special cases of Adam."""
 
 from __future__ import annotations
 

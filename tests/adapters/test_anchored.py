@@ -221,7 +221,7 @@ def test_schedule_free_polyak_is_the_published_one(lr: float, adam: bool) -> Non
 
 
 @pytest.mark.parametrize("adam", [False, True])
-def test_the_anchor_is_what_trains_at_a_cap_of_1000(adam: bool) -> None:
+def test_only_the_anchor_trains_at_a_cap_of_1000(adam: bool) -> None:
     """As well as at a cap that is right; a model of where gradients are taken does not."""
     toy = Toy()
 
@@ -331,7 +331,7 @@ def test_without_a_bound_it_is_the_bare_base(make: Callable[[Any], Optimizer]) -
 
 @pytest.mark.parametrize("settings", [{"lr": 0.05}, {"lr": 0.02, "beta2": 0.99, "eps": 1e-3}])
 def test_laws_of_adapters(settings: dict[str, Any]) -> None:
-    """All but those that compare with a model that is taken at the parameters."""
+    """All laws except the ones that compare with a model at the parameters."""
     others = ["proposing", "groups", "late group"]
     check_adapter(partial(HeavyBall, **settings), ANCHORED, skip=others)
 
@@ -446,7 +446,7 @@ def test_failing_rule_leaves_parameters_and_anchor() -> None:
 
 
 class Measuring(MoMo):
-    """Keeps what it is told of the last step."""
+    """Keeps the measurements of the last step."""
 
     def __init__(self, bound: float) -> None:
         super().__init__(bound)
@@ -517,7 +517,7 @@ def test_no_host_visits() -> None:
     assert visits(wrap=True) == visits(wrap=False)
 
 
-def test_memory_is_what_is_said() -> None:
+def test_memory_is_the_documented_one() -> None:
     params = [torch.zeros(2048, 1024, requires_grad=True), torch.zeros(77, requires_grad=True)]
     for param in params:
         param.grad = torch.ones_like(param)

@@ -48,7 +48,7 @@ def test_without_a_bound_it_is_the_bare_base() -> None:
 
 @pytest.mark.parametrize("bound", [0.0, 0.8])
 def test_the_step_is_the_shorter_of_its_own_and_of_polyak(bound: float) -> None:
-    """With the distance that was really gone, where steps have been cut."""
+    """With the distance that the parameters really moved, after shortened steps."""
     problem, cut = Problem(), 0
     optimizer = wrapped(bound)(problem.params)
     start, farthest, squares = flat(problem.params), 0.1, 0.0

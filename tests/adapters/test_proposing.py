@@ -293,7 +293,7 @@ def big() -> list[Tensor]:
     # The same in every process, which the address of a function is not.
     ids=["own", "gradient", "base's", "described"],
 )
-def test_memory_is_what_is_said(adapter: ProposingAdapter) -> None:
+def test_memory_is_the_documented_one(adapter: ProposingAdapter) -> None:
     """At most that much more, but for blocks; nothing but the average is left after the step."""
     params = big()
     base = AdamW(params, fused=True)
@@ -390,7 +390,7 @@ def stripped(optimizer: MoMoWrapper, _: Problem) -> MoMoWrapper:
 
 
 @pytest.mark.parametrize("lose", [reloaded, stripped])
-def test_model_starts_afresh_where_the_average_is_lost(
+def test_model_restarts_if_the_average_is_lost(
     lose: Callable[[MoMoWrapper, Problem], MoMoWrapper],
 ) -> None:
     problem = Problem()

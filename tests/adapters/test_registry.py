@@ -84,7 +84,7 @@ def test_registered_adapter_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MoMoWrapper(RenamedAdam(Problem().params)).adapter is adapter
 
 
-# What the proposing adapter serves by itself, why, and the MiB that it needs for 1 MiB.
+# Optimizers with a proposing adapter by default, why, and the MiB that it needs for 1 MiB.
 PROPOSED: dict[str, tuple[Callable[[list[Tensor]], Optimizer], str, str]] = {
     "a subclass": (RenamedAdam, "no adapter is registered for it", "2 MiB"),
     "Adafactor": (Adafactor, "no adapter is registered for it", "2 MiB"),
@@ -153,7 +153,7 @@ KNOWN: dict[str, tuple[Callable[[list[Tensor]], Optimizer], float]] = {
 def test_proposed_without_a_warning(
     make: Callable[[list[Tensor]], Optimizer], memory: float
 ) -> None:
-    """What is known of these is all that can be said: the memory is in the docs."""
+    """Nothing more is known of these: the memory is in the docs."""
     optimizer = make(some_params())
     adapter = MoMoWrapper([optimizer, SGD([torch.ones(1, requires_grad=True)])]).adapter
     assert isinstance(adapter, list)
@@ -162,7 +162,7 @@ def test_proposed_without_a_warning(
     assert "0x" not in repr(adapter[0])
 
 
-def test_no_warning_for_what_was_chosen() -> None:
+def test_no_warning_for_a_chosen_adapter() -> None:
     adapter = ProposingAdapter()
     assert MoMoWrapper(Muon(some_params()), adapter=adapter).adapter is adapter
 

@@ -1,4 +1,4 @@
-"""What is particular to SGD."""
+"""Special cases of SGD."""
 
 from __future__ import annotations
 

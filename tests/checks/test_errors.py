@@ -78,11 +78,11 @@ def twice() -> Optimizer:
 
 
 class MyAdam(Adam):
-    """A subclass that nobody registered."""
+    """A subclass that is not registered."""
 
 
 class ForgetfulRule(StepRule):
-    """Promises to remember a count, and does not."""
+    """Declares a count in its memory, and does not return it."""
 
     def initial_memory(self, lower_bound: float) -> dict[str, float]:
         return {"count": 0.0}
@@ -386,7 +386,7 @@ AT_CONSTRUCTION: dict[str, Row] = {
     ),
 }
 
-# What is called with an optimizer after two good steps, and leaves everything as it was.
+# Called with an optimizer after two good steps, and must change nothing.
 AT_STEP: dict[str, tuple[Callable[[MoMoWrapper], Any], type[Exception], str]] = {
     "no loss": (
         lambda o: o.step(),
@@ -586,7 +586,7 @@ def test_in_a_run(call: Callable[[MoMoWrapper], Any], error: type[Exception], me
         assert all(torch.equal(new, old) for new, old in zip(now, buffers, strict=True))
     assert optimizer.last_step == record
     assert len(optimizer.param_groups) == 2
-    # Put right what was wrong, and go on.
+    # Correct the mistake, and continue.
     optimizer.rule = rule
     for group, good in zip(optimizer.param_groups, settings, strict=True):
         group.update(good)
@@ -776,7 +776,7 @@ GOOD: dict[Callable[[Any], object], list[Any]] = {
 
 
 @pytest.mark.parametrize("check", GOOD)
-def test_choices_are_told_from_what_is_none(check: Callable[[Any], object]) -> None:
+def test_choices_are_distinguished_from_other_values(check: Callable[[Any], object]) -> None:
     for value in GOOD[check]:
         check(value)
     for wrong in [None, 1, "skp", MoMo]:
@@ -803,7 +803,7 @@ OVERLAP: dict[str, tuple[list[Tensor], bool]] = {
 
 @pytest.mark.parametrize(("views", "overlap"), OVERLAP.values(), ids=OVERLAP)
 def test_memory_is_shared_where_an_element_is(views: list[Tensor], overlap: bool) -> None:
-    """As written to one and read from the others, whatever begins where."""
+    """As written to one and read from the others, for any starting state."""
     MATRIX.zero_()
     views[-1].fill_(1.0)
     assert overlap == any(bool(view.count_nonzero()) for view in views[:-1])

@@ -178,7 +178,7 @@ def settings_of(optimizer: MoMoWrapper) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     "make",
-    # Several optimizers are a loop over those that the others show.
+    # Several optimizers are a loop over the cases of the other tests.
     [
         pytest.param(make, id=name, marks=[pytest.mark.slow] if name == "joint" else [])
         for name, make in BASES.items()
@@ -225,7 +225,7 @@ def test_out_of_memory_in_the_base_moves_nothing(make: Any) -> None:
     assert not torch.equal(flat(problem.params), before)
 
 
-# Trains, and writes a checkpoint every third step; goes on from the last one, as one does.
+# Trains, and writes a checkpoint every third step; resumes from the last one.
 LOOP = """
 import os, sys, torch
 from tests.problems import Problem

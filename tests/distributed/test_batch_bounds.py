@@ -18,7 +18,7 @@ STEPS = 15
 
 
 def bounded(make: Any, train: str, *, parts: int) -> tuple[Run, Tensor]:
-    """Train with a bound that is another one for each row, and return what was aimed at."""
+    """Train with another bound for each row, and return the bounds that were used."""
     model: nn.Module = training.build_model()
     data = training.Data(model)
     part = dist.get_rank() if parts > 1 else 0

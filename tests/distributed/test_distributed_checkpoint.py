@@ -64,7 +64,7 @@ def save_each(folder: Path, makes: Sequence[MakeOptimizer], *, flatten: bool) ->
 
 
 def resume_each(folder: Path, makes: Sequence[MakeOptimizer], *, flatten: bool) -> list[Run]:
-    """Load into a run made afresh, and go on."""
+    """Load into a new run, and continue."""
     runs = []
     for make in makes:
         model, optimizer, data = begin(make)

@@ -162,7 +162,7 @@ def muon_of_a_model(widths: tuple[int, ...]) -> tuple[str, bool]:
 
 @needs_torch(2, 9, "torch.optim.Muon")
 @pytest.mark.parametrize(("widths", "refused"), [((5, 8, 6, 3), False), ((5, 3, 6, 3), True)])
-def test_muon_and_adamw_of_a_model_that_is_cut(widths: tuple[int, ...], refused: bool) -> None:
+def test_muon_and_adamw_of_a_sharded_model(widths: tuple[int, ...], refused: bool) -> None:
     for why, fine in run_world(4, muon_of_a_model, widths):
         assert ("0.weight of shape [3, 5] is sharded into 4 parts" in why) == refused
         assert fine != refused

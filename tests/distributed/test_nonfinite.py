@@ -21,7 +21,7 @@ Where = Literal["loss", "gradient", "backward"]
 
 
 def spoiled_steps(nonfinite: Literal["skip", "raise"]) -> list[str]:
-    """Spoil a step on the last rank, in each place, and return what was found there."""
+    """Spoil a step on the last rank, in each place, and return the results there."""
     found = []
     for sharded in (False, True):
         for where in ("loss", "gradient"):

@@ -22,7 +22,7 @@ STEPS = 8
 
 
 class Every(MoMo):
-    """MoMo that has every third step probed, and notes what it sees."""
+    """MoMo that has every third step probed, and records its statistics."""
 
     def __init__(self) -> None:
         super().__init__(training.BOUND)
@@ -33,7 +33,7 @@ class Every(MoMo):
         return stats.step % 3 == 0
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
-        """Note what was measured."""
+        """Note the measurements."""
         self.seen += [float(stats.probed_decrease), float(stats.probed_slope)]
         return super().__call__(stats, memory)
 
@@ -53,7 +53,7 @@ class EverySlope(Every):
 def train(
     form: str, *, probed: bool, make_rule: Callable[[], Every] = Every
 ) -> tuple[list[float], dict[str, Tensor]]:
-    """Return what was measured, and the parameters in the end."""
+    """Return the measurements, and the final parameters."""
     whole = build_model()
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if form != "single" else (0, 1)
     model: nn.Module = whole
@@ -128,7 +128,7 @@ class Nested(nn.Module):
 
 
 def losses_of_nested(form: str, dropout: float, *, probed: bool) -> list[tuple[float, ...]]:
-    """Return the loss of each step of FSDP2 or DDP, and what was measured, with probes of all."""
+    """Return the loss of each step of FSDP2 or DDP, and the measurements, with probes of all."""
     torch.manual_seed(0)
     whole = Nested(dropout).double()
     model: nn.Module = whole

@@ -151,7 +151,7 @@ def refused() -> dict[str, str]:
     }
 
 
-def test_groups_that_can_not_share_a_model_are_refused() -> None:
+def test_groups_that_can_not_share_a_model_raise() -> None:
     for rank, said in enumerate(run_world(2, refused)):
         assert "sharded over the ranks [0, 1], but process_group has only this one" in said.pop(
             "sharded, None"
@@ -172,7 +172,7 @@ def marked_as_fsdp1() -> str:
     return str(caught.value)
 
 
-def test_fsdp1_is_refused() -> None:
+def test_fsdp1_raises() -> None:
     """Its parts can't be told from whole tensors."""
     for said in run_world(2, marked_as_fsdp1):
         assert said.endswith("Use torch.distributed.fsdp.fully_shard.")

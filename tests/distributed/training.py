@@ -253,7 +253,7 @@ def train_partly_parallel(make: MakeOptimizer, steps: int) -> Run:
 
 
 class DistributedData(Data):
-    """Batches that are cut over the ranks, so that gradients are sums which nobody has formed."""
+    """Batches that are sharded over the ranks, so gradients are partial sums."""
 
     def next_batch(self, part: int = 0, parts: int = 1) -> tuple[Tensor, Tensor]:
         mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -277,7 +277,7 @@ def train_tensor_parallel(make: MakeOptimizer, steps: int, dp: int, *, sharded: 
     mesh = init_device_mesh("cpu", (dp, 2), mesh_dim_names=("dp", "tp"))
     parallelize_module(model, mesh["tp"], COLWISE_THEN_ROWWISE)
     if sharded:
-        # The output is a view, which nobody changes here.
+        # The output is a view, which no code changes here.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         fully_shard(model, mesh=mesh["dp"])
     return train(model, make(model), steps, data, mesh.get_local_rank("dp"), dp)

@@ -22,7 +22,7 @@ import torch.distributed as dist
 P = ParamSpec("P")
 T = TypeVar("T")
 
-TIMEOUT = 240.0  # seconds for a world, whatever happens in it
+TIMEOUT = 240.0  # seconds for a world, in any case
 COLLECTIVE_TIMEOUT = timedelta(seconds=120)
 GRACE = 5.0  # seconds for the other ranks once one has failed
 

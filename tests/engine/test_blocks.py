@@ -32,7 +32,7 @@ def blocks(
     limit: int = 2**18,
     whole: bool = False,
 ) -> list[Block]:
-    """Return the blocks of columns whose parameters are dealt out to groups, in turn."""
+    """Return the blocks of columns whose parameters alternate between groups."""
     params = next(iter(columns.values()))
     cells = [
         Cell(group, params[group::groups], list(range(len(params)))[group::groups], 1)
@@ -118,7 +118,7 @@ def test_accumulation_dtype() -> None:
 
 
 def peak_mib(optimizer: Optimizer) -> float:
-    """The most memory that a step had allocated at once beyond what was there before."""
+    """The peak memory of a step, beyond the memory that was allocated before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         optimizer.step(loss=1.0)  # type: ignore[call-overload]
     events = [

@@ -1,4 +1,4 @@
-"""A plan that is kept from step to step is the one that would be made anew."""
+"""A plan that is kept from step to step equals a new one."""
 
 from __future__ import annotations
 
@@ -299,7 +299,7 @@ def run_beside_the_bare_optimizer(base: Base, groups: int, elements: int, histor
 @every_base
 @given(groups=st.sampled_from([1, 3]), elements=st.sampled_from(ELEMENTS), history=histories)
 @settings(max_examples=8)
-def test_without_a_bound_whatever_happens_steps_are_the_bare_ones(
+def test_without_a_bound_all_steps_are_the_bare_ones(
     base: Base, groups: int, elements: int, history: History
 ) -> None:
     run_beside_the_bare_optimizer(base, groups, elements, history)
@@ -308,19 +308,19 @@ def test_without_a_bound_whatever_happens_steps_are_the_bare_ones(
 @every_base
 @pytest.mark.parametrize("event", EVENTS, ids=[event.__name__ for event in EVENTS])
 def test_without_a_bound_each_event_alone(base: Base, event: Callable[[World, int], None]) -> None:
-    """Twice, so that what was undone is seen to be undone."""
+    """Twice, to see that the first change was undone."""
     run_beside_the_bare_optimizer(base, 3, 64, [[(event, 3)], [(event, 3)], []])
 
 
 class RebuiltWorld(World):
-    """A world in which nothing is kept from step to step but what a state dict holds."""
+    """A run that keeps only the entries of its state dict from step to step."""
 
     def step(self) -> None:
         super().step()
         wrapper = self.optimizer
         assert isinstance(wrapper, MoMoWrapper)
         base, saved = wrapper.base, wrapper.state_dict()
-        # The base stays: torch would load what it has in another dtype.
+        # The base stays: torch would load its state in another dtype.
         for group, its in zip(base.param_groups, saved["param_groups"], strict=True):
             group.update({name: value for name, value in its.items() if name.startswith("momo_")})
         self.optimizer = self.wrap(base)
@@ -425,7 +425,7 @@ def test_a_parameter_that_grows(base: Base, elements: int) -> None:
 
 
 def test_a_wider_group_that_joins_one_of_several_optimizers() -> None:
-    """The scalars of all are then of its dtype, those that were kept included."""
+    """All scalars then have its dtype, including the saved ones."""
 
     def make() -> tuple[list[Tensor], MoMoWrapper]:
         torch.manual_seed(0)

@@ -157,7 +157,7 @@ class WithoutLr(Optimizer):
 
 
 def test_a_group_without_a_learning_rate_counts_as_1() -> None:
-    """Beside one of 0.1, in what a rule is told."""
+    """Beside a rate of 0.1, in the rule's statistics."""
     params = [torch.ones(2, requires_grad=True) for _ in range(2)]
     for param in params:
         param.grad = torch.ones(2)
@@ -170,7 +170,7 @@ def test_a_group_without_a_learning_rate_counts_as_1() -> None:
 
 
 class Listening(MoMo):
-    """Keeps what it is told."""
+    """Keeps its statistics."""
 
     learning_rate = 0.0
 

@@ -15,7 +15,7 @@ from tests.mixture import BLOCK
 
 @pytest.fixture
 def small_blocks() -> Iterator[None]:
-    """Use blocks as the mixture of parameters expects them, and refuse failures to compile."""
+    """Use blocks as the mixture of parameters expects them, and raise if compilation fails."""
     with block_elements(BLOCK):
         yield
     failures = dict(kernels.failures)

@@ -1,4 +1,4 @@
-"""Where θ is foreseen, the pass that sums up also moves: the same as two passes."""
+"""If θ is predicted, the pass that computes the sums also moves: the same as two passes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ RULES: dict[str, Callable[[], StepRule]] = {
 
 @contextmanager
 def two_passes() -> Iterator[None]:
-    """Let no engine foresee anything."""
+    """Let no engine move ahead."""
     compiled = patch.object(CompiledEngine, "foresees", False)
     with compiled, patch.object(SteppingEngine, "foresees", False):
         yield
@@ -126,7 +126,7 @@ def run(
 
 @pytest.mark.parametrize("rule", ["MoMo", "TrustedMoMo", "unbounded"])
 @pytest.mark.parametrize("base", OF_BASES)
-def test_bit_for_bit_where_it_is_foreseen(base: str, rule: str, passes: Passes) -> None:
+def test_bit_for_bit_if_theta_is_predicted(base: str, rule: str, passes: Passes) -> None:
     """At a cap that never binds, or with a limit that is known beforehand, two passes are one."""
     lr = 100.0 if rule == "TrustedMoMo" else None
     found, _ = run(BASES[base], RULES[rule](), lr=lr)
@@ -134,15 +134,15 @@ def test_bit_for_bit_where_it_is_foreseen(base: str, rule: str, passes: Passes) 
     with two_passes():
         expected, _ = run(BASES[base], RULES[rule](), lr=lr)
     assert all(map(torch.equal, found, expected))
-    # The first step makes the state; then two steps find out; a cut step takes two more.
+    # The first step makes the state; then two steps find out; a shortened step takes two more.
     assert ahead > sums // 3
     assert moves < sums
     assert passes.taken()[2] == 0
 
 
 @pytest.mark.parametrize("base", OF_BASES)
-def test_what_was_not_foreseen_is_put_right(base: str, passes: Passes) -> None:
-    """Caps at which some steps are cut, and others are not: in float64 two passes to rounding."""
+def test_a_wrong_prediction_is_corrected(base: str, passes: Passes) -> None:
+    """Caps at which some steps are shortened: in float64 equal to two passes, to rounding."""
     for lr in (0.3, 3.0):
         found, _ = run(BASES[base], MoMo(), lr=lr, dtype=torch.float64, steps=12)
         with two_passes():
@@ -154,7 +154,9 @@ def test_what_was_not_foreseen_is_put_right(base: str, passes: Passes) -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_a_run_that_is_cut_at_every_step_takes_two_passes(groups: int, passes: Passes) -> None:
+def test_a_run_that_is_shortened_at_every_step_takes_two_passes(
+    groups: int, passes: Passes
+) -> None:
     run(BASES["AdamW"], MoMo(), 4, lr=1e6, groups=groups)
     passes.taken()
     _, optimizer = run(BASES["AdamW"], MoMo(), 10, lr=1e6, groups=groups)
@@ -187,7 +189,7 @@ def test_several_blocks_share_a_call(base: str, count: int, calls: int, passes: 
 
 
 class Told(StepRule):
-    """Takes fractions that it is told, and foresees others."""
+    """Takes given fractions, and predicts others."""
 
     def __init__(self, fractions: Sequence[float], foreseen: Sequence[float]) -> None:
         super().__init__()
@@ -218,7 +220,7 @@ def test_after_a_wrong_expectation_two_passes_until_one_comes_true(passes: Passe
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -1.0])
-def test_what_can_not_be_undone_is_not_done(wrong: float, passes: Passes) -> None:
+def test_a_move_that_can_not_be_undone_is_not_made(wrong: float, passes: Passes) -> None:
     problem = Problem(dtype=torch.float32)
     rule = Told([1.0] * 8, [1.0, 1.0, 1.0, *[wrong] * 5])
     optimizer = MoMoWrapper(BASES["AdamW"](problem.params), rule, compiled=True)
@@ -248,7 +250,7 @@ def test_16_bits_are_rounded_once(passes: Passes) -> None:
     assert (moves, ahead) == (sums, 0)
 
 
-def test_rules_that_foresee_nothing(passes: Passes) -> None:
+def test_rules_without_a_prediction(passes: Passes) -> None:
     run(BASES["AdamW"], SPSMax(), 6)
     sums, moves, ahead = passes.taken()
     assert sums > 0
@@ -331,7 +333,7 @@ def test_moved_ahead_and_put_right_is_moved_at_once(data: st.DataObject) -> None
 
 
 class Failing(MoMo):
-    """A rule that raises once it is told to."""
+    """A rule that raises once its flag is set."""
 
     error: BaseException | None = None
 
@@ -342,7 +344,7 @@ class Failing(MoMo):
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-def test_what_raises_in_the_rule_puts_parameters_back(compiled: bool) -> None:
+def test_an_error_in_the_rule_restores_the_parameters(compiled: bool) -> None:
     """To rounding, as one moves there and back."""
     problem = Problem(dtype=torch.float64)
     with patch.object(choice, "_WORTH_FORESEEING", 0):
@@ -360,11 +362,11 @@ def test_what_raises_in_the_rule_puts_parameters_back(compiled: bool) -> None:
 
 
 class Interrupted(BaseException):
-    """Stands for whatever raises in the middle of a pass."""
+    """An error in the middle of a pass."""
 
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
-def test_what_raises_between_blocks_puts_those_back_that_have_moved(
+def test_an_error_between_blocks_restores_the_moved_ones(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = Problem(dtype=torch.float64)
@@ -412,7 +414,7 @@ def test_directions_that_depend_on_the_parameters(base: str, groups: int) -> Non
 
 
 class Foreseeing(MoMo):
-    """Foresees what it is told to."""
+    """Predicts a given value."""
 
     theta: Any = None
 
@@ -421,7 +423,7 @@ class Foreseeing(MoMo):
 
 
 @pytest.mark.parametrize("wrong", [1.0, torch.ones(3), "all"])
-def test_what_is_foreseen_must_be_a_fraction(wrong: object) -> None:
+def test_the_prediction_must_be_a_fraction(wrong: object) -> None:
     problem = Problem(dtype=torch.float32)
     rule = Foreseeing()
     optimizer = MoMoWrapper(BASES["AdamW"](problem.params), rule, compiled=True)
@@ -433,7 +435,7 @@ def test_what_is_foreseen_must_be_a_fraction(wrong: object) -> None:
     assert torch.equal(flat(problem.params), before)
 
 
-def test_what_is_foreseen_may_be_of_any_dtype(passes: Passes) -> None:
+def test_the_prediction_may_be_of_any_dtype(passes: Passes) -> None:
     """0.1 in double precision is the 0.1 of a decision in single precision."""
     problem = Problem(dtype=torch.float32)
     rule = Told([0.1] * 6, [])
@@ -466,7 +468,7 @@ def test_one_element_that_is_nan_stays_alone() -> None:
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
 @pytest.mark.parametrize("after", range(2, 9))
 def test_resumes_bit_for_bit(name: str, after: int) -> None:
-    """Steps that are foreseen and steps that are not take turns."""
+    """Predicted and unpredicted steps alternate."""
     fractions = [1.0, 1.0, 1.0, 0.5, 0.5, 1.0, 1.0, 0.25, 1.0, 1.0, 1.0]
     problem = Problem(dtype=torch.float32)
     rule = Told(fractions, [1.0] * 11)
@@ -487,7 +489,7 @@ def test_resumes_bit_for_bit(name: str, after: int) -> None:
 
 
 class TestFusedBase:
-    """A fused base takes the foreseen step itself, uncompiled."""
+    """A fused base takes the predicted step itself, uncompiled."""
 
     @pytest.fixture(autouse=True)
     def of_any_size(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -549,7 +551,7 @@ class TestFusedBase:
         )
 
     def test_16_bits_are_rounded_once_more(self) -> None:
-        """In a step that was not foreseen; against one step from the same state."""
+        """In a step that was not predicted; against one step from the same state."""
         problem = Problem(dtype=torch.bfloat16)
         rule = Told([1.0] * 4 + [0.25], [1.0] * 5)
         optimizer = MoMoWrapper(self.make(problem.params), rule, compiled=False)

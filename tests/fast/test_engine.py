@@ -1,4 +1,4 @@
-"""Compiled passes: they do what the base and the uncompiled passes do, in one loop over memory."""
+"""Compiled passes equal the base and the uncompiled passes, in one loop over memory."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_packed_tensors_of_a_group(case: Case, compiled_blocks: list[int]) -> No
 def test_small_models_equal_the_bases_own_step(
     case: Case, groups: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a compiler too the state is updated in the base's stead, where that pays."""
+    """Without a compiler too the state is updated in place of the base, if that is faster."""
     updated: list[type[Update]] = []
     update = UpdatingEngine.sum_up
 

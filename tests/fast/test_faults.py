@@ -108,7 +108,7 @@ def test_another_default_device() -> None:
 
 
 def test_state_that_is_missing_counts_no_step() -> None:
-    """The base says what is missing, as it would by itself."""
+    """The base raises its own error for the missing entry."""
     optimizer = wrapped_adamw(True)
     for _ in range(2):
         step(optimizer)

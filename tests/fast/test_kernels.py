@@ -38,7 +38,7 @@ def no_new_graphs() -> Iterator[Callable[[], None]]:
 
 
 class Alternating(StepRule):
-    """Takes whole steps, which it foresees, and half of every fourth one, which it does not."""
+    """Takes full steps, which it predicts, and half of every fourth one, which it does not."""
 
     def foresee(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> Tensor:
         return torch.ones_like(stats.learning_rate)

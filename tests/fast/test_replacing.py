@@ -236,7 +236,7 @@ def vector_instructions() -> Any:
 
 @contextmanager
 def broken_compiler() -> Iterator[None]:
-    """Have kernels compiled anew, which fails; those of before come back afterwards."""
+    """Recompile the kernels, which fails; restore the earlier ones afterwards."""
     fresh = kernels._kernel.__wrapped__
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "failures", {})
@@ -248,7 +248,7 @@ def broken_compiler() -> Iterator[None]:
         changes = {"cpp.cxx": ("/nonexistent/c++",), "force_disable_caches": True}
         with inductor.patch(changes):
             yield
-        # What it has found out with that compiler: that there are no vector instructions.
+        # Its cached result for that compiler: there are no vector instructions.
         valid_vec_isa_list.cache_clear()
 
 
@@ -292,10 +292,10 @@ def test_other_errors_are_not_taken_for_the_compiler_s(
 
 
 @pytest.mark.parametrize("kind", [AssertionError, AttributeError, RuntimeError, TypeError])
-def test_whatever_fails_before_a_pass_is_the_compiler(
+def test_any_failure_before_a_pass_is_the_compilers(
     kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Torch raises what it likes, and earlier or later: when asked to compile, or when called."""
+    """Torch may raise any error, when it compiles or at the first call."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise kind("within torch")
@@ -360,7 +360,7 @@ def test_auto_leaves_low_precision_to_the_base() -> None:
 
 
 def test_step_counts_that_torch_does_not_make() -> None:
-    """Those of a file may be integers, to which a base adds all the same."""
+    """Step counts of a file may be integers, to which a base still adds."""
     ends = []
     for compiled in (False, "auto"):
         param = torch.ones(3, requires_grad=True)

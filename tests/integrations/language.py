@@ -66,7 +66,7 @@ def wrapped(model: nn.Module) -> MoMoWrapper:
 
 
 class Batches:
-    """Collates, and keeps what it collated, in the order of training."""
+    """Collates, and keeps the batches, in the order of training."""
 
     def __init__(self) -> None:
         self.seen: list[Batch] = []

@@ -17,7 +17,7 @@ EVERY = 3
 
 
 class Watching(MoMo):
-    """MoMo that has every third step probed, and only looks at what was found."""
+    """MoMo that has every third step probed, and only records the measurements."""
 
     def __init__(self, lower_bound: float = 0.1) -> None:
         super().__init__(lower_bound)
@@ -28,7 +28,7 @@ class Watching(MoMo):
         return stats.step % EVERY == 0
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
-        """Note what was found."""
+        """Note the measurements."""
         self.seen.append(float(stats.probed_decrease))
         return super().__call__(stats, memory)
 

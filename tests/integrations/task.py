@@ -90,7 +90,7 @@ def by_hand(
 def assert_same_steps(
     found: Sequence[StepRecord], expected: Sequence[StepRecord], tolerance: float = 1e-12
 ) -> None:
-    """The same losses reached the optimizer, and cut the steps as much; they did cut them."""
+    """The same losses reached the optimizer, and shortened the steps by the same θ < 1."""
     assert len(found) == len(expected)
     for name in ("loss", "theta", "value_after_decay"):
         left, right = (torch.stack([getattr(r, name) for r in rs]) for rs in (found, expected))

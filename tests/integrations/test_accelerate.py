@@ -128,14 +128,14 @@ def test_prepared_optimizer_is_looked_through() -> None:
     assert [metrics[name] for name in names] == wrapper.effective_lrs()
 
 
-def test_bare_step_without_a_loss_is_refused() -> None:
+def test_bare_step_without_a_loss_raises() -> None:
     run = Run()
     run.accelerator.backward(task.loss_of(run.model, next(iter(run.loader))))
     with pytest.raises(TypeError, match="record_loss"):
         run.optimizer.step()
 
 
-def test_bare_optimizer_is_refused() -> None:
+def test_bare_optimizer_raises() -> None:
     accelerator = Accelerator(cpu=True)
     model, optimizer = accelerator.prepare(
         task.network(), torch.optim.SGD(task.network().parameters())

@@ -98,7 +98,7 @@ def test_batches_are_let_go_where_nothing_is_probed() -> None:
         assert [batch() for batch in alive] == [None] * len(alive)
 
 
-def test_a_function_that_reads_a_variable_is_refused() -> None:
+def test_a_function_that_reads_a_variable_raises() -> None:
     """At the end of the step it would return the loss of the last batch for all of them."""
     run = Run(Watching(), gradient_accumulation_steps=2)
 

@@ -110,7 +110,7 @@ def test_hydra() -> None:
 
 @kinds
 def test_transformers(kind: Any, tmp_path: Path) -> None:
-    """The class makes what is otherwise given as `optimizers=`, with Trainer's two groups."""
+    """The class replaces the argument `optimizers=`, with Trainer's two groups."""
     pytest.importorskip("transformers", reason="transformers is not installed")
     pytest.importorskip("accelerate", reason="transformers trains with accelerate")
     from transformers import TrainingArguments

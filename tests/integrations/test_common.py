@@ -1,4 +1,4 @@
-"""What the trainers share, and that none of them is imported unasked."""
+"""The common part of the trainers; none of them is imported without need."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_nothing_but_a_wrapper_is_looked_for() -> None:
         wrapper_of(optimizer)
 
 
-def test_a_bare_optimizer_is_named_and_what_the_trainer_made_of_it() -> None:
+def test_a_bare_optimizer_is_named_with_its_wrapper_of_the_trainer() -> None:
     prepared = types.SimpleNamespace(optimizer=torch.optim.SGD(task.network().parameters()))
     message = r"got SGD in SimpleNamespace. .* one of momo_wrap.optim, such as TrustedAdamW"
     with pytest.raises(TypeError, match=message):

@@ -87,7 +87,7 @@ class Scaled(MixedPrecision):  # type: ignore[misc]
 
 
 class Overflow(Callback):  # type: ignore[misc]
-    """The fourth batch of each epoch overflows, or is left out."""
+    """The fourth batch of each epoch overflows, or is skipped."""
 
     def __init__(self, *, leave_out: bool) -> None:
         self.leave_out = leave_out

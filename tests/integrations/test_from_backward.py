@@ -120,7 +120,7 @@ CLIPPING: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("clip", CLIPPING.values(), ids=CLIPPING)
-def test_clipping_is_told(clip: Any) -> None:
+def test_clipping_is_recorded(clip: Any) -> None:
     if not hasattr(nn.utils, "get_total_norm"):
         if clip is by_parts:
             pytest.skip("torch has it from 2.6 on")
@@ -147,7 +147,7 @@ def test_clipping_is_told(clip: Any) -> None:
 
 
 def test_the_wrappers_own_clipping_counts_once() -> None:
-    """It clips by torch's function, too; others are told where it has clipped their gradients."""
+    """It clips by torch's function, too; optimizers whose gradients it clipped get the factor."""
     found = []
     for learned in (False, True):
         model = task.network()
@@ -252,7 +252,7 @@ def test_actor_and_critic_with_a_loss_in_common() -> None:
 
 
 def test_roots_with_a_gradient_and_several_roots() -> None:
-    """What is summed is the function whose gradient is there."""
+    """The sum is the function that the gradient belongs to."""
     param = nn.Parameter(torch.tensor([2.0, 3.0]))
     optimizer = MoMoWrapper(SGD([param], lr=0.001))
     with losses_from_backward(optimizer):
@@ -303,7 +303,7 @@ def test_closures_and_passes_without_gradients_of_parameters() -> None:
     assert float(last_step(optimizer).loss) == 4.0
 
 
-def test_nobody_waits_and_no_graph_is_kept() -> None:
+def test_no_host_synchronization_and_no_graph_is_kept() -> None:
     model = task.network()
     optimizer = MoMoWrapper(SGD(model.parameters(), lr=0.1, momentum=0.9))
     with losses_from_backward(optimizer):
@@ -342,7 +342,7 @@ def sharded(request: pytest.FixtureRequest) -> Any:
 @pytest.mark.parametrize("set_to_none", [False, True])
 @pytest.mark.parametrize("as_view", [False, True])
 def test_ddp(as_view: bool, set_to_none: bool, without_sync: int) -> None:
-    """It makes gradients anew between two passes, as views of its buckets."""
+    """It recreates gradients between two passes, as views of its buckets."""
     model = nn.parallel.DistributedDataParallel(task.network(), gradient_as_bucket_view=as_view)
     optimizer = MoMoWrapper(SGD(model.parameters(), lr=0.1, momentum=0.9), MoMo(0.1))
     with losses_from_backward(optimizer):
@@ -359,7 +359,7 @@ def test_ddp(as_view: bool, set_to_none: bool, without_sync: int) -> None:
 
 
 def test_fsdp2(sharded: Any) -> None:
-    """It adds to the shard within a gradient; what it keeps elsewhere can't be told."""
+    """It adds to the shard within a gradient; its other buffers can't be detected."""
     optimizer = MoMoWrapper(SGD(sharded.parameters(), lr=0.1, momentum=0.9))
     batch = task.batches()[0]
     with losses_from_backward(optimizer):
@@ -595,7 +595,7 @@ REFUSED: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
 
 
 @pytest.mark.parametrize(("call", "message"), REFUSED.values(), ids=REFUSED)
-def test_a_loss_that_cannot_be_told_is_refused(call: Any, message: str) -> None:
+def test_an_ambiguous_loss_raises(call: Any, message: str) -> None:
     param = nn.Parameter(torch.tensor([2.0, 3.0]))
     optimizer = MoMoWrapper(SGD([param], lr=0.01))
     with (
@@ -620,7 +620,7 @@ def test_gradients_from_before_are_not_taken_for_those_of_a_loss() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_off_afterwards_whatever_happens(error: type[BaseException]) -> None:
+def test_off_afterwards_even_after_an_error(error: type[BaseException]) -> None:
     param = nn.Parameter(torch.ones(2))
     optimizer = MoMoWrapper(SGD([param], lr=0.1))
     with pytest.raises(error), losses_from_backward(optimizer):  # noqa: PT012
@@ -634,7 +634,7 @@ def test_off_afterwards_whatever_happens(error: type[BaseException]) -> None:
         optimizer.step()
 
 
-def test_what_others_put_over_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_patches_of_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what is still on top is taken away; what stays below hands on."""
     param = nn.Parameter(torch.ones(2))
     optimizer = MoMoWrapper(SGD([param], lr=0.1))
@@ -715,7 +715,7 @@ def test_threads_do_not_see_each_other() -> None:
         train(5.0)
 
 
-def test_passes_of_other_threads_are_not_looked_at() -> None:
+def test_backward_passes_of_other_threads_are_ignored() -> None:
     param = nn.Parameter(torch.ones(2))
     optimizer = MoMoWrapper(SGD([param], lr=0.1))
     with losses_from_backward(optimizer):

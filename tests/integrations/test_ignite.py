@@ -131,6 +131,6 @@ def test_without_a_loss_the_error_names_the_integration() -> None:
         run.trainer.run(task.batches())
 
 
-def test_only_a_wrapper_can_be_told() -> None:
+def test_only_a_wrapper_is_accepted() -> None:
     with pytest.raises(TypeError, match="got SGD"):
         recorded(loss_function, torch.optim.SGD(task.network().parameters()))

@@ -161,7 +161,7 @@ def test_scale_of_a_grad_scaler_is_undone(accumulate: int) -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_clipping_of_scaled_gradients_is_told(accumulate: int) -> None:
+def test_clipping_of_scaled_gradients_is_recorded(accumulate: int) -> None:
     """Lightning asks whether the optimizer unscales by itself before it clips, too."""
     slopes = []
     for clip in (None, 0.1):
@@ -176,7 +176,7 @@ def test_clipping_of_scaled_gradients_is_told(accumulate: int) -> None:
         fit.fit(module, loader(torch.float32))
         assert len(module.records) == -(-task.BATCHES // accumulate)
         slopes.append(float(module.records[0].predicted_decrease))
-    # AdamW's first step is along the signs, whatever the gradients were multiplied by.
+    # AdamW's first step is along the signs, for any factor of the gradients.
     assert slopes[1] == pytest.approx(slopes[0], rel=1e-3)
 
 
@@ -327,7 +327,7 @@ def test_manual_optimisation_with_recorded_losses() -> None:
     ids=["bare", "with a loss"],
 )
 def test_errors_of_manual_optimisation_lead_to_record_loss(step: Any) -> None:
-    """Lightning passes a closure of its own, whatever one writes."""
+    """Lightning always passes its own closure."""
     with pytest.raises(
         TypeError, match=r"manual optimization,? write optimizer.record_loss\(loss\)"
     ):
@@ -348,7 +348,7 @@ def test_a_batch_that_is_left_out_takes_no_step(
     callbacks: list[pl.Callback], clip: float | None
 ) -> None:
     module = Skipping()
-    # Without the callback nobody tells of the clipping.
+    # Without the callback the clipping is not recorded.
     fit = trainer(callbacks=callbacks, gradient_clip_val=clip if callbacks else None)
     fit.fit(module, loader())
     model = task.network()

@@ -229,7 +229,7 @@ def test_scale_of_a_grad_scaler_is_not_that_of_the_probe() -> None:
 
 @pytest.mark.usefixtures("alone_in_ddp")
 def test_ddp_is_not_disturbed() -> None:
-    """The module inside is called, and DDP goes on to broadcast buffers."""
+    """The module inside is called, and DDP still broadcasts buffers."""
     rule = Watching()
     ddp: Any = {"strategy": "ddp", "devices": 1, "use_distributed_sampler": False}
     fit = trainer(max_epochs=EPOCHS, accumulate_grad_batches=2, **ddp)
@@ -259,7 +259,7 @@ class AnyArguments(Probed):
 
 
 class Taking(Probed):
-    """It takes what it needs out of the batch."""
+    """It removes its inputs from the batch."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         targets, inputs = batch.pop(), batch.pop()
@@ -267,7 +267,7 @@ class Taking(Probed):
 
 
 @pytest.mark.parametrize("kind", [OneArgument, AnyArguments, Taking])
-def test_whatever_training_step_takes(kind: type[Probed]) -> None:
+def test_any_arguments_of_training_step(kind: type[Probed]) -> None:
     rule = Watching()
     trainer(max_epochs=EPOCHS).fit(kind(rule), loader())
     assert_same(rule.seen, expected())

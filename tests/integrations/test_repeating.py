@@ -1,4 +1,4 @@
-"""What is put back after a step that was repeated for a probe."""
+"""The state that is restored after a step was repeated for a probe."""
 
 from __future__ import annotations
 
@@ -97,6 +97,6 @@ def test_a_container_of_its_own_shares_the_items(batch: Any) -> None:
     assert (len(own), len(batch)) == (0, 1)
 
 
-def test_what_is_no_container_is_handed_on() -> None:
+def test_other_values_than_containers_are_passed_through() -> None:
     for batch in (torch.ones(1), (1, 2), object()):
         assert with_own_container(batch) is batch

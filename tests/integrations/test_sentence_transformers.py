@@ -31,7 +31,7 @@ with warnings.catch_warnings():
 
     from momo_wrap.integrations.transformers import MoMoTrainer
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # what the packages say to each other
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of the packages
 
 
 class MoMoSentenceTrainer(MoMoTrainer, SentenceTransformerTrainer):  # type: ignore[misc]

@@ -21,7 +21,7 @@ with warnings.catch_warnings():
     pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not installed")
     from stable_baselines3 import DQN, PPO, SAC
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # what it and gymnasium say to others
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of its own and of gymnasium
 
 # A policy's loss is negative for good: its bound is not 0.
 POLICY = {"optimizer_class": TrustedAdam, "optimizer_kwargs": {"lower_bound": -1.0}}
@@ -50,7 +50,7 @@ def params(model: Any) -> Tensor:
 
 
 def compared(model: Any, **optimizers: Any) -> list[float]:
-    """Compare the last loss of each `train()`, as it logs it, with what the optimizer learned."""
+    """Compare the last logged loss of each `train()` with the loss that the optimizer got."""
     train, seen = model.train, []
 
     def train_and_compare(*args: Any, **kwargs: Any) -> None:
@@ -80,7 +80,7 @@ def test_losses_are_those_of_the_method(name: str) -> None:
 
 
 def test_actor_and_critic_learn_each_their_own() -> None:
-    """The actor's pass goes through the critic, whose next `zero_grad` resets what it left."""
+    """The actor's pass leaves gradients in the critic, which its next `zero_grad` resets."""
     settings = {"optimizer_class": MoMoAdam, "optimizer_kwargs": {"rule": MoMo(-100.0)}}
     model = SAC("MlpPolicy", "Pendulum-v1", learning_starts=10, policy_kwargs=settings, seed=0)
     both = {"actor_loss": model.actor.optimizer, "critic_loss": model.critic.optimizer}
@@ -114,6 +114,6 @@ def test_a_saved_run_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     assert record == same
 
 
-def test_without_a_loss_the_error_names_what_to_write() -> None:
+def test_without_a_loss_the_error_names_the_line_to_write() -> None:
     with pytest.raises(TypeError, match=r"stable-baselines3 calls it: .*\(model.policy.optimizer"):
         made("PPO").learn(32)

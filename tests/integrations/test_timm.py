@@ -64,7 +64,7 @@ def test_a_loop_with_its_scheduler_goes_on_from_a_checkpoint() -> None:
 
 
 def test_its_scaler_calls_step_bare(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NativeScaler takes the loss, and calls `backward()` and a bare step by itself."""
+    """NativeScaler takes the loss, and calls `backward()` and a bare step itself."""
     utils = types.ModuleType("timm.utils")  # of which the rest needs torchvision
     (folder,) = sys.modules["timm"].__path__
     utils.__path__ = [f"{folder}/utils"]

@@ -169,13 +169,13 @@ def test_bf16_learns(tmp_path: Path) -> None:
     assert any(0 < record.theta < 1 for record in records)
 
 
-def test_plain_trainer_is_told_what_to_use(tmp_path: Path) -> None:
+def test_plain_trainer_error_names_the_class_to_use(tmp_path: Path) -> None:
     made, _ = trainer(tmp_path, language_model(), kind=Trainer)
     with pytest.raises(TypeError, match="record_loss"):
         made.train()
 
 
-def test_bare_optimizer_is_refused(tmp_path: Path) -> None:
+def test_bare_optimizer_raises(tmp_path: Path) -> None:
     model = language_model()
     optimizer = torch.optim.AdamW(model.parameters())
     made = MoMoTrainer(
@@ -189,7 +189,7 @@ def test_bare_optimizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_other_trainers_become_one(tmp_path: Path) -> None:
-    """By inheritance from both; what they do in `training_step` is done too."""
+    """By inheritance from both; both of their `training_step` run."""
     calls: list[float] = []
 
     class Counting(Trainer):
@@ -247,7 +247,7 @@ def test_a_plain_trainer_with_losses_from_backward(
     assert torch.equal(params, same)
 
 
-def test_a_plain_trainer_says_what_to_write(tmp_path: Path) -> None:
+def test_plain_trainer_error_names_the_line_to_write(tmp_path: Path) -> None:
     made, _ = trainer(tmp_path, Bigram(), kind=Trainer)
     with pytest.raises(TypeError, match="transformers calls it: use MoMoTrainer of"):
         made.train()

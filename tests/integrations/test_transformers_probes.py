@@ -216,7 +216,7 @@ def test_label_smoothing_is_that_of_the_trainer(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("alone_in_ddp")
 def test_ddp_is_not_disturbed(tmp_path: Path) -> None:
-    """The module inside is called, and DDP goes on to broadcast buffers."""
+    """The module inside is called, and DDP still broadcasts buffers."""
 
     class Watch(TrainerCallback):
         def on_substep_end(self, *_: Any, **__: Any) -> None:

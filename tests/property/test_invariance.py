@@ -31,7 +31,7 @@ def quadratic(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def run(
     case: Case, rule: StepRule, lr: float, places: Sequence[int], order: Sequence[int], groups: int
 ) -> Tensor:
-    """The trajectory with the parameters cut at `places`, in `order`, dealt out to `groups`."""
+    """The trajectory with the parameters split at `places`, in `order`, assigned to `groups`."""
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(ELEMENTS, generator=generator, dtype=torch.float64)
     edges = [0, *places, ELEMENTS]

@@ -125,7 +125,7 @@ class History:
         return model.clamp(min=bound) + proximal
 
     def shares(self, optimizer: MoMoWrapper, groups: Groups, bases: Sequence[Base]) -> list[float]:
-        """ω, from the decrease that the whole step of each group predicts."""
+        """ω, from the predicted decrease of the full step of each group."""
         decreases = []
         for i, (base, group) in enumerate(zip(bases, groups, strict=True)):
             weights = base.weights(len(self.losses))

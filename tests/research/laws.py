@@ -146,7 +146,7 @@ def test_maximising_is_minimising_the_negative(subject: Subject) -> None:
 
 
 def test_run_goes_on_bit_for_bit(subject: Subject) -> None:
-    """With any base it is what the rule remembers that has to come along."""
+    """With any base, the rule's memory must be loaded too."""
     rule, _ = subject
     (case,) = (case for case in ALGORITHMS if case.name == "AdamW")
     run = start(case, rule)

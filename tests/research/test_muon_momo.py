@@ -194,6 +194,6 @@ def test_a_group_whose_matrices_count_with_the_rest() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"lr": -1.0}, {"betas": (1.0, 0.9)}, {"scale": 0.0}, {"eps": 0.0}], ids=str
 )
-def test_settings_out_of_range_are_refused(wrong: Any) -> None:
+def test_settings_out_of_range_raise(wrong: Any) -> None:
     with pytest.raises(ValueError, match="expected an lr"):
         MuonMax([torch.zeros(2, 2)], **wrong)

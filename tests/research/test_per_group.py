@@ -243,7 +243,7 @@ def test_theta_of_each_group_is_a_fraction(
 
 
 def test_groups_may_overshoot_what_momo_would_not() -> None:
-    """Without momentum and decay, θ_i = min(1, θ Σ_j N_j/N_i) where MoMo cuts, as documented."""
+    """Without momentum and decay, θ_i = min(1, θ Σ_j N_j/N_i) if MoMo shortens, as documented."""
     problem = Problem()
     groups = settings(problem.params, 0.0)
     seen: list[ModelStats] = []

@@ -228,7 +228,9 @@ RULES_WITHOUT_BOUND = [kind(-math.inf) for kind in (NGN, ModelNGN, SPSMax, SPSSa
 
 @given(value=numbers, decrease=numbers)
 @pytest.mark.parametrize("rule", RULES_WITHOUT_BOUND)
-def test_without_a_bound_nothing_is_cut(rule: StepRule, value: float, decrease: float) -> None:
+def test_without_a_bound_nothing_is_shortened(
+    rule: StepRule, value: float, decrease: float
+) -> None:
     memory = {name: scalar(start) for name, start in rule.initial_memory(-math.inf).items()}
     assert rule(stats(value, decrease, -math.inf), memory).theta == 1.0
 
@@ -309,7 +311,7 @@ def test_settings_are_in_the_repr() -> None:
 
 
 def test_memory_of_one_name_means_one_thing() -> None:
-    """A run may go on with another rule, which then finds what it takes for its own."""
+    """A run may continue with another rule, which then finds memory under its own names."""
     names: dict[str, set[float]] = {}
     for rule in [rule for rule, _ in RULES.values()]:
         for name, initial in rule.initial_memory(BOUND).items():

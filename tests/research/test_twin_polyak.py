@@ -43,7 +43,7 @@ class Published:
         return self.f + float((self.d * self.x).sum()) - self.gamma
 
     def move(self, gap: float, cap: float) -> bool:
-        """Move by the step to the other's height, and tell whether it was capped."""
+        """Move by the step to the other's height, and return whether it was capped."""
         size = gap / (0.5 * float((self.d**2).sum()))
         self.x = self.x - min(size, cap) * self.d
         return size > cap

@@ -84,7 +84,7 @@ def test_a_gradient_that_is_nan_is_never_a_full_step(bound: float) -> None:
 def expected_uncapped(
     value: float, decrease: float, bound: float, rounded: Callable[[float], float]
 ) -> float:
-    """Equation (3) before the cut at 1, with its edge cases as the docstring and the page say."""
+    """Equation (3) before θ is clamped to 1, with the edge cases of docstring and page."""
     if not math.isfinite(value) or math.isnan(decrease) or math.isnan(bound):
         return math.nan
     gap = rounded(value - bound)
@@ -144,7 +144,7 @@ class Operations(TorchDispatchMode):
     ("rule", "most"), [(MoMo(), 11), (MoMoStar(), 20), (TrustedMoMo(), 52)], ids=repr
 )
 def test_number_of_operations(rule: StepRule, most: int) -> None:
-    """What a step of a small model costs; that of MoMo is the truncation alone."""
+    """The cost of a step of a small model; for MoMo it is only the truncation."""
     memory = {name: number(value) for name, value in rule.initial_memory(0.0).items()}
     memory = dict(rule(STATS, memory).memory)
     with Operations() as operations:

@@ -27,7 +27,7 @@ def scalar(value: float) -> Tensor:
 
 
 def measured(step: int, slope: float, predicted: float, lr: float = 8.0) -> ModelStats:
-    """What a rule sees at a step whose predecessor was measured."""
+    """The statistics of a step after a measured one."""
     one = scalar(1.0)
     return ModelStats(
         loss=one,
@@ -46,7 +46,7 @@ def measured(step: int, slope: float, predicted: float, lr: float = 8.0) -> Mode
 
 
 def at(step: int) -> ModelStats:
-    """What a rule sees at a step."""
+    """The statistics of a step."""
     return measured(step, 0.0, 1.0)
 
 
@@ -58,7 +58,7 @@ def memory(**values: float) -> dict[str, Tensor]:
 
 
 def trusted_after(stats: ModelStats, kept: Mapping[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
-    """Return r after a step, and what is remembered of slopes."""
+    """Return r after a step, and the memory of slopes."""
     found = TrustedMoMo()(stats, kept).memory
     return float(found["trusted"]), {n: found[n] for n in ("slopes", "slope", "slope_square")}
 
@@ -137,7 +137,7 @@ def test_a_schedule_that_lowers_the_learning_rate_does_the_annealing() -> None:
 
 
 @pytest.mark.parametrize(("slope", "predicted"), [(1.0, 0.0), (1.0, -1.0), (math.inf, 1.0)])
-def test_what_does_not_count_is_not_remembered(slope: float, predicted: float) -> None:
+def test_invalid_measurements_do_not_change_the_memory(slope: float, predicted: float) -> None:
     kept = memory(slopes=7.0, slope=0.3, slope_square=0.2)
     r, remembered = trusted_after(measured(31, slope, predicted), kept)
     assert r == 1.0
@@ -201,7 +201,7 @@ class Digits:
         self.count = 0
 
     def train(self, steps: int, drift: float = 0.0) -> Digits:
-        """Take some steps, with a loss that also rises by itself."""
+        """Take some steps, with a loss that also rises over time."""
         for _ in range(steps):
             labels = torch.randint(5, (32,))
             inputs = self.centres[labels] + 2.0 * torch.randn(32, 20)

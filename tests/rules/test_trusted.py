@@ -1,6 +1,6 @@
 """TrustedMoMo: verdicts by hand, laws, limits, and training at learning rates far too high.
 
-Its trajectories against a reference in plain floats, checkpoints, host visits and the meta device
+Trajectories against a reference in plain floats, checkpoints, host synchronizations, meta device
 are in test_research with those of the other rules, and torch.compile in test_compile.
 """
 
@@ -53,7 +53,7 @@ def seen(
     mean_loss: float | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> ModelStats:
-    """What a rule sees; the model's value and the mean of the losses are the loss by default."""
+    """The statistics; the model's value and the mean of the losses are the loss by default."""
     value = loss if value is None else value
 
     def number(value: float) -> Tensor:
@@ -239,10 +239,10 @@ def test_scale_and_level_of_the_loss_are_of_no_account(
 
 
 @given(sequence=steps, factor=st.floats(1e-3, 1.0))
-def test_a_schedule_that_lowers_the_learning_rate_lowers_what_is_trusted(
+def test_a_schedule_that_lowers_the_learning_rate_lowers_the_trusted_step_size(
     sequence: Steps, factor: float
 ) -> None:
-    """At the same θ, but for a step that truncation cuts."""
+    """At the same θ, except for a step that truncation shortens."""
     rule = TrustedMoMo(-1e6)
     sequence = [{**values, "lr": 8.0} for values in sequence]
     before = after(rule, seen(5.0, lr=8.0, bound=-1e6), *(seen(**v, bound=-1e6) for v in sequence))
@@ -284,7 +284,7 @@ def test_caps_that_are_too_large_give_the_same_steps(kind: Make) -> None:
 @pytest.mark.filterwarnings("ignore:.*averages no gradients:momo_wrap.MoMoWarning")
 @kinds
 def test_a_scaled_loss_is_trained_alike(kind: Make) -> None:
-    """SGD's steps are as long where the cap is too large, and Adam's whatever the scale."""
+    """SGD's steps are as long where the cap is too large, and Adam's at any scale."""
 
     def train(scale: float) -> Tensor:
         problem = Problem()
@@ -356,7 +356,7 @@ def test_steps_of_length_0_lock_nothing() -> None:
 
 
 @pytest.mark.parametrize("trusted_before", [0.0, 1e-320, -1.0, math.nan])
-def test_what_is_trusted_starts_anew_where_it_cannot_grow(trusted_before: float) -> None:
+def test_the_trusted_step_size_restarts_if_it_cannot_grow(trusted_before: float) -> None:
     """It underflows where learning rates jump up and down; state dicts of old hold -1 for none."""
     memory = on_its_way(trusted=trusted_before)
     decision = after(TrustedMoMo(), seen(4.0, decrease=12.0, lr=8.0), memory=memory)
@@ -365,7 +365,7 @@ def test_what_is_trusted_starts_anew_where_it_cannot_grow(trusted_before: float)
 
 
 def test_learning_rates_that_jump_up_and_down_do_not_stop_the_run() -> None:
-    """Each fall lowers what is trusted, until it starts anew."""
+    """Each drop lowers the trusted step size, until it restarts."""
     rule, memory, sizes = TrustedMoMo(), fresh(TrustedMoMo()), []
     for lr in [100.0, 1e-3] * 200:
         memory = rule(seen(2.0, lr=lr), memory).memory
@@ -386,7 +386,7 @@ def test_first_gap_of_0() -> None:
 
 @pytest.mark.parametrize("decrease", [-2.0, 2.0])
 def test_first_step_that_does_not_descend_is_as_short(decrease: float) -> None:
-    """Weight decay may outweigh the gradient; at α = 100 a whole step would ruin the parameters."""
+    """Weight decay may outweigh the gradient; at α = 100 a full step would ruin the parameters."""
     decision = after(TrustedMoMo(), seen(4.0, decrease=100 * decrease, lr=100.0))
     assert float(decision.theta) == pytest.approx(0.01 * 4.0 / 200.0)
 

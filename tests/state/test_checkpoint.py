@@ -1,4 +1,4 @@
-"""Saved, copied or pickled in mid-run, a run goes on bit for bit."""
+"""A run that is saved, copied or pickled resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Transfer = Callable[[Run, Case, StepRule], Run]
 
 
 def start(case: Case, rule: StepRule) -> Run:
-    """Begin a run whose steps are cut, so that each depends on the scalars that are kept."""
+    """Begin a run whose steps are shortened, so each depends on the saved scalars."""
     problem = Problem(torch.float64 if case.resumes else torch.float32, sign=case.sign)
     lr = case.settings["lr"]  # a tensor where it is one in the case
     lr = lr * 0 + CAP * max(1.0, 100.0 * float(lr))
@@ -55,7 +55,7 @@ def go_on(run: Run, steps: int = HALF) -> None:
 
 
 def through_file(run: Run, case: Case, rule: StepRule) -> Run:
-    """Write a checkpoint as users do, and load it into objects made afresh."""
+    """Write a checkpoint as users do, and load it into new objects."""
     problem, optimizer = run
     file = io.BytesIO()
     torch.save(
@@ -106,7 +106,7 @@ def same(left: Any, right: Any) -> bool:
 TRANSFERS: list[Transfer] = [through_file, deep_copied, pickled]
 
 
-# MoMoStar, whose bound is remembered besides the model.
+# MoMoStar, whose memory has the bound beside the model.
 @pytest.mark.parametrize(
     ("case", "rule"),
     [*((case, MoMoStar()) for case in FLAG_COMBINATIONS), (ALGORITHMS[1], MoMo(0.1))],
@@ -149,7 +149,7 @@ def test_copies_are_independent(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", ALGORITHMS, ids=str)
-def test_state_has_only_what_the_base_put_there(case: Case) -> None:
+def test_state_has_only_the_entries_of_the_base(case: Case) -> None:
     """Bases test `len(state) == 0`, and distributed checkpoints take keys for parameters."""
     problem, optimizer = start(case, MoMoStar())
     bare = case.make(Problem().params)
@@ -164,7 +164,7 @@ def test_state_has_only_what_the_base_put_there(case: Case) -> None:
 
 
 def test_scalars_are_in_the_groups() -> None:
-    """Each group has its own model; what the rule remembers is in the first."""
+    """Each group has its own model; the rule's memory is in the first."""
     problem, optimizer = start(ALGORITHMS[1], MoMoStar())
     go_on((problem, optimizer), 3)
     first, second = optimizer.state_dict()["param_groups"]
@@ -226,7 +226,7 @@ def test_bare_checkpoint_into_wrapper_and_back() -> None:
     wrapped.load_state_dict(bare.state_dict())
     take_step(wrapped, problem.gradients())
     record = last_step(wrapped)
-    assert torch.allclose(record.value_after_decay, record.loss)  # a model that starts afresh
+    assert torch.allclose(record.value_after_decay, record.loss)  # a model that restarts
     assert all(float(entry["step"]) == 4 for entry in wrapped.state.values())
     back = AdamW(problem.params, lr=0.01)
     back.load_state_dict(wrapped.state_dict())

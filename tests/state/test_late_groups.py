@@ -68,7 +68,7 @@ class Block:
 
 @dataclass
 class Expected:
-    """What the reference says of a step."""
+    """The reference's values of a step."""
 
     theta: float
     value: float
@@ -99,7 +99,7 @@ def reference_step(blocks: list[Block], loss: float, gradients: list[Array]) -> 
 
 
 class Watched(MoMo):
-    """MoMo that keeps what it has seen."""
+    """MoMo that keeps its statistics."""
 
     seen: ModelStats
 

@@ -1,4 +1,4 @@
-"""A state dict is loaded wholly or refused, with the optimizer as it was."""
+"""A state dict is loaded atomically: an error leaves the optimizer unchanged."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ DAMAGED: dict[str, tuple[Damage, type[Exception], str]] = {
 
 @every_base
 @pytest.mark.parametrize(("damage", "error", "message"), DAMAGED.values(), ids=DAMAGED)
-def test_damaged_state_dict_is_refused(
+def test_damaged_state_dict_raises(
     make: Any, damage: Damage, error: type[Exception], message: str
 ) -> None:
     problem, optimizer = trained(make)
@@ -142,7 +142,7 @@ def test_damaged_state_dict_is_refused(
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW", "proposed"])
 @pytest.mark.parametrize("damage", [of_another_network, in_another_order])
-def test_state_of_other_parameters_is_refused(name: str, damage: Damage) -> None:
+def test_state_of_other_parameters_raises(name: str, damage: Damage) -> None:
     problem, optimizer = trained(BASES[name])
     before = everything(problem, optimizer)
     message = r"state of parameter 0 of group 0 has '\w+' of shape .*, but the parameter has shape"
@@ -155,7 +155,7 @@ def test_state_of_other_parameters_is_refused(name: str, damage: Damage) -> None
     ("saved", "loading", "missing"),
     [("SGD", "AdamW", "amsgrad"), ("AdamW", "SGD", "dampening"), ("SGD", "proposed", "amsgrad")],
 )
-def test_state_dict_of_another_class_is_refused(saved: str, loading: str, missing: str) -> None:
+def test_state_dict_of_another_class_raises(saved: str, loading: str, missing: str) -> None:
     foreign = trained(BASES[saved])[1].state_dict()
     problem, optimizer = trained(BASES[loading])
     before = everything(problem, optimizer)
@@ -166,7 +166,7 @@ def test_state_dict_of_another_class_is_refused(saved: str, loading: str, missin
 
 
 def test_failing_hook_leaves_the_optimizer() -> None:
-    """A base that refuses in the middle of loading, too."""
+    """Even if the base raises in the middle of loading."""
     problem, optimizer = trained(BASES["joint"])
     before = everything(problem, optimizer)
 
@@ -180,7 +180,7 @@ def test_failing_hook_leaves_the_optimizer() -> None:
     assert everything(problem, optimizer) == before
 
 
-def test_loading_does_not_change_what_is_loaded() -> None:
+def test_loading_does_not_change_the_state_dict() -> None:
     state_dict = trained(BASES["AdamW"])[1].state_dict()
     before = str(state_dict)
     _, optimizer = trained(BASES["AdamW"])
@@ -324,7 +324,7 @@ def test_wrapping_optimizers_go_on_bit_for_bit(make: Any, joint: bool) -> None:
 def test_wrapping_optimizers_are_as_they_were_after_a_failed_load(
     make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether the base refuses or the wrapper does, when the base has loaded."""
+    """Whether the base raises, or the wrapper after the base has loaded."""
     make = proposing(make)
     (problem, optimizer), (undisturbed, twin) = trained(make, 7), trained(make, 7)
     foreign = trained(make, 2)[1].state_dict()
@@ -377,7 +377,7 @@ def test_all_that_a_base_holds_is_put_back() -> None:
     optimizer.step(loss=problem.gradients())
 
 
-def test_group_that_is_refused_leaves_nothing_behind() -> None:
+def test_an_invalid_group_leaves_nothing_behind() -> None:
     problem, optimizer = trained(proposing(WRAPPING["Lookahead"]))
     before = everything(problem, optimizer)
     with pytest.raises(ValueError, match="lr=nan"):
@@ -440,7 +440,7 @@ def test_inference_mode_changes_nothing(make: Any, change: Any) -> None:
     assert torch.equal(going_on(make, torch.inference_mode()(change)), going_on(make, change))
 
 
-def test_what_is_made_in_inference_mode_records_no_gradients() -> None:
+def test_an_optimizer_made_in_inference_mode_records_no_gradients() -> None:
     with torch.inference_mode(), lasting_tensors():
         assert not torch.is_grad_enabled()
         assert not torch.ones(2).is_inference()

@@ -70,7 +70,7 @@ def test_groups_hold_no_tensors_of_the_wrapper(make: Make) -> None:
 
 
 @every_wrapped
-def test_what_is_exported_are_numbers(make: Make) -> None:
+def test_exported_values_are_numbers(make: Make) -> None:
     """Which JSON can take, and no later step changes."""
     problem, optimizer = trained(make)
     saved = optimizer.state_dict()["param_groups"]
@@ -167,7 +167,7 @@ def steps_like_a_fresh_one(problem: Problem, optimizer: MoMoWrapper, make: Make)
 
 @every_wrapped
 @every_reset
-def test_without_its_buffers_the_model_starts_afresh(make: Make, reset: Any) -> None:
+def test_without_its_buffers_the_model_restarts(make: Make, reset: Any) -> None:
     problem, optimizer = trained(make)
     reset(optimizer)
     steps_like_a_fresh_one(problem, optimizer, make)
@@ -305,7 +305,7 @@ def test_other_tensors_in_the_same_containers_are_no_reset(make: Make) -> None:
 
 
 def test_other_containers_of_other_tensors_are_a_reset() -> None:
-    """The base's buffers are other ones; nobody knows the losses that belong to them."""
+    """The base's buffers are new; the losses that belong to them are unknown."""
     problem, optimizer = trained(WRAPPED["SGD"])
     state = optimizer.base.state
     for param in list(state):
@@ -547,7 +547,7 @@ def test_the_state_dict_of_a_bare_optimizer(make: Callable[[Any], Optimizer]) ->
 
 @every_wrapped
 @pytest.mark.parametrize("where", ["param_groups", "hook"])
-def test_what_can_not_be_loaded_leaves_the_memory(make: Make, where: str) -> None:
+def test_a_load_that_raises_leaves_the_memory_unchanged(make: Make, where: str) -> None:
     (problem, optimizer), (undisturbed, other) = trained(make), trained(make)
     before = str(optimizer.state_dict())
     later = copy.deepcopy(optimizer)
@@ -628,7 +628,7 @@ NONSENSE: list[tuple[str, Any, type[Exception]]] = [
 
 
 @pytest.mark.parametrize(("name", "value", "error"), NONSENSE, ids=lambda value: str(value)[:20])
-def test_nonsense_is_refused_when_it_is_set(name: str, value: Any, error: type[Exception]) -> None:
+def test_invalid_values_raise_on_assignment(name: str, value: Any, error: type[Exception]) -> None:
     (problem, optimizer), (undisturbed, other) = (trained(WRAPPED["SGD"]) for _ in range(2))
     before = getattr(optimizer, name)
     with pytest.raises(error):
@@ -644,7 +644,7 @@ def test_nonsense_is_refused_when_it_is_set(name: str, value: Any, error: type[E
         ({"weight_decay": "decoupled"}, "MoMoWrapper(optimizer, weight_decay_form='decoupled')"),
     ],
 )
-def test_what_belongs_elsewhere_is_said_to(arguments: dict[str, Any], written: str) -> None:
+def test_misplaced_arguments_name_their_place(arguments: dict[str, Any], written: str) -> None:
     base = SGD([torch.ones(1, requires_grad=True)], lr=0.1)
     groups = [dict(group) for group in base.param_groups]
     with pytest.raises(TypeError) as caught:
@@ -653,7 +653,7 @@ def test_what_belongs_elsewhere_is_said_to(arguments: dict[str, Any], written: s
     assert [dict(group) for group in base.param_groups] == groups
 
 
-def test_what_the_wrapper_refuses_leaves_the_base_as_it_was() -> None:
+def test_an_invalid_argument_leaves_the_base_unchanged() -> None:
     base = SGD([torch.ones(1, requires_grad=True)], lr=0.1)
     before = [dict(group) for group in base.param_groups]
     for arguments in ({"nonfinite": "skp"}, {"compiled": "yes"}, {"rule": MoMo(math.inf)}):

@@ -49,7 +49,7 @@ def halfway(make: Make) -> tuple[Problem, MoMoWrapper]:
 
 
 def seen(problem: Problem, optimizer: MoMoWrapper) -> tuple[tuple[float, float, float], Tensor]:
-    """Take a step, and return what was measured of the last one, and where the step leads."""
+    """Take a step, and return the measurements of the last one, and the new parameters."""
     optimizer.step(loss=problem.gradients())
     assert isinstance(optimizer.rule, EverySlope)
     params = [param for group in optimizer.param_groups for param in group["params"]]

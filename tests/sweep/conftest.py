@@ -1,4 +1,4 @@
-"""What a sweep results in that nobody disturbs."""
+"""The results of an undisturbed sweep."""
 
 from __future__ import annotations
 

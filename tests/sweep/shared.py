@@ -21,7 +21,7 @@ RUNS = len(OPTIMIZERS) * len(RATES) * len(SEEDS)
 
 
 def run(path: Path | str, storage: Path | str | None = None, processes: int = 0) -> pd.DataFrame:
-    """Run what is missing."""
+    """Run the missing trials."""
     how: dict[str, Any] = {"storage": storage, "processes": processes, "progress": False}
     return sweep.run(logged, OPTIMIZERS, RATES, SEEDS, path, **how)
 
@@ -33,7 +33,7 @@ def start(
     pause: float = 0.03,
     together: int = 1,
 ) -> subprocess.Popen[bytes]:
-    """Run what is missing in a process of its own, or in several processes of that.
+    """Run the missing trials in a separate process, or in its worker processes.
 
     It begins when so many have been started: importing torch may take longer than the sweep.
     """

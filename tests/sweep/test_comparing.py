@@ -85,7 +85,7 @@ def test_median_over_seeds_and_failures_as_the_worst() -> None:
     assert decades(losses, higher_is_better=False) == [0.0]
 
 
-def test_tasks_are_told_apart() -> None:
+def test_tasks_are_distinguished() -> None:
     parts = [table({"a": [0.9, 0.9]}, "easy"), table({"a": [0.5, 0.1]}, "hard")]
     results = pd.concat(parts, ignore_index=True)
     assert decades(results) == [1.0, 0.0]

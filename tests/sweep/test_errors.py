@@ -1,4 +1,4 @@
-"""Each mistake meets a message that says what to write instead."""
+"""Each mistake raises an error that names the line to write instead."""
 
 from __future__ import annotations
 

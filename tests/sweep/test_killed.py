@@ -62,7 +62,7 @@ def test_every_run_is_there_once_after_kills(
     assert shared.losses(sweep.load(path)) == undisturbed
     path.with_suffix(".journal").rename(tmp_path / "away")
     assert shared.losses(sweep.load(path)) == undisturbed
-    # What was under way has begun again, and nothing else.
+    # Only the interrupted runs have started again.
     again = len(shared.begun()) - shared.RUNS
     assert again <= killed["process"] + processes * killed["sweep"]
 
@@ -89,7 +89,7 @@ def ok(loss: float) -> Row:
 def test_one_of_two_that_claim_at_once_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the look at what is open and the trial, another process has begun the run."""
+    """Between the search for open runs and the trial, another process has started the run."""
     first, second = (Trials(tmp_path / "s.csv", None) for _ in range(2))
     create = second._storage.create_new_trial
 
@@ -164,7 +164,7 @@ def test_other_trials_of_the_study_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_journal_cut_at_every_byte(tmp_path: Path) -> None:
-    """Whatever a killed process has left of an entry, those before it count and others follow."""
+    """For any incomplete entry of a killed process, earlier entries count and others follow."""
     path = tmp_path / "s.journal"
     trials = Trials(tmp_path / "s.csv", None)
     sizes = []

@@ -1,4 +1,4 @@
-"""Figures show what is in the results, and tell the lines apart."""
+"""Figures show the results, and distinguish the lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report is one file that needs nothing else, and tells what is in the results."""
+"""The report is one file that needs nothing else, and has all results."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_it_stands_alone(tmp_path: Path) -> None:
     assert again == text
 
 
-def test_tables_are_what_is_measured(tmp_path: Path) -> None:
+def test_tables_are_the_measured_ones(tmp_path: Path) -> None:
     _, cells = written(tmp_path / "r.html", results())
     tolerated = sweep.tolerance(results(), 0.05).set_index("optimizer")
     at_random = sweep.at_random_lr(results(), 0.05, 0.1).set_index("optimizer")

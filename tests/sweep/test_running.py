@@ -1,4 +1,4 @@
-"""Sweeps run all combinations once, whatever happens in between."""
+"""Sweeps run all combinations once, even after failures."""
 
 from __future__ import annotations
 
@@ -90,11 +90,11 @@ def test_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "failed=1" in shown
 
 
-def test_progress_is_told_when_a_run_has_ended(
+def test_progress_is_reported_when_a_run_has_ended(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a file each time is a line: not at every look."""
-    monkeypatch.setattr(running, "_LOOK", 0.12)  # tqdm itself leaves out what is faster than 0.1
+    monkeypatch.setattr(running, "_LOOK", 0.12)  # tqdm itself skips updates within 0.1
     path, run = tmp_path / "sweep.csv", Run("quadratic", "SGD", 0.1, 0)
     elsewhere = Trials(path, None)
     claim = elsewhere.claim([run])
@@ -137,7 +137,7 @@ def test_settings_are_kept_and_compared(tmp_path: Path) -> None:
         sweep.run(quadratic, BARE, [0.1], [0], path, processes=0, settings={"epochs": 4})
 
 
-def test_other_versions_are_told(tmp_path: Path) -> None:
+def test_other_versions_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "sweep.csv"
     sweep.run(quadratic, BARE, [0.1], [0], path, processes=0)
     path.write_text(path.read_text().replace(torch.__version__, "1.0"))

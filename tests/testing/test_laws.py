@@ -20,7 +20,7 @@ from tests.releases import Adafactor, Muon
 
 
 def only(*laws: str) -> list[str]:
-    """The laws to be left out."""
+    """The laws to omit."""
     return [law for law in LAWS if law not in laws]
 
 

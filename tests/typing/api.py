@@ -1,4 +1,4 @@
-"""What a type checker must conclude; checked by mypy, never run."""
+"""The types that a type checker must infer; checked by mypy, never run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Further situations that were looked at while a rule was made, by name."""
+"""Further development tasks of a rule, by name."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def documents_dropout() -> Situation:
 
 
 def separable() -> Situation:
-    """Multinomial logistic regression of classes that a linear map tells apart; wide scales."""
+    """Multinomial logistic regression of classes that a linear map separates; wide scales."""
     generator = torch.Generator().manual_seed(107)
     truth = torch.randn(30, 8, generator=generator)
     scales = torch.logspace(1.0, -0.5, 30)

@@ -1,4 +1,4 @@
-"""Sequences to judge rules on: what a network remembers, and what a transformer sorts."""
+"""Sequences to test rules on: a network with a memory, and a transformer that sorts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from docs.evidence.further.situations import Situation
 from docs.evidence.problems import Batch
 from docs.evidence.sequences import token_loss
 
-KINDS = 10  # of symbols to remember
+KINDS = 10  # of symbols
 DELAY = 5  # steps
 NUMBERS, LENGTH = 16, 10  # to be sorted
 
@@ -46,7 +46,7 @@ def _hits(model: nn.Module, test: Batch) -> Mapping[str, Tensor]:
 
 
 def memory() -> Situation:
-    """A plain recurrent network that is to tell what it read five steps before."""
+    """A plain recurrent network that must output the symbol that it read five steps before."""
     test = delayed(500, torch.Generator().manual_seed(108))
     batches = (delayed(32) for _ in range(400))
     return Situation(Remembering(64), batches, 400, [token_loss], lambda model: _hits(model, test))

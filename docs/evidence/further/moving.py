@@ -1,4 +1,4 @@
-"""Losses that move by themselves: curricula, changing weights, rewards, and two players."""
+"""Losses that change over time: curricula, changing weights, rewards, and two players."""
 
 from __future__ import annotations
 

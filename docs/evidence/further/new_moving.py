@@ -53,7 +53,7 @@ def stopping() -> Situation:
             yield offers, taken, decided, advantages
 
     offers = torch.rand(5000, OFFERS, generator=torch.Generator().manual_seed(241))
-    threshold = 0.5  # what the offers to come are worth
+    threshold = 0.5  # the expected value of later offers
     for _ in range(OFFERS - 1):
         threshold = (1 + threshold**2) / 2
 

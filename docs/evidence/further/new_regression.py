@@ -104,7 +104,7 @@ def survival() -> Situation:
         return {"score": (1 + ordered.mean()) / 2}
 
     model = perceptron(12, 48, 48, 1)
-    model[-1] = nn.Linear(48, 1, bias=False)  # what is added to each risk changes no loss
+    model[-1] = nn.Linear(48, 1, bias=False)  # a constant added to each risk changes no loss
     return Situation(model, epochs(train, 32, 500), 500, [loss], evaluate)
 
 

@@ -1,4 +1,4 @@
-"""What a situation consists of, and the loop that trains it."""
+"""The parts of a situation, and its training loop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Situation:
         batches: The training batches, one for each step; they may be made with the model as it is.
         steps: Their number.
         losses: Maps the model and a batch to the 0-dim loss: one for each of `players`.
-        evaluate: Maps the trained model to `"loss"` or `"score"` of what was held out.
+        evaluate: Maps the trained model to `"loss"` or `"score"` on the held-out data.
         players: The parts of the model that have an optimizer each, and that move in turn; empty:
             the model is the only one.
         clip: The norm that gradients are clipped to.

@@ -1,4 +1,4 @@
-"""Situations that were looked at while a rule was made, by name."""
+"""Development tasks of a rule, by name."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Step rules of this library's own that were tried and did not help; what was seen is measured."""
+"""New step rules that did not help; docs/evidence.md has their measurement."""
