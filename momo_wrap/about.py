@@ -84,7 +84,7 @@ def _compiled(device: str) -> str:
         warnings.simplefilter("ignore")  # torch's own; a failure is told below
         try:
             return _tried(device, kernels)
-        except Exception as error:  # whatever it is, it belongs in the report
+        except Exception as error:  # any error belongs in the report
             return f"no: a step raises {type(error).__name__}: {_on_one_line(str(error))}"
 
 

@@ -22,14 +22,14 @@ _OWN = ("none", "whole", "to_bound", "gap", "first_gap")
 class Diagnosis:
     """How training with a wrapped optimizer is going; `MoMoWrapper.diagnosis()` returns it.
 
-    It prints well. Values have the sign of the user's objective, also with `maximize=True`.
+    `print` shows it as a table. Values have the sign of the user's objective.
 
     Attributes:
         title: The rule and the base.
         steps: The number of steps taken, including those before a checkpoint.
         loss: The loss of the last step; like the next two, NaN before the first step.
         value: h/ρ, the value of the momentum model before that step.
-        lower_bound: f*, the bound that the step aimed at.
+        lower_bound: f*, the bound that the step used.
         thetas: The fraction of the base's step that was taken, one value or one per parameter
             group.
         effective_lrs: θα of each parameter group.

@@ -1,4 +1,4 @@
-"""`MoMoWrapper.of`, apart from the wrapper, which the classes that it returns are made of."""
+"""`MoMoWrapper.of`, in a separate module, because the classes that it returns need the wrapper."""
 
 from __future__ import annotations
 
@@ -11,33 +11,32 @@ from momo_wrap.rules import StepRule
 
 
 class MakesClasses:
-    """What `MoMoWrapper` has to be given as a class."""
+    """The class method that makes classes for trainers which take a class."""
 
-    # Set where the classes are, `momo_wrap.optim.classes`, which needs the wrapper.
+    # `momo_wrap.optim.classes`, which imports the wrapper, sets it.
     _class_of: ClassVar[Callable[..., type[Any]]]
 
     @classmethod
     def of(cls, base: type[Optimizer], rule: StepRule | None = None, **defaults: Any) -> type[Any]:
-        """Return a class of wrapped optimizers that are made from parameters.
+        """Return a class of wrapped optimizers that takes parameters.
 
-        For trainers, command lines and sweeps that make the optimizer themselves, and take a class:
-        `MoMoWrapper.of(AdamW)(params, lr=1e-2)` is `MoMoWrapper(AdamW(params, lr=1e-2))`. The class
-        takes the arguments of the base and those of the wrapper, has them in its signature, and
-        can be pickled. `momo_wrap.optim` has ready-made ones, which can also be imported by name.
+        For trainers, command lines and sweeps that create the optimizer and need its class:
+        `MoMoWrapper.of(AdamW)(params, lr=1e-2)` is `MoMoWrapper(AdamW(params, lr=1e-2))`. The
+        signature of the class has the arguments of the base and of the wrapper, and the class can
+        be pickled. The classes of `momo_wrap.optim` can also be imported by name.
 
         Args:
             base: The class of the base optimizer.
-            rule: The step rule, of which each optimizer gets a copy; None: `MoMo()`.
-            **defaults: Arguments of the class, of the base or of the wrapper, that have this value
-                unless they are given.
+            rule: The step rule; each optimizer gets a copy. None: `MoMo()`.
+            **defaults: New default values for arguments of the base or of the wrapper.
 
         Returns:
-            A subclass of `momo_wrap.optim.MoMoOptimizer`, the same one for the same arguments, if
-            these are hashable.
+            A subclass of `momo_wrap.optim.MoMoOptimizer`; the same class for the same arguments,
+            if they are hashable.
 
         Raises:
-            TypeError: `base` is no class of optimizers, `rule` no rule, or the class has no such
-                argument.
+            TypeError: `base` is not an optimizer class, `rule` is not a step rule, or the class
+                has no argument of a name in `defaults`.
 
         Example:
             >>> TrustedNAdam = MoMoWrapper.of(torch.optim.NAdam, TrustedMoMo(), lr=100.0)

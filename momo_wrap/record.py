@@ -40,7 +40,7 @@ class StepRecord:
             is the value for this batch.
         predicted_decrease: N/ρ, how much the full step of the base would have lowered that value
             (with `maximize=True`: raised it).
-        lower_bound: f*, the bound that the step aimed at; that of this batch if it has one.
+        lower_bound: f*, the bound that the step used; the bound of this batch if it has one.
         loss: The loss as given.
     """
 
@@ -100,12 +100,12 @@ class Results:
         return [] if lrs is None else list(lrs.unbind())
 
     def diagnosis(self) -> Diagnosis:
-        """Return how training is going, and what is wrong if the rule can't work.
+        """Return how training is going, and the symptoms if the rule can't work.
 
-        This is a host synchronization. It may be called at any time, also before the first step.
+        This is a host synchronization. It may be called at any time, even before the first step.
 
         Returns:
-            A `Diagnosis`, which prints well: values of the last step, how often θ was 0 and 1, and
+            A `Diagnosis` to print: values of the last step, how often θ was 0 and 1, and
             the current symptoms, each with its remedy.
         """
         last = self.last_step

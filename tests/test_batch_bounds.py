@@ -1,4 +1,4 @@
-"""A lower bound for each batch: the model is cut at the average that the losses have, too."""
+"""A lower bound for each batch: the model is truncated at their average."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_the_same_bound_for_every_batch_is_that_of_the_rule(
 
     whole = train(make(0.9))
     value = given if isinstance(given, float) else given.double()
-    # float32 knows of 0.9 what it knows
+    # the rounding of 0.9 in float32
     expected = 1e-9 if isinstance(given, float) else 1e-4
     assert relative_distance(train(make(0.0), bound=value), whole) < expected
     assert relative_distance(train(make(0.0)), whole) > 1e-3

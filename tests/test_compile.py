@@ -44,7 +44,7 @@ def _fresh_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Training:
-    """A small network on fixed data, with an optimizer and what a step does."""
+    """A small network on fixed data, with an optimizer and a step function."""
 
     def __init__(self, make: Callable[[Params], MoMoWrapper]) -> None:
         torch.manual_seed(0)

@@ -251,7 +251,7 @@ def test_one_group_with_momentum_is_enough() -> None:
 
 
 def test_a_loss_that_rises_by_itself_is_reported_once() -> None:
-    """And training goes on as if it did not."""
+    """And training continues unchanged."""
     problem, steps = Problem(dtype=torch.float32), 0
 
     def drifting() -> Tensor:

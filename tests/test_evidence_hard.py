@@ -1,4 +1,4 @@
-"""The hard tasks in docs/evidence, and what the page tells of them."""
+"""The hard tasks in docs/evidence, and the page's statements on them."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_every_parameter_moves_and_the_model_is_judged(task: str, evidence: Any)
 
 @pytest.mark.parametrize("task", ["dropout", "adversarial, ring"])
 def test_bare_and_wrapped_optimizers_are_trained_alike(task: str, evidence: Any) -> None:
-    """A rule that never cuts a step leaves bare Adam, from the same random numbers."""
+    """A rule that never shortens a step equals bare Adam, with the same random numbers."""
     made: list[Any] = []
     make = partial(shortened, evidence.hard_tasks.SITUATIONS[task], 3, made)
     uncut = partial(evidence.methods.MoMo, lower_bound=-math.inf)

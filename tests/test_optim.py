@@ -32,7 +32,7 @@ from tests.problems import Problem, flat, last_step, take_step, trajectory
 from tests.releases import needs_torch
 
 By = type[MoMoOptimizer]
-# The base, the rule, and what the class gives the base by itself.
+# The base, the rule, and the defaults that the class gives the base.
 READY: dict[By, tuple[type[Optimizer], type[StepRule], dict[str, Any]]] = {
     MoMoSGD: (SGD, MoMo, {}),
     MoMoAdam: (Adam, MoMo, {}),
@@ -192,7 +192,7 @@ def test_the_same_arguments_give_the_same_class() -> None:
     assert MoMoWrapper.of(NAdam, lower_bound=1.0) is MoMoWrapper.of(NAdam, MoMo(1.0))
     assert MoMoWrapper.of(NAdam, MoMo(1.0)) is not MoMoWrapper.of(NAdam, MoMoStar(1.0))
     assert MoMoWrapper.of(NAdam, lr=1) is not MoMoWrapper.of(NAdam, lr=True)
-    # Without a hash there is a new one each time, which can be pickled all the same.
+    # Without a hash there is a new class each time, which can still be pickled.
     kind = MoMoWrapper.of(NAdam, betas=[0.8, 0.9])
     again = pickle.loads(pickle.dumps(kind))
     assert again(Problem().params).defaults["betas"] == [0.8, 0.9]

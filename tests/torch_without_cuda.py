@@ -16,7 +16,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-# What is left out of torch's requirements.
+# The requirements of torch that are omitted.
 OF_CUDA = re.compile(r"Requires-Dist: (nvidia-|cuda-|triton)")
 # Libraries that every system has.
 OF_THE_SYSTEM = re.compile(r"ld-linux|lib(c|dl|gcc_s|m|pthread|rt|stdc\+\+)\.so")
@@ -54,7 +54,7 @@ def pip_install(*arguments: str) -> None:
 
 
 def leave_out_cuda(metadata: Path) -> None:
-    """Take what is of CUDA out of torch's requirements, or else pip would add it to them later."""
+    """Remove CUDA from torch's requirements, because pip would install it later."""
     lines = metadata.read_text(encoding="utf-8").splitlines(keepends=True)
     metadata.write_text(
         "".join(line for line in lines if not OF_CUDA.match(line)), encoding="utf-8"

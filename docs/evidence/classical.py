@@ -25,7 +25,7 @@ def entries() -> tuple[Batch, Batch]:
 
     The matrix has rank 4 and entries of variance 1; noise of standard deviation 0.1 is added.
     """
-    # No run's own seed: its first numbers are the initial factors, half of those that are sought.
+    # No run's own seed: its first numbers are the initial factors, half of the solution's.
     generator = torch.Generator().manual_seed(12345)
     left = torch.randn(ROWS, RANK, generator=generator)
     right = torch.randn(COLUMNS, RANK, generator=generator)

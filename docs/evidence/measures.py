@@ -152,7 +152,7 @@ class Comparison:
             self.progress[base, task] = gone / way if way else math.nan
 
     def _own_tolerances(self, task: str, results: pd.DataFrame) -> dict[str, float]:
-        """Return the tolerances where each base with its wrapped forms is compared by itself."""
+        """Return the tolerances where each base is compared only with its wrapped forms."""
         found: dict[str, float] = {}
         for base in BARE:
             family = [base, *(f"{base} + {rule}" for rule in RULES)]

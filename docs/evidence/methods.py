@@ -1,4 +1,4 @@
-"""The optimizers that are compared, by name: bare, wrapped, and those that tune themselves."""
+"""The compared optimizers, by name: bare, wrapped, and self-tuning."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ WHICH_BASE = RESULTS / "which_base.csv"
 
 
 class Base(NamedTuple):
-    """A base, what is wrapped of it, whose learning rates it has, and rules by their methods."""
+    """A base, its wrapped form, the base whose learning rates it has, and rules by method."""
 
     make: Callable[..., Any]
     wrapped: Callable[..., Any]

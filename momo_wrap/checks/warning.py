@@ -1,4 +1,4 @@
-"""Warnings: their category, and the line of the user's code that they show."""
+"""Warnings: their category, and their stack level."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 
 
 class MoMoWarning(UserWarning):
-    """A wrapped optimizer can't do its work as it was set up; the text says why, and what to do."""
+    """A wrapped optimizer can't work with these settings; the text names cause and remedy."""
 
 
 def users_level() -> int:

@@ -52,7 +52,7 @@ class SPSMax(StepRule):
 
 
 def polyak_step(stats: ModelStats, decrease: Tensor) -> StepDecision:
-    """Return the Polyak step of the loss of this batch; the whole step lowers it by `decrease`."""
+    """Return the Polyak step of the loss of this batch; the full step lowers it by `decrease`."""
     seen = replace(of_batch(stats), predicted_decrease=decrease)
     theta, uncapped = truncate(seen, stats.lower_bound)
     return StepDecision(theta, uncapped, stats.lower_bound)

@@ -1,4 +1,4 @@
-"""What is kept of a sweep: its results and its curves."""
+"""Load and remove the saved results and curves of a sweep."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def report(
 
 
 def _about(results: pd.DataFrame) -> str:
-    """Tell what was run."""
+    """Describe the sweep."""
     rates, seeds = results["lr"], results["seed"].nunique()
     by = ", ".join(f"{name} {' and '.join(results[name].unique())}" for name in VERSIONS)
     return (
@@ -120,7 +120,7 @@ def _about(results: pd.DataFrame) -> str:
 
 
 def _summary(measured: pd.DataFrame, column: str) -> str:
-    """Return the table of what is measured of each optimizer."""
+    """Return the table of the measures of each optimizer."""
     rows = [
         {
             "optimizer": row.optimizer,
@@ -139,7 +139,7 @@ def _summary(measured: pd.DataFrame, column: str) -> str:
 
 
 def _grid(values: pd.DataFrame, marked: pd.DataFrame) -> str:
-    """Return the table of medians by learning rate; those that are near the best are marked."""
+    """Return the table of medians by learning rate, with marks on the ones within the margin."""
     shown = values.map(lambda value: _number(value, ".4g", "failed"))
     shown = shown.mask(marked, "<mark>" + shown + "</mark>").rename(columns=escape)
     shown.insert(0, "lr", [f"{lr:.4g}" for lr in values.index], allow_duplicates=True)

@@ -121,7 +121,7 @@ def run(
 
 
 def _train(work: Work, processes: int, threads: int, trials: Trials, bar: tqdm) -> None:
-    """Train until all runs have ended, those that others train too; in this process if in none."""
+    """Train until all runs have ended, those of other processes too; in this process if none."""
     context, workers = multiprocessing.get_context("spawn"), list[Any]()
     is_loaded = context.RawValue("b", 0)  # without a lock, which a killed process could hold
     before, left, failed = torch.get_num_threads(), work.runs, 0
@@ -153,7 +153,7 @@ def _train(work: Work, processes: int, threads: int, trials: Trials, bar: tqdm) 
 
 
 def _serve(work: Work, threads: int, is_loaded: Any) -> None:
-    """Train, in a process of its own, until there is nothing left that nobody trains."""
+    """Train, in a worker process, until another process trains each remaining run."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep's own process answers to it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
@@ -164,7 +164,7 @@ def _serve(work: Work, threads: int, is_loaded: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """End at once when the sweep is killed, rather than train on for nobody."""
+    """End at once when the sweep is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -75,7 +75,7 @@ class Trials:
         return "://" in self.where or Path(self.where).exists()
 
     def rows(self, order: Iterable[Run] = ()) -> dict[Run, Row]:
-        """Return the rows of all runs that have ended: first those that the file has, in order."""
+        """Return the rows of all finished runs: first the rows of the file, in order."""
         in_file = read(self.path)
         rows = in_file | (self.results() if self.exist() else {})
         return {run: rows[run] for run in dict.fromkeys([*in_file, *order, *rows]) if run in rows}
@@ -86,12 +86,12 @@ class Trials:
         return {run: own["result"] for run, own in about.items() if "result" in own}
 
     def open(self, runs: Iterable[Run]) -> list[Run]:
-        """Return those of the runs that have no result and that nobody trains."""
+        """Return the runs without a result that no process trains."""
         trials = self._counting()[0]
         return [run for run in runs if run not in trials]
 
     def claim(self, runs: Iterable[Run]) -> Claim | None:
-        """Take one of the runs that have no result and that nobody trains; None: there is none."""
+        """Take a run without a result that no process trains; None: there is none."""
         while True:
             trials, deaths = self._counting()
             rest = [run for run in runs if run not in trials]

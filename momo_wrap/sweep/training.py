@@ -1,4 +1,4 @@
-"""One run: the user's train function is called, and what it returns becomes a row."""
+"""One run: call the user's train function, and turn its return value into a row."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Work:
     settings: dict[str, Any]
 
     def train_one(self) -> bool:
-        """Train a run that has no result and that nobody trains; tell whether there was one."""
+        """Train a run without a result that no process trains; return whether there was one."""
         claim = self.trials.claim(self.runs)
         if claim is None:
             return False
@@ -65,7 +65,7 @@ class Work:
         return row
 
     def _train(self, run: Run, deaths: int, row: Row) -> None:
-        """Train, and put what is returned, and the kind of the optimizer, into a row."""
+        """Train, and put the return value, and the kind of the optimizer, into a row."""
 
         def factory(params: Any, lr: float) -> Optimizer:
             optimizer = self.optimizers[run.optimizer](params, lr)

@@ -185,7 +185,7 @@ def test_heavy_ball_methods_are_the_published_ones(
 
 @pytest.mark.parametrize("adam", [False, True])
 def test_iam_has_the_least_loss_of_each_batch(adam: bool) -> None:
-    """What they are is IAM's to know; here any numbers below most of the losses."""
+    """IAM defines them; here they are any numbers below most of the losses."""
     toy = Toy()
     bounds = np.random.default_rng(1).uniform(0.0, 0.3, size=STEPS)
 

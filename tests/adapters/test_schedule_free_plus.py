@@ -101,7 +101,7 @@ def test_with_signs_for_directions_it_is_the_published_step() -> None:
 
 @pytest.mark.parametrize("beta2", [0.95, 0.99])
 def test_its_norm_stands_in_for_the_slope_along_the_step(beta2: float) -> None:
-    """√(π/2) ‖g‖₁ for ⟨g, D⁻¹ g⟩: in the mean of the steps, and in what they come to."""
+    """√(π/2) ‖g‖₁ for ⟨g, D⁻¹ g⟩: in the mean of the steps, and in the result."""
     toy, ours = Toy(), Ours(beta2)
     published = ScheduleFreePlus(betas=(0.0, beta2))
     losses = [float(toy.evaluate(its.train(toy)[-1])[0]) for its in (ours, published)]

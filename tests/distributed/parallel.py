@@ -1,4 +1,4 @@
-"""What is in `torch.distributed`, under the names that it has in this release of torch."""
+"""Functions of `torch.distributed`, under their names in this release of torch."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def snapshot(model: nn.Module, optimizer: MoMoWrapper, *, flatten: bool) -> dict
 
 
 def save_each(folder: Path, makes: Sequence[MakeOptimizer], *, flatten: bool) -> list[Run]:
-    """Train, save, and return how it goes on without a break."""
+    """Train, save, and return the results of the uninterrupted run."""
     runs = []
     for make in makes:
         model, optimizer, data = begin(make)

@@ -63,14 +63,14 @@ def sizes_of_parts() -> list[int]:
 
 
 def test_parts_are_uneven_and_some_are_empty() -> None:
-    """What the comparison above is made with."""
+    """The setup of the comparison above."""
     parts = torch.tensor(run_world(2, sizes_of_parts))
     assert (parts[0] != parts[1]).all()
     assert (parts == 0).any()
 
 
 def muon_on_parts(rows: int) -> list[tuple[str, torch.Tensor]]:
-    """Take steps with a bare Muon, and with one whose steps are not cut."""
+    """Take steps with a bare Muon, and with one whose steps are not shortened."""
     results = []
     for wrapped in (False, True):
         torch.manual_seed(0)
@@ -106,7 +106,7 @@ Move = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def moves_of_muon(rows: int) -> Move:
-    """Return a step of Muon on a matrix that is cut, on it as a whole, and on its parts."""
+    """Return a step of Muon on a sharded matrix, on the whole matrix, and on its shards."""
     torch.manual_seed(0)
     gradient = torch.randn(rows, 12)
     layer = torch.nn.Linear(12, rows, bias=False)

@@ -113,7 +113,7 @@ def test_a_probe_changes_no_parameter(form: str) -> None:
 
 
 class Nested(nn.Module):
-    """A root module with parameters of its own around one that is cut by itself."""
+    """A root module with its own parameters around a separately sharded one."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ def losses_of_nested(form: str, dropout: float, *, probed: bool) -> list[tuple[f
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_fsdp2_gathers_anew_what_a_probe_has_moved(dropout: float) -> None:
-    """A root module keeps what it has gathered after a forward without backward."""
+    """A root module keeps its gathered parameters after a forward without backward."""
     sharded = run_world(2, losses_of_nested, "FSDP2", dropout, probed=True)
     whole = run_world(2, losses_of_nested, "DDP", dropout, probed=True)
     plain = run_world(2, losses_of_nested, "FSDP2", dropout, probed=False)

@@ -129,7 +129,7 @@ def test_a_group_of_the_ranks_is_on_its_own() -> None:
 
 
 def refused() -> dict[str, str]:
-    """Return what is said to groups that can't share a model."""
+    """Return the error of groups that can't share a model."""
     rank = dist.get_rank()
     other = [dist.new_group([index]) for index in range(2)][1 - rank]
     mine = [dist.new_group([index]) for index in range(2)][rank]
@@ -163,7 +163,7 @@ def test_groups_that_can_not_share_a_model_raise() -> None:
 
 
 def marked_as_fsdp1() -> str:
-    """Return what is said to parameters with the mark of the older FSDP, which needs a GPU."""
+    """Return the error of parameters with the mark of FSDP1, which needs a GPU."""
     model = build_model()
     for param in model.parameters():
         setattr(param, FSDP_FLATTENED, True)
@@ -173,7 +173,7 @@ def marked_as_fsdp1() -> str:
 
 
 def test_fsdp1_raises() -> None:
-    """Its parts can't be told from whole tensors."""
+    """Its shards can't be distinguished from whole tensors."""
     for said in run_world(2, marked_as_fsdp1):
         assert said.endswith("Use torch.distributed.fsdp.fully_shard.")
 

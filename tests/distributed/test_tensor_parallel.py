@@ -1,4 +1,4 @@
-"""parallelize_module: layers are cut over ranks that see the same data; and FSDP2 on top."""
+"""parallelize_module: layers are sharded over ranks that see the same data; and FSDP2 on top."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def count_shards() -> dict[str, int]:
 
 
 def test_parts_are_counted() -> None:
-    """The last bias is on both ranks of a pair, and cut over the pairs."""
+    """The last bias is on both ranks of a pair, and sharded over the pairs."""
     expected = {"0.weight": 4, "0.bias": 4, "2.weight": 4, "2.bias": 2}
     assert run_world(4, count_shards) == [expected] * 4
 

@@ -35,7 +35,7 @@ from tests.releases import TORCH, Muon
 BATCH = 16
 UNEVEN = (5, 7, 3, 1)  # divisible neither by 2 nor by 4, and with tensors of fewer rows than ranks
 EVEN = (5, 8, 3)
-BOUND = 0.7  # what the loss soon comes close to
+BOUND = 0.7  # the loss soon comes close to it
 
 Parallelize = Callable[[nn.Module], nn.Module]
 MakeOptimizer = Callable[[nn.Module], MoMoWrapper]
@@ -265,14 +265,14 @@ class DistributedData(Data):
 
 
 def train_with_distributed_data(make: MakeOptimizer, steps: int) -> Run:
-    """Leave everything to DTensor: parameters on all ranks, and the batch cut over them."""
+    """Leave everything to DTensor: parameters on all ranks, and the batch sharded over them."""
     data = DistributedData(model := build_model())
     distribute_module(model, init_device_mesh("cpu", (dist.get_world_size(),)))
     return train(model, make(model), steps, data)
 
 
 def train_tensor_parallel(make: MakeOptimizer, steps: int, dp: int, *, sharded: bool) -> Run:
-    """Cut layers over pairs of ranks, which see the same data; over the pairs, replicate or cut."""
+    """Shard layers over pairs of ranks with the same data; over the pairs, replicate or shard."""
     data = Data(model := build_model(EVEN))
     mesh = init_device_mesh("cpu", (dp, 2), mesh_dim_names=("dp", "tp"))
     parallelize_module(model, mesh["tp"], COLWISE_THEN_ROWWISE)

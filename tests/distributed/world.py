@@ -33,7 +33,7 @@ class LeftOut(NamedTuple):
     reason: str
 
 
-# What it returned, pickled; what went wrong; or neither.
+# Its return value, pickled; its error; or neither.
 Answer: TypeAlias = bytes | str | LeftOut
 
 # The server imports what takes long once, and is forked for each rank.

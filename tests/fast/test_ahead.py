@@ -448,7 +448,7 @@ def test_the_prediction_may_be_of_any_dtype(passes: Passes) -> None:
 
 
 def test_one_element_that_is_nan_stays_alone() -> None:
-    """With a rule that goes on all the same."""
+    """With a rule that continues."""
     ends = []
     for foreseen in (1.0, 0.5):
         problem = Problem(dtype=torch.float32)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 @pytest.fixture(autouse=True)
 def _fresh_state() -> Iterator[None]:
-    """What accelerate is told, all that use it later in the process share."""
+    """All later users of accelerate in the process share its settings."""
     yield
     state = sys.modules.get("accelerate.state")
     if state is not None:
@@ -23,7 +23,7 @@ def _fresh_state() -> Iterator[None]:
 
 @pytest.fixture
 def alone_in_ddp() -> Iterator[None]:
-    """What a launcher sets for a single process; a trainer makes the group."""
+    """The variables that a launcher sets for a single process; a trainer makes the group."""
     rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     more = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "OMP_NUM_THREADS": "1"}
     with mock.patch.dict(os.environ, rank | more):

@@ -1,4 +1,4 @@
-"""A rule that has steps probed, and what it must see by an independent computation."""
+"""A rule that has steps probed, and its expected statistics by an independent computation."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Losses = Callable[[nn.Module, Sequence[Any]], list[Tensor]]
 def by_hand(
     model: nn.Module, optimizer: MoMoWrapper, steps: Sequence[Sequence[Any]], losses_of: Losses
 ) -> list[float]:
-    """Train without a trainer, and return what a probe must find at each step, from 0 on.
+    """Train without a trainer, and return the expected probe of each step, from 0 on.
 
     The number of each step is its seed.
 
@@ -78,6 +78,6 @@ def by_hand(
 
 
 def assert_same(seen: Sequence[float], expected: Sequence[float], tolerance: float = 1e-9) -> None:
-    """What the rule has seen is what it must, and it has seen moves that can be told from none."""
+    """The rule's statistics are the expected ones, and its moves differ from no move."""
     assert seen == pytest.approx(expected, rel=tolerance, abs=1e-3 * tolerance, nan_ok=True)
     assert len([value for value in expected if abs(value) > 1e-4]) >= 2

@@ -604,7 +604,7 @@ def test_an_ambiguous_loss_raises(call: Any, message: str) -> None:
     ):
         call(optimizer, param)
     optimizer.zero_grad()
-    with losses_from_backward(optimizer):  # and it goes on after a reset
+    with losses_from_backward(optimizer):  # and it continues after a reset
         param.sum().backward()
         optimizer.step()
 
@@ -635,7 +635,7 @@ def test_off_afterwards_even_after_an_error(error: type[BaseException]) -> None:
 
 
 def test_later_patches_of_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what is still on top is taken away; what stays below hands on."""
+    """Only the outermost patch is removed; an inner one that stays calls the original."""
     param = nn.Parameter(torch.ones(2))
     optimizer = MoMoWrapper(SGD([param], lr=0.1))
     calls = []

@@ -61,7 +61,7 @@ class Regression(pl.LightningModule):
 
 
 class Shuffled(DataLoader[Any]):
-    """Batches in an order that each epoch draws anew, from where a checkpoint left off."""
+    """Batches in an order that each epoch draws again, from the position of a checkpoint."""
 
     def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         super().__init__(TensorDataset(*task.data(dtype)), batch_size=task.BATCH_SIZE)
@@ -162,7 +162,7 @@ def test_scale_of_a_grad_scaler_is_undone(accumulate: int) -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_clipping_of_scaled_gradients_is_recorded(accumulate: int) -> None:
-    """Lightning asks whether the optimizer unscales by itself before it clips, too."""
+    """Lightning also asks whether the optimizer unscales itself before it clips."""
     slopes = []
     for clip in (None, 0.1):
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
@@ -211,7 +211,7 @@ def test_logs(tmp_path: Path) -> None:
 
 
 def test_a_monitor_of_the_learning_rate_names_the_class(tmp_path: Path) -> None:
-    """Those that are made from parameters say by their name what they wrap."""
+    """Classes that take parameters name their base."""
 
     class ByName(Regression):
         def configure_optimizers(self) -> Any:

@@ -232,7 +232,7 @@ def test_optimizer_may_be_made_by_the_trainer(tmp_path: Path) -> None:
 def test_a_plain_trainer_with_losses_from_backward(
     tmp_path: Path, make: Callable[[], nn.Module], accumulate: int, clip: float
 ) -> None:
-    """Bit for bit as MoMoTrainer; the loss is the sum of those that Trainer divided."""
+    """Bit for bit as MoMoTrainer; the loss is the sum of the losses that Trainer divided."""
     found = []
     for kind in (Trainer, MoMoTrainer):
         model = make()

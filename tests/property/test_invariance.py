@@ -1,4 +1,4 @@
-"""What must not matter does not: how parameters are cut, ordered and grouped, and units."""
+"""Invariance to the split, order and groups of parameters, and to units."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ cuts = st.lists(st.integers(1, ELEMENTS - 1), max_size=5).map(lambda at: sorted(
 
 
 def quadratic(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """A loss with its gradient, that any cut of x can share."""
+    """A loss with its gradient, for any split of x."""
     scale = torch.linspace(0.1, 2.0, ELEMENTS, dtype=torch.float64)
     return (scale * (x - target) ** 2).sum() / 2, scale * (x - target)
 

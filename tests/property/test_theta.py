@@ -68,7 +68,7 @@ def test_a_step_that_does_not_descend_is_whole_above_the_bound_and_none_below(
 
 @given(value=numbers, bound=numbers, decrease=st.floats(1e-3, 1e6))
 def test_truncated_model_stops_at_the_bound(value: float, bound: float, decrease: float) -> None:
-    """Where the step is cut, the model after it is the bound; elsewhere it stays above."""
+    """If the step is shortened, the model after it is the bound; otherwise it stays above."""
     theta = float(MoMo(bound)(stats(value, decrease, bound), {}).theta)
     after = value - theta * decrease
     if 0 < theta < 1:

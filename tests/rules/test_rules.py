@@ -54,7 +54,7 @@ def test_bound_becomes_a_float(bound: Any) -> None:
 
 
 def test_record_has_the_bound_that_was_aimed_at() -> None:
-    """The record holds the bound that the step aimed at: (7) of the step before."""
+    """The record holds the bound that the step used: (7) of the step before."""
     _, optimizer = one_parameter(lr=0.01)
     optimizer.rule = MoMoStar()
     optimizer.step(loss=2.0)

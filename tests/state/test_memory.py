@@ -229,7 +229,7 @@ def test_a_reset_with_a_group_that_never_had_gradients(make: Make) -> None:
 
 @every_wrapped
 def test_a_group_without_gradients_is_no_reset(make: Make) -> None:
-    """The other goes on as if it were alone."""
+    """The other continues as if it were alone."""
     problem, alone = Problem(), Problem()
     optimizer, other = make(halves(problem)), make(alone.params[:2])
     for _ in range(6):
@@ -262,7 +262,7 @@ def test_the_loss_does_not_explode_after_a_reset(rule: StepRule) -> None:
 
 
 def test_one_of_two_groups_is_cleared() -> None:
-    """Its averages start anew, with the level of the other's, which goes on."""
+    """Its averages restart, with the level of the other's, which continues."""
     problem, optimizer = trained(WRAPPED["SGD"], 6)
     for param in problem.params[2:]:
         optimizer.state.pop(param)
@@ -318,7 +318,7 @@ def test_other_containers_of_other_tensors_are_a_reset() -> None:
 
 
 class Functional(SGD):
-    """Makes its state anew in every step, container and all."""
+    """Recreates its state in every step, including the container."""
 
     def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:

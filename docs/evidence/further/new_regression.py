@@ -69,7 +69,7 @@ def quantiles() -> Situation:
 
 
 def survival() -> Situation:
-    """Cox's partial likelihood of lifetimes, of which about half are cut off; judged by order.
+    """Cox's partial likelihood of lifetimes, about half of which are censored; measured by order.
 
     A batch is compared with itself only, so the loss depends on who is in it.
     """
