@@ -62,7 +62,7 @@ def _version(package: str) -> str | None:
 
 
 def _devices() -> dict[str, str]:
-    """Return what tensors can be on, a device of each type, with what it is."""
+    """Return the name of a device of each type that tensors can be on."""
     found = {"cpu": platform.processor() or platform.machine()}
     if torch.cuda.is_available():
         count, runtime = torch.cuda.device_count(), torch.version.hip or torch.version.cuda

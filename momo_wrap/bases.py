@@ -205,11 +205,11 @@ class Bases:
         before: Before | None,
         group: Ranks,
     ) -> tuple[Before | None, Tensor | None]:
-        """Return what is kept of a step that is measured, and the θ that is expected of it.
+        """Return the saved values of a measured step, and its expected θ.
 
         Args:
             rule: The step rule.
-            early: The loss of the model, the bound, and what `ModelStats` has of probes.
+            early: The loss of the model, the bound, and the fields of `ModelStats` for probes.
             memory: What the rule remembers.
             before: What was kept of the last step, which is not needed any more.
             group: The ranks of the step; where there are several, nothing is expected.

@@ -221,7 +221,7 @@ def _best_window(x: Any, values: Any, width: float, higher_is_better: bool) -> f
 
 
 def _mean(x: Any, values: Any, start: float, width: float) -> Any:
-    """Return the means over a window of what is linear between the points, one of each column."""
+    """Return the mean of each column over a window, linear between the points."""
     inside = x[(x > start + 1e-9) & (x < start + width - 1e-9)]
     points = np.array([start, *inside, start + width])
     at = np.stack([np.interp(points, x, column) for column in values.T], axis=1)

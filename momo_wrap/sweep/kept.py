@@ -14,17 +14,17 @@ from momo_wrap.sweep.storage import Trials
 def load(
     path: str | PathLike[str], storage: str | PathLike[str] | None = None, **selection: Any
 ) -> pd.DataFrame:
-    """Load the results of a sweep, also of one that is under way or was killed.
+    """Load the results of a sweep, even while it runs or after it was killed.
 
     Args:
         path: The CSV file that was given to `run`.
         storage: The storage that was given to `run`.
-        **selection: Columns of the results and the value that they must have, or a list of those
-            that they may have: `optimizer="AdamW", seed=[0, 1]`.
+        **selection: Columns of the results and the value that they must have, or a list of
+            possible values: `optimizer="AdamW", seed=[0, 1]`.
 
     Returns:
-        One row per run. What the runs returned beyond score and loss, and the settings, are
-        columns of their own, missing where a run has none. `status` is "ok", "diverged" or
+        One row per run. Further return values of the runs, and the settings, are separate columns,
+        missing if a run has none. `status` is "ok", "diverged" or
         "error", with the reason in `message`, and in `traceback`, which the storage alone keeps.
 
     Raises:
