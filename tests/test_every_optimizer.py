@@ -142,6 +142,14 @@ def test_impossible_ones_of_torch_raise(name: str) -> None:
         MoMoWrapper(base)
 
 
+@pytest.mark.parametrize("name", ["AdamW", "RAdam", "SGD"])
+def test_schedule_free_closures_raise(name: str) -> None:
+    kind = getattr(pytest.importorskip("schedulefree"), f"{name}ScheduleFreeClosure")
+    message = f"can't wrap {name}ScheduleFreeClosure: its step evaluates the closure after"
+    with pytest.raises(TypeError, match=message):
+        MoMoWrapper(kind([torch.ones(2, requires_grad=True)]))
+
+
 def test_there_are_many_and_no_table_is_out_of_date() -> None:
     pytest.importorskip("pytorch_optimizer")
     one_line = [name for name in TRAINED if name in LISTED and not is_refused(name)]

@@ -89,6 +89,11 @@ _OWN_ESTIMATE = (
     "without limit if they are shortened. Use it without a wrapper; or wrap an optimizer with a "
     "fixed learning rate, or Prodigy, which measures how far the parameters have moved"
 )
+_NEEDS_CLOSURE = (
+    "its step evaluates the closure after it has moved the parameters, so there is no loss and "
+    "gradient before. Use the class without Closure, SGDScheduleFree, AdamWScheduleFree or "
+    "RAdamScheduleFree"
+)
 # Optimizers that can't be wrapped, by the beginning of their qualified name, with the reason.
 _impossible = {
     "torch.optim.lbfgs.LBFGS": (
@@ -105,6 +110,9 @@ _impossible = {
         "base_optimizer=momo_wrap.optim.MoMoSGD, lr=1.0), and, before each of its steps, "
         "sam.base_optimizer.record_loss(loss)"
     ),
+    "schedulefree.sgd_schedulefree_closure.": _NEEDS_CLOSURE,
+    "schedulefree.adamw_schedulefree_closure.": _NEEDS_CLOSURE,
+    "schedulefree.radam_schedulefree_closure.": _NEEDS_CLOSURE,
     "dadaptation.": _OWN_ESTIMATE,
     "mechanic_pytorch.": _OWN_ESTIMATE,
     "pytorch_optimizer.optimizer.dadapt.": _OWN_ESTIMATE,

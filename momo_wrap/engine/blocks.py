@@ -146,7 +146,8 @@ class Block:
         """
         if column in self._copies:
             return self._copies[column]
-        values = self._joined(column)
+        pieces = self.pieces[column]
+        values = pieces[0] if self.in_rows else joined(pieces)
         values = -values if column in self.negated else values
         values = self._with_decay(values) if column in self.decayed else values
         values = values if values.dtype is self.dtype else values.to(self.dtype)
@@ -154,15 +155,14 @@ class Block:
             self._copies[column] = values
         return values
 
-    def _joined(self, column: str) -> Tensor:
-        pieces = self.pieces[column]
-        return pieces[0] if self.in_rows else joined(pieces)
-
     def _with_decay(self, grad: Tensor) -> Tensor:
         """Return g + λ x, rounded like the base's, because its preconditioner uses that."""
         decay = self.scalar("coupled_decay")
-        # Without rounding, the flat parameters may already exist.
-        x = self.flat("param") if grad.dtype is self.dtype else self._joined("param")
+        pieces = self.pieces["param"]
+        if grad.dtype is self.dtype:
+            x = self.flat("param")  # without rounding, so it may already exist
+        else:
+            x = pieces[0] if self.in_rows else joined(pieces)
         if not isinstance(decay, Tensor):
             return torch.add(grad, x, alpha=decay)
         if grad.dtype is not self.dtype and grad.device.type == "cpu":
