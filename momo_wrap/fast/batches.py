@@ -24,7 +24,7 @@ _WITHOUT_ROWS = frozenset({"cpu"})
 
 
 def in_rows(column: Tensor) -> bool:
-    """Return whether a kernel takes a flat column in rows."""
+    """Return whether a kernel can take a column in rows."""
     elements = column.numel()
     return column.device.type not in _WITHOUT_ROWS and elements > 0 and elements % ROW == 0
 

@@ -39,7 +39,7 @@ def choose_engine(
     """
     update = UPDATES.get((type(base), type(adapter)))
     devices = {param.device.type for param in params}
-    if update is None or (not compiled and devices != _HOST):
+    if update is None or (not compiled and devices - _HOST):
         return Engine
     if compiled is True:
         return CompiledEngine
@@ -47,7 +47,7 @@ def choose_engine(
     elements = sum(param.numel() for param in params)
     if compiled and elements >= _WORTHWHILE_ELEMENTS and all(map(_has_compiler, devices)):
         return CompiledEngine
-    if devices != _HOST:
+    if devices - _HOST:
         return Engine
     # On the CPU a base loops over tensors, with a fused kernel or with many operations.
     fused = [bool(group.get("fused")) for group in base.param_groups]

@@ -107,6 +107,7 @@ def run(
 
 
 def _taken(values: Tensor, rows: bool) -> Tensor:
+    """Return a column or a scalar in the shape that a kernel takes."""
     # Detached, because a kernel would depend on the shape of the base of a view.
     return values.detach().view(-1, ROW) if rows and values.dim() else values.detach()
 

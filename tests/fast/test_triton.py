@@ -9,7 +9,10 @@ import sys
 from typing import Any
 
 import pytest
+import torch
+from torch.optim import SGD
 
+from momo_wrap import MoMoWrapper
 from momo_wrap.fast import batches, kernels
 from momo_wrap.rules import WeightDecayForm
 from tests.cases import Case
@@ -41,6 +44,25 @@ def test_rows_are_the_flat_kernels(
         monkeypatch.setattr(module, "ROW", ROW)
     assert_equals_uncompiled(lambda compiled: wrapped(case, compiled, form=form), 1e-12)
     assert set(ran) == {True, False}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_blocks")
+def test_parameters_with_gaps_in_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "_WITHOUT_ROWS", frozenset())
+    for module in (batches, kernels):
+        monkeypatch.setattr(module, "ROW", ROW)
+    ends = []
+    for compiled in (True, False):
+        generator = torch.Generator().manual_seed(0)
+        params = [torch.randn(1200, generator=generator)[::2], torch.randn(600).zero_()]
+        optimizer = MoMoWrapper(SGD(params, lr=0.1, momentum=0.9), compiled=compiled)
+        for step in range(4):
+            for param in params:
+                param.grad = torch.linspace(0.1, 1.0 + step, 600)
+            optimizer.step(loss=1.0)
+        ends.append(torch.cat(params))
+    torch.testing.assert_close(*ends)
 
 
 @FORMS
