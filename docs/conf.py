@@ -36,7 +36,7 @@ html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 
 # Trainers need not be installed.
-autodoc_mock_imports = ["accelerate", "ignite", "lightning", "transformers"]
+autodoc_mock_imports = ["accelerate", "ignite", "lightning", "torchmetrics", "transformers"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
