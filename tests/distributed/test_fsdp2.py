@@ -30,8 +30,11 @@ def train_each(train: Train, makes: Sequence[MakeOptimizer], steps: int) -> list
     [
         (2, training.train_fsdp2, (training.nesterov, training.adamw, training.per_group), FEW),
         pytest.param(2, training.train_fsdp2, training.ELEMENTWISE, STEPS, marks=pytest.mark.slow),
-        (4, training.train_fsdp2, (training.proposing, training.anchored), FEW),
-        (4, training.train_hsdp, (training.joint,), FEW),
+        pytest.param(
+            *(4, training.train_fsdp2, (training.proposing, training.anchored), FEW),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(4, training.train_hsdp, (training.joint,), FEW, marks=pytest.mark.slow),
         pytest.param(4, training.train_fsdp2, training.ELEMENTWISE, STEPS, marks=pytest.mark.slow),
         pytest.param(4, training.train_hsdp, training.ELEMENTWISE, STEPS, marks=pytest.mark.slow),
     ],

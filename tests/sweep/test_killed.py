@@ -67,6 +67,7 @@ def test_every_run_is_there_once_after_kills(
     assert again <= killed["process"] + processes * killed["sweep"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("log")
 def test_two_sweeps_share_the_work(tmp_path: Path, undisturbed: dict[Run, float]) -> None:
     paths = [tmp_path / name / "sweep.csv" for name in ("one", "other")]
