@@ -21,13 +21,12 @@ from tests.fast.triton_interpreter import ROW
 from tests.mixture import COMPILED, FEW, wrapped
 from tests.releases import TORCH
 
-FORMS = pytest.mark.parametrize("form", ["proximal", "base"])
+FORMS: tuple[WeightDecayForm, ...] = ("proximal", "base")
 
 
-@FORMS
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("case", FEW, ids=str)
+@pytest.mark.parametrize(("case", "form"), [*zip(FEW, FORMS, strict=True)], ids=str)
 def test_rows_are_the_flat_kernels(
     case: Case, form: WeightDecayForm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,8 +64,8 @@ def test_parameters_with_gaps_in_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(*ends)
 
 
-@FORMS
 @pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 @pytest.mark.skipif(TORCH < (2, 13), reason="Triton for the CPU is private to torch")
 @pytest.mark.parametrize("name", ["SGD-momentum", "AdamW", "NAdam", "RAdam", "Adamax"])
