@@ -1,6 +1,6 @@
 """Look at every page of the built site in a browser: light and dark, on a desk and on a phone.
 
-    python -m docs.check_site docs/_build/html --screenshots /tmp/shots
+    python -m docs.check_site docs/_build/html --screenshots shots
 
 fails where a picture is missing, where a page is wider than the screen, and on errors in the
 browser's console. It needs playwright, and Chromium of the system: Debian's package `chromium`.

@@ -82,10 +82,10 @@ class GeneratedKernels:
         self._known: dict[object, list[Kernel]] = {}
         self._compile: Callable[..., Any] = kernels._kernel.__wrapped__
 
-    def __call__(self, its: Any, constants: Any, form: Any, variant: Any) -> Callable[..., Any]:
+    def __call__(self, *key: Any) -> Callable[..., Any]:
         with mock.patch("torch.compile", lambda function, **given: (function, given)):
-            function, settings = self._compile(its, constants, form, variant)
-        return partial(self._run, (its, constants, form, variant), function, settings["options"])
+            function, settings = self._compile(*key)
+        return partial(self._run, key, function, settings["options"])
 
     def _run(self, key: object, function: Any, options: Any, columns: Any, *others: Any) -> Any:
         if key not in self._known:

@@ -15,8 +15,9 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, fx
-from torch.overrides import TorchFunctionMode
+from torch import fx
+
+from docs.performance.fake_cuda import WithoutDevice
 
 H100 = SimpleNamespace(
     name="NVIDIA H100 80GB HBM3",
@@ -87,18 +88,9 @@ def _code_of(graph: fx.GraphModule, options: Any) -> str:
                     value = torch.empty_strided(*its, dtype=value.dtype, device="cuda")
             inputs.append(value)
     graph.recompile()
-    with pretended_gpu() as code, _Copies():
+    with pretended_gpu() as code, WithoutDevice():
         compile_fx(graph, inputs, config_patches=options)
     return code[-1]
-
-
-class _Copies(TorchFunctionMode):
-    """Copies by the operator, because the method asks for the device in builds without CUDA."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.copy_:
-            return torch.ops.aten.copy_.default(*args)
-        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

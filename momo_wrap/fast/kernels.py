@@ -93,8 +93,9 @@ def run(
             _Pass(traced, key),
             frozenset(numbers.items()),
             form,
+            rows,
             # Torch would compile these variants anyway, but only a few per function.
-            (rows, len(flat), min(2, len(flat[0]["buffer"])), *(c.dtype for c in flat[0].values())),
+            (len(flat), min(2, len(flat[0]["buffer"])), *(its.dtype for its in flat[0].values())),
         )
         return kernel(flat, tensors, *scales)
     except Exception as error:
@@ -125,6 +126,7 @@ def _kernel(
     its: _Pass,
     constants: frozenset[tuple[str, float]],
     form: BlockForm,
+    rows: bool,
     variant: tuple[int | torch.dtype, ...],
 ) -> Callable[..., list[Done]]:
     """Return a compiled pass over the flat tensors of blocks."""
@@ -144,13 +146,13 @@ def _kernel(
         done = []
         for own in columns:
             pieces = {name: [tensor] for name, tensor in own.items()}
-            block = Block(pieces, {**numbers, **scalars}, *form, in_rows=bool(variant[0]))
+            block = Block(pieces, {**numbers, **scalars}, *form, in_rows=rows)
             done.append(its.traced(block, *scales))
         return done
 
     # Torch limits the variants per code object; here each kernel has its own.
     over.__code__ = over.__code__.replace(co_name=f"{_PASS}_{next(_numbers)}")
-    in_one_loop = variant[0] or all(kind in _FULL for kind in variant[3:])
+    in_one_loop = rows or all(kind in _FULL for kind in variant[2:])
     options = _ONE_LOOP if in_one_loop else {}
     compiled: Callable[..., list[Done]] = torch.compile(
         over, dynamic=True, fullgraph=True, options=options

@@ -75,30 +75,13 @@ def report(
     body = [_about(results)]
     with mpl.rc_context(_FIGURES):
         for task, own in measured.groupby("task", sort=False):
-            one, near_best = str(task), of_task("margin", margin, str(task))
-            body.append(f"<h2>{escape(one)}</h2>{_summary(own, column)}")
-            body.append(
-                f"<p>Tolerated: the median over seeds is within {near_best:g} of the best median. "
-                f"At random: log-uniform on the {decades:g} decades that are best for the "
-                "optimizer, with the range over seeds; success: within the margin.</p>"
-            )
-            body.append(_svg(draw(results, one, column, higher_is_better, near_best, size=_SIZE)))
-            if column != "loss" and results.loc[results["task"] == one, "loss"].notna().any():
-                body.append(_svg(draw(results, one, "loss", False, size=_SIZE)))
-            values = medians(results, one, column, higher_is_better)
-            body.append(f"<h3>Median {escape(column)} over seeds; marked: within the margin</h3>")
-            body.append(_grid(values, near(values, values, one, margin, higher_is_better)))
+            body += _of_one_task(results, own, str(task), margin, *how, decades)
         if curves:
             frames = {title: pd.DataFrame(curve) for title, curve in curves.items()}
             thin = {title: f.iloc[:: 1 + len(f) // _POINTS] for title, f in frames.items()}
             body.append("<h2>Effective learning rate over training</h2>")
             body.append(f"<div>{_svg(draw_step_sizes(thin))}</div>")
-    failed = results[results["status"] == "error"]
-    body += ["<h2>Runs that failed</h2>"] * (len(failed) > 0)
-    for row in failed.to_dict("records"):
-        about = escape("{task}, {optimizer}, lr {lr:g}, seed {seed}: {message}".format(**row))
-        trace = escape(row.get("traceback") or row["message"])
-        body.append(f"<details><summary>{about}</summary><pre>{trace}</pre></details>")
+    body += _failures(results)
     Path(path).write_text(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -106,6 +89,42 @@ def report(
         f"<body><h1>Learning rate sweep</h1>{''.join(body)}</body></html>\n",
         encoding="utf-8",
     )
+
+
+def _of_one_task(
+    results: pd.DataFrame,
+    measured: pd.DataFrame,
+    task: str,
+    margin: float | Mapping[str, float],
+    higher_is_better: bool,
+    column: str,
+    decades: float,
+) -> list[str]:
+    """Return the parts of the page about one task."""
+    near_best = of_task("margin", margin, task)
+    parts = [
+        f"<h2>{escape(task)}</h2>{_summary(measured, column)}",
+        f"<p>Tolerated: the median over seeds is within {near_best:g} of the best median. "
+        f"At random: log-uniform on the {decades:g} decades that are best for the "
+        "optimizer, with the range over seeds; success: within the margin.</p>",
+        _svg(draw(results, task, column, higher_is_better, near_best, size=_SIZE)),
+    ]
+    if column != "loss" and results.loc[results["task"] == task, "loss"].notna().any():
+        parts.append(_svg(draw(results, task, "loss", False, size=_SIZE)))
+    values = medians(results, task, column, higher_is_better)
+    parts.append(f"<h3>Median {escape(column)} over seeds; marked: within the margin</h3>")
+    return [*parts, _grid(values, near(values, values, task, margin, higher_is_better))]
+
+
+def _failures(results: pd.DataFrame) -> list[str]:
+    """Return the part of the page about runs that failed, with their tracebacks."""
+    failed = results[results["status"] == "error"].to_dict("records")
+    parts = ["<h2>Runs that failed</h2>"] * bool(failed)
+    for row in failed:
+        about = escape("{task}, {optimizer}, lr {lr:g}, seed {seed}: {message}".format(**row))
+        trace = escape(row.get("traceback") or row["message"])
+        parts.append(f"<details><summary>{about}</summary><pre>{trace}</pre></details>")
+    return parts
 
 
 def _about(results: pd.DataFrame) -> str:

@@ -6,18 +6,16 @@ import importlib.util
 import os
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 import torch
 from torch.optim import SGD
 
 from momo_wrap import MoMoWrapper
-from momo_wrap.fast import batches, kernels
 from momo_wrap.rules import WeightDecayForm
 from tests.cases import Case
 from tests.fast.test_engine import assert_equals_uncompiled
-from tests.fast.triton_interpreter import ROW
+from tests.fast.triton_interpreter import in_rows
 from tests.mixture import COMPILED, FEW, wrapped
 from tests.releases import TORCH
 
@@ -27,39 +25,27 @@ FORMS: tuple[WeightDecayForm, ...] = ("proximal", "base")
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize(("case", "form"), [*zip(FEW, FORMS, strict=True)], ids=str)
-def test_rows_are_the_flat_kernels(
-    case: Case, form: WeightDecayForm, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_are_the_flat_kernels(case: Case, form: WeightDecayForm) -> None:
     """In rows by the compiler for the CPU, in float64."""
-    ran, compile_kernel = [], kernels._kernel
-
-    def spy(its: Any, constants: Any, form: Any, variant: Any) -> Any:
-        ran.append(variant[0])
-        return compile_kernel(its, constants, form, variant)
-
-    monkeypatch.setattr(kernels, "_kernel", spy)
-    monkeypatch.setattr(batches, "_WITHOUT_ROWS", frozenset())
-    for module in (batches, kernels):
-        monkeypatch.setattr(module, "ROW", ROW)
-    assert_equals_uncompiled(lambda compiled: wrapped(case, compiled, form=form), 1e-12)
+    with in_rows() as ran:
+        assert_equals_uncompiled(lambda compiled: wrapped(case, compiled, form=form), 1e-12)
     assert set(ran) == {True, False}
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
-def test_parameters_with_gaps_in_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "_WITHOUT_ROWS", frozenset())
-    for module in (batches, kernels):
-        monkeypatch.setattr(module, "ROW", ROW)
+def test_parameters_with_gaps_in_rows() -> None:
     ends = []
     for compiled in (True, False):
         generator = torch.Generator().manual_seed(0)
-        params = [torch.randn(1200, generator=generator)[::2], torch.randn(600).zero_()]
+        params = [torch.randn(1200, generator=generator)[::2], torch.zeros(600)]
         optimizer = MoMoWrapper(SGD(params, lr=0.1, momentum=0.9), compiled=compiled)
         for step in range(4):
             for param in params:
                 param.grad = torch.linspace(0.1, 1.0 + step, 600)
-            optimizer.step(loss=1.0)
+            with in_rows() as ran:
+                optimizer.step(loss=1.0)
+        assert compiled == (True in ran)
         ends.append(torch.cat(params))
     torch.testing.assert_close(*ends)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
@@ -23,26 +25,32 @@ from tests.mixture import BLOCK, COMPILED, distance, snapshot, train, wrapped
 ROW = 20
 
 
+@contextmanager
+def in_rows() -> Iterator[list[bool]]:
+    """Let kernels on the CPU take rows; yield whether each that was asked for did."""
+    ran: list[bool] = []
+    compile_kernel = kernels._kernel
+
+    def spy(its: Any, constants: Any, form: Any, rows: bool, variant: Any) -> Any:
+        ran.append(rows)
+        return compile_kernel(its, constants, form, rows, variant)
+
+    with (
+        mock.patch.object(kernels, "_kernel", spy),
+        mock.patch.object(batches, "_WITHOUT_ROWS", frozenset()),
+        mock.patch.object(batches, "ROW", ROW),
+        mock.patch.object(kernels, "ROW", ROW),
+    ):
+        yield ran
+
+
 def main(name: str, form: Any) -> None:
     """Compare 16 steps, of all lengths, with uncompiled ones."""
     use_driver()
     # Inductor finds no Triton for CPUs, and is right: the interpreter needs none.
     warnings.filterwarnings("ignore", "Could not find an active CPU backend")
-    ran = []
-    compile_kernel = kernels._kernel
-
-    def spy(its: Any, constants: Any, form: Any, variant: Any) -> Any:
-        ran.append(variant[0])
-        return compile_kernel(its, constants, form, variant)
-
-    with (
-        torch._inductor.config.patch(cpu_backend="triton"),
-        mock.patch.object(kernels, "_kernel", spy),
-        mock.patch.object(batches, "_WITHOUT_ROWS", frozenset()),
-        mock.patch.object(batches, "ROW", ROW),
-        mock.patch.object(kernels, "ROW", ROW),
-        block_elements(BLOCK),
-    ):
+    triton = torch._inductor.config.patch(cpu_backend="triton")
+    with triton, in_rows() as ran, block_elements(BLOCK):
         ends = []
         for compiled in (True, False):
             # The interpreter takes numbers as float32, and knows no square root of a float64.
