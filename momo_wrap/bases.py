@@ -74,6 +74,7 @@ class Bases:
         self._plans: list[Plan] = []
         self._settings: list[int] = []
         self._movable: list[object] = []
+        self._foresee: list[bool] = []
         self.check()
 
     def check(self) -> None:
@@ -138,7 +139,8 @@ class Bases:
                 engine.kept = {}
         self.like = plans[0].like
         on_host = self.like.device.type == "cpu"  # where reading a number is no synchronization
-        self.foresees = on_host and any(engine.foresees for engine in self._engines)
+        self._foresee = [its.foresees and (on_host or its.corrects) for its in self._engines]
+        self.foresees = any(self._foresee)
         self.rates = [1.0 if group.get("lr") is None else group["lr"] for group in groups]
         self.unknown = torch.full_like(self.like.new_empty(()), math.nan)
         self.largest_lr = largest(self.rates, self.like)
@@ -179,8 +181,8 @@ class Bases:
             for index, ((base, adapter), engine) in enumerate(
                 zip(self.pairs, self._engines, strict=True)
             ):
-                engine.has_stepped = False
-                engine.foreseen = self._foreseen(index, theta, reach) if engine.foresees else None
+                engine.has_stepped, foresees = False, self._foresee[index]
+                engine.foreseen = self._foreseen(index, theta, reach) if foresees else None
                 steps.append(adapter.observe(base, weight_decay_form, engine))
         except BaseException:
             for step in steps:

@@ -49,7 +49,7 @@ class WithoutDevice(TorchFunctionMode):
             tensor, data = args
             return torch.tensor(data, dtype=tensor.dtype, device=tensor.device)
         if func is Tensor.data_ptr:
-            return id(args[0])
+            return args[0].untyped_storage()._cdata + args[0].storage_offset()
         if func is Tensor.is_set_to:
             one, other = (tensor.untyped_storage()._cdata for tensor in args)
             return one == other
@@ -73,6 +73,8 @@ def fake_cuda() -> Iterator[None]:
     with ExitStack() as stack:
         for patch in (
             mock.patch("torch.cuda.is_current_stream_capturing", return_value=False),
+            mock.patch("torch.cuda._exchange_device", return_value=0),
+            mock.patch("torch.cuda._maybe_exchange_device", return_value=0),
             # Which ask whether a step count is of no subclass of tensors.
             mock.patch("momo_wrap.engine.kind.Tensor", FakeTensor),
             mock.patch("momo_wrap.fast.updates._TENSOR", {FakeTensor}),

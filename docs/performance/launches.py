@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,9 @@ from docs.performance.fake_cuda import Counter, fake_cuda
 from docs.performance.small_models import TINY
 from docs.performance.triton_code import Kernel, kernels_of
 from momo_wrap import MoMoWrapper, TrustedMoMo
-from momo_wrap.fast import kernels
+from momo_wrap.engine.passes import Move
+from momo_wrap.fast import CompiledEngine, correction, kernels
+from momo_wrap.fast.updates import Update
 
 WARM_UP_STEPS = 3
 # The model of a time: an eager launch costs the host some 5 µs, and an H100's memory moves 3 TB/s.
@@ -43,6 +46,8 @@ COUNTED = {
     "small": CASES["small"],
     "tiny": Case(TINY),
 }
+# A step with another θ than expected, and one without an expectation.
+CORRECTED, IN_TWO_PASSES = "corrected", "two passes"
 Make = Callable[[list[Tensor]], Optimizer]
 
 
@@ -105,6 +110,31 @@ class GeneratedKernels:
         return result
 
 
+class CorrectionKernel:
+    """Takes the place of the kernel that corrects moves ahead: counts it.
+
+    Args:
+        counter: Counts everything else, and it.
+        corrects: Whether the moves were wrong, so it does not return at once.
+    """
+
+    def __init__(self, counter: Counter, *, corrects: bool) -> None:
+        self._counter, self._corrects = counter, corrects
+        self._host: Callable[..., None] = correction.correct
+
+    def __call__(self, update: Update, moves: Sequence[Move]) -> None:
+        with mock.patch("momo_wrap.fast.correction_kernel.correction_kernel") as kernel:
+            self._host(update, moves)
+        if self._counter.is_paused:
+            return
+        (launched,) = kernel.__getitem__.return_value.call_args_list
+        # It reads x, B and v, and writes x.
+        moved = 4 if launched.kwargs["has_root"] else 3
+        its_bytes = [b.numel * b.pieces["param"][0].itemsize for b, _, _ in moves]
+        self._counter.launches += 1
+        self._counter.bytes += moved * sum(its_bytes) if self._corrects else 0
+
+
 def _real(value: Any) -> Any:
     return torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
 
@@ -122,6 +152,9 @@ def contenders(family: Family, *, compiled: bool) -> dict[str, tuple[Make, bool]
         found[f"{family.bare(form)} wrapped"] = partial(wrapped, compiled=False), True
     if compiled:
         found[f"{family.bare('fused')} wrapped, compiled"] = partial(wrapped, compiled=True), True
+        for form in (CORRECTED, IN_TWO_PASSES):
+            name = f"{family.bare('fused')} wrapped, {form}"
+            found[name] = partial(wrapped, compiled=True), True
     measured = partial(wrapped, rule=TrustedMoMo(), compiled=compiled)
     found[f"{family.bare('fused')} wrapped, measured"] = measured, True
     found[family.momo_opt] = family.make_momo_opt, True
@@ -132,10 +165,14 @@ def count(name: str, make: Make, takes_loss: bool, case: Case) -> Count:
     """Count what a step in steady state asks of the device."""
     counter = Counter()
     generated = GeneratedKernels(counter)
+    corrections = CorrectionKernel(counter, corrects=name.endswith(CORRECTED))
+    two_passes = mock.patch.object(CompiledEngine, "foresees", False)
     with (
+        two_passes if name.endswith(IN_TWO_PASSES) else nullcontext(),
         fake_cuda(),
         mock.patch.object(kernels, "_kernel", generated),
         mock.patch.object(kernels, "can_compile", return_value=True),
+        mock.patch.object(correction, "correct", corrections),
         counter,
     ):
         counter.is_paused = True

@@ -22,6 +22,9 @@ class AheadStep(PlannedStep):
         θ is read only on the CPU, which is no host synchronization.
         """
         foreseen = self._engine.foreseen
+        if self._engine.corrects:
+            self.reach = self._longest(thetas * self._rates.pull)
+            return super().apply(thetas)
         if foreseen is not None and torch.equal(foreseen.theta.to(thetas), thetas):
             self.reach = self._longest(thetas * self._rates.pull)
         if self.reach is not None and self._limit is not None and bool(self.reach <= self._limit):
@@ -46,8 +49,11 @@ class AheadStep(PlannedStep):
             pull, keep = foreseen.theta * self._rates.pull, self._rates.keep
             if keep is not None and self._rates.scaled_decay is not None:
                 keep = keep - pull * self._rates.scaled_decay
-            engine = self._engine
-            can_move = engine.moves_ahead and _can_be_undone(pull, keep, self._limit)
+            engine, undoable = self._engine, _undoable(pull, keep, self._limit)
+            if engine.corrects:
+                pull = torch.where(undoable, pull, 0.0)
+                keep = None if keep is None else torch.where(undoable, keep, 1.0)
+            can_move = engine.moves_ahead and (engine.corrects or bool(undoable.all()))
             if engine.has_stepped or can_move:
                 self._plan_move(pull, keep, self._limit)
         try:
@@ -90,13 +96,13 @@ class AheadStep(PlannedStep):
         if not found:
             return None
         index = self._engine.plan.index([block.groups[0] for block in found])
-        return (torch.stack(largest).to(pull) * pull.index_select(0, index)).amax()
+        return (torch.stack([its.to(pull) for its in largest]) * pull.index_select(0, index)).amax()
 
 
-def _can_be_undone(pull: Tensor, keep: Tensor | None, limit: Tensor) -> bool:
-    """Return whether all moves are finite, and `keep` is large enough to divide by."""
+def _undoable(pull: Tensor, keep: Tensor | None, limit: Tensor) -> Tensor:
+    """Return for each group whether moves are finite, and `keep` large enough to divide by."""
     fits = (pull >= 0) & (pull < torch.inf) & (limit >= 0)
-    return bool((fits if keep is None else fits & (keep >= 0.5)).all())
+    return fits if keep is None else fits & (keep >= 0.5)
 
 
 def _like(kind: Kind, values: Tensor) -> Tensor:

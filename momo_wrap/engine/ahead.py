@@ -7,9 +7,12 @@ another θ, or if a move exceeded l, a second pass puts the parameters back and 
     s = clip(θ° α u, -l, l) ,    x <- keep° x - s
     x <- (x + s)/keep° ,         x <- keep x - θ α u
 
-If θ° is right and no move exceeds l, the result is bit for bit that of two passes. Otherwise it
-differs by a few units in the last place of max(|x|, l). So l, a small multiple of the largest move
-in the last step, protects digits from a spike of the gradient.
+If θ° is right and no move exceeds l, the result is that of two passes, on the CPU bit for bit.
+Otherwise it differs by a few units in the last place of max(|x|, l). So l, a small multiple of the
+largest move in the last step, protects digits from a spike of the gradient.
+
+On the CPU the host decides whether a second pass is needed. On accelerators it would have to wait
+for that, so a kernel decides; see `momo_wrap.fast.correction`.
 """
 
 from __future__ import annotations

@@ -64,6 +64,8 @@ class Engine:
             `momo_wrap.engine.ahead`.
         moves_ahead: Whether the first pass of this step can move parameters ahead.
         bounds_moves: Whether the learning rate bounds the base's moves for gradients of any size.
+        corrects: Whether a kernel on the device finds out which moves ahead were wrong, so the host
+            need not know.
         has_stepped: Whether the base has already taken the step, with θ° times the learning rates.
     """
 
@@ -72,6 +74,7 @@ class Engine:
     moves_ahead = False
     has_stepped = False
     bounds_moves = False
+    corrects = False
 
     def __init__(self, weight_sums: Callable[[Sequence[Any]], Tensor]) -> None:
         self.weight_sums = weight_sums

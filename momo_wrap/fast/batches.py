@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from momo_wrap.engine.blocks import Block
+from momo_wrap.engine.chunks import most_elements, split
 
 # More would compile for longer, and gain little.
 _TOGETHER = 4
@@ -73,3 +75,14 @@ def _filling(
 def is_gradient(block: Block) -> bool:
     """Return whether the buffer is the gradient."""
     return block.pieces["buffer"][0].is_set_to(block.pieces["grad"][0])
+
+
+def in_parts(block: Block) -> Iterator[Block]:
+    """Split a block for a kernel into small blocks, for uncompiled passes."""
+    if block.packing is not None:
+        yield block
+        return
+    tensors = [pieces[0] for pieces in block.pieces.values()]
+    for views in split(tensors, most_elements(tensors[0].device), whole=False):
+        pieces = {name: [view] for name, view in zip(block.pieces, views, strict=True)}
+        yield replace(block, pieces=pieces)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -14,13 +13,12 @@ from torch.optim import Optimizer
 
 from momo_wrap.engine.ahead import Ahead
 from momo_wrap.engine.blocks import Block, joined
-from momo_wrap.engine.chunks import most_elements, split
 from momo_wrap.engine.kind import Kind
 from momo_wrap.engine.passes import Engine, Formula, Move, Product, inner_products
 from momo_wrap.engine.plan import Plan
 from momo_wrap.engine.scalars import Scalar
-from momo_wrap.fast import kernels
-from momo_wrap.fast.batches import batches, filled, is_gradient
+from momo_wrap.fast import correction, kernels
+from momo_wrap.fast.batches import batches, filled, in_parts, is_gradient
 from momo_wrap.fast.replacing import has_own_step, is_plain, mark_stepped
 from momo_wrap.fast.updates import UPDATES, Entries, Update
 
@@ -99,6 +97,14 @@ class CompiledEngine(UpdatingEngine):
 
     foresees = True
 
+    def prepare(self, groups: Sequence[Mapping[str, Any]]) -> Plan:
+        """Plan a step, and find out where moves ahead are corrected; see `Engine`."""
+        plan = super().prepare(groups)
+        if "corrects" not in plan.kept:
+            plan.kept["corrects"] = correction.is_possible(plan)
+        self.corrects = plan.kept["corrects"]
+        return plan
+
     def replaces_step(self, base: Optimizer, formula: Formula, plan: Plan) -> bool:
         """Return whether kernels update the state; see `Engine`."""
         self.whole = self.moves_ahead = super().replaces_step(base, formula, plan)
@@ -123,8 +129,7 @@ class CompiledEngine(UpdatingEngine):
         """Update the state and return inner products; see `Engine`."""
         update = self._update
         for block in blocks:
-            # Parameters stored in 16 bits would be rounded twice.
-            if update is None or not block.is_stored_in_full:
+            if update is None or not self._can_move_ahead(update, block):
                 block.ahead = None
         if update is None:
             return super().sum_up(formula, blocks, products, room)
@@ -142,7 +147,7 @@ class CompiledEngine(UpdatingEngine):
             for i, block in zip(indices, some, strict=True):
                 if done is None:
                     block.ahead = None
-                    several = [traced(small)[0][0] for small in _pieces(block)]
+                    several = [traced(small)[0][0] for small in in_parts(block)]
                     found[i] = several[0] if len(several) == 1 else torch.stack(several).sum(0)
                 block.forget()
             for i, (values, largest) in zip(indices, done or (), strict=done is not None):
@@ -155,7 +160,7 @@ class CompiledEngine(UpdatingEngine):
         if self._update is None:
             super().move(formula, moves)
             return
-        given = list(moves)
+        given = self._without_ahead(formula, list(moves))
         blocks = [block for block, _, _ in given]
         own = [[pull, keep] if isinstance(keep, Tensor) else [pull] for _, keep, pull in given]
         scales = [[*its, *_scales(b.ahead)] for its, b in zip(own, blocks, strict=True)]
@@ -169,9 +174,31 @@ class CompiledEngine(UpdatingEngine):
             done = _run(traced, key, some, its, needs_grad=needs_grad, needs_param=True)
             for i, block in zip(indices, some, strict=True):
                 if done is None:
-                    super().move(formula, [(s, *given[i][1:]) for s in _pieces(block)])
+                    super().move(formula, [(s, *given[i][1:]) for s in in_parts(block)])
                 block.ahead = None
                 block.forget()
+
+    def _can_move_ahead(self, update: Update, block: Block) -> bool:
+        # Parameters stored in 16 bits would be rounded twice.
+        known = not self.corrects or correction.takes(update, block)
+        return block.is_stored_in_full and known
+
+    def _without_ahead(self, formula: Formula, moves: Sequence[Move]) -> list[Move]:
+        """Return the moves that are left after those of blocks moved ahead are corrected."""
+        ahead = [move for move in moves if move[0].ahead is not None]
+        if not self.corrects or not ahead or self._update is None:
+            return list(moves)
+        left = [move for move in moves if move[0].ahead is None]
+        try:
+            correction.correct(self._update, ahead)
+        except Exception as error:
+            # Like `kernels.run`, but the moves have been made: all are undone, uncompiled.
+            kernels.note_failure(ahead[0][0].pieces["param"][0].device, error)
+            for block, keep, pull in ahead:
+                super().move(formula, [(small, keep, pull) for small in in_parts(block)])
+        for block, _, _ in ahead:
+            block.ahead = None
+        return left
 
 
 def _update_and_sum(
@@ -262,14 +289,3 @@ def _run(
             if len(pieces) > 1 or not pieces[0].is_contiguous():
                 block.write(column, flat[column])
     return [result for result, _ in done[: len(blocks)]]
-
-
-def _pieces(block: Block) -> Iterator[Block]:
-    """Split a block for a kernel into small blocks."""
-    if block.packing is not None:
-        yield block
-        return
-    tensors = [pieces[0] for pieces in block.pieces.values()]
-    for views in split(tensors, most_elements(tensors[0].device), whole=False):
-        pieces = {name: [view] for name, view in zip(block.pieces, views, strict=True)}
-        yield replace(block, pieces=pieces)

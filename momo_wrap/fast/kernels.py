@@ -103,7 +103,7 @@ def run(
         # then, unless the pass was begun, compiled or not.
         if _untraced.runs != untraced or _was_begun(error):
             raise
-        _note_failure(first.device, error)
+        note_failure(first.device, error)
         return None
 
 
@@ -172,7 +172,7 @@ def _was_begun(error: Exception) -> bool:
     return any(_PASS in frame.f_code.co_name for frame, _ in frames)
 
 
-def _note_failure(device: torch.device, error: Exception) -> None:
+def note_failure(device: torch.device, error: Exception) -> None:
     """Use no kernels from now on, on this type of device."""
     failures[device.type] = str(error)
     warnings.warn(

@@ -33,10 +33,13 @@ class Update:
         pays_uncompiled: Whether it is faster than the base's also uncompiled.
         bounds_moves: Whether the learning rate bounds the base's moves for gradients of any size:
             those of Adam by α (1 - β1)/sqrt(1 - β2).
+        direction: The scalars of u, if it is p B or B / (root_scale sqrt(v) + offset), for the
+            kernel that corrects moves; () if it is not.
     """
 
     pays_uncompiled = False
     bounds_moves = False
+    direction: Sequence[str] = ("buffer_scale",)
 
     def is_ready(self, group: ParamGroup, entries: Sequence[Mapping[str, Any]]) -> bool:
         """Return whether the optimizer state of some parameters of a group exists."""
@@ -66,6 +69,7 @@ class AdamUpdate(Update):
 
     pays_uncompiled = True
     bounds_moves = True
+    direction: Sequence[str] = ("root_scale", "offset")
 
     def is_ready(self, group: ParamGroup, entries: Sequence[Mapping[str, Any]]) -> bool:
         """Return whether the state exists, including that of amsgrad, with usual step counts."""
@@ -113,6 +117,8 @@ class RAdamUpdate(AdamUpdate):
 class NAdamUpdate(AdamUpdate):
     """Adam's update, and that of the product of the momenta."""
 
+    direction = ()
+
     def count(self, cells: Sequence[Entries]) -> None:
         """Count the step and extend the product of the μ_j."""
         super().count(cells)
@@ -130,6 +136,8 @@ class NAdamUpdate(AdamUpdate):
 
 class AdamaxUpdate(AdamUpdate):
     """The update of the first moment and of the decaying maximum."""
+
+    direction = ()
 
     def scalars(self, read: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
         """Return the weights, and ε."""

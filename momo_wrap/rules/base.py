@@ -182,7 +182,8 @@ class StepRule(ABC):
         """Return the θ that is expected before the momentum model of a step is known.
 
         Parameters can then be moved in the pass over memory that computes the model. If the
-        decision has another θ, a second pass corrects the move, and the next step takes two passes.
+        decision has another θ, a second pass corrects the move; on the CPU the next step then takes
+        two passes.
 
         Args:
             stats: The loss, the bound, the learning rate and the measurements of the last step. The
