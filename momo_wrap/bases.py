@@ -184,6 +184,7 @@ class Bases:
                 engine.has_stepped, foresees = False, self._foresee[index]
                 engine.foreseen = self._foreseen(index, theta, reach) if foresees else None
                 steps.append(adapter.observe(base, weight_decay_form, engine))
+            return steps[0] if len(steps) == 1 else _JointStep(steps)
         except BaseException:
             for step in steps:
                 step.withdraw()
@@ -191,7 +192,6 @@ class Bases:
         finally:
             for plan in self._plans:
                 plan.grads = []  # frees them before the next step
-        return steps[0] if len(steps) == 1 else _JointStep(steps)
 
     def seen(self, before: Before | None, probed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return what `ModelStats` has of a measurement of the last step, NaN without one."""

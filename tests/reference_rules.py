@@ -143,6 +143,7 @@ class Trusted:
     is_scheduled: bool = False
     step: int = 0
     log_radius: float | None = None
+    peak: float = 0.0
     ratios: list[float] = field(default_factory=list)
     steps: list[tuple[float, float]] = field(default_factory=list)
     last: tuple[float, float, float, float] = (math.nan,) * 4
@@ -156,19 +157,22 @@ class Trusted:
             self.log_radius = math.log(start) + math.log(step_size)
         else:
             mean_loss, prediction, taken, lr = self.last
+            before, falls = self.log_radius, seen.lr < self.peak
             self.steps.append((mean_loss - seen.loss, mean_loss - prediction))
             self.is_scheduled |= seen.lr != lr
             if self.is_scheduled:
                 self.by_losses_alone(taken)
+                if falls:
+                    self.log_radius = min(self.log_radius, before + 2 / self.step)
             elif self.step - 1 <= 100 or (self.step - 1) % self.every == 0:
-                self.measure(self.step - 1, seen.slope, seen.predicted, taken, seen.lr < lr)
+                self.measure(self.step - 1, seen.slope, seen.predicted, taken, falls)
             if not self.is_scheduled:
                 self.by_losses(taken)
-            self.log_radius += min(math.log(seen.lr / lr), 0.0)
+        self.peak = max(self.peak, seen.lr)
         theta = clip((seen.height - self.bound) / seen.decrease)
-        theta = min(theta, math.exp(self.log_radius) / seen.lr)
+        theta = min(theta, math.exp(self.log_radius) / self.peak)
         after = seen.height - theta * seen.decrease
-        self.last = seen.mean_loss, after, theta * seen.lr, seen.lr
+        self.last = seen.mean_loss, after, theta * self.peak, seen.lr
         return theta
 
     def slope(self) -> tuple[float, float]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from docs.performance.fake_cuda import fake_cuda as pretended_cuda
 from momo_wrap import MoMo, MoMoStar, MoMoWrapper, StepRule, TrustedMoMo
+from momo_wrap.fast import batches, correction, kernels
 from tests.problems import last_step, take_step
 from tests.releases import TORCH
 
@@ -76,14 +79,14 @@ def optimizer_on_cuda(make: Make, rule: StepRule | None) -> Optimizer:
 WARM_UP = 2
 
 
-def obstacles(optimizer: Optimizer, steps: int = 3) -> list[str]:
+def obstacles(optimizer: Optimizer, steps: int = 3, warm_up: int = WARM_UP) -> list[str]:
     """The records of the steps after the warm-up."""
     mode = Obstacles()
-    for step in range(WARM_UP + steps):
+    for step in range(warm_up + steps):
         for param in optimizer.param_groups[0]["params"]:
             param.grad = torch.empty_like(param)
         loss = torch.empty((), device="cuda")
-        with mode if step >= WARM_UP else contextlib.nullcontext():
+        with mode if step >= warm_up else contextlib.nullcontext():
             take_step(optimizer, loss)
     return mode.seen
 
@@ -93,6 +96,33 @@ def obstacles(optimizer: Optimizer, steps: int = 3) -> list[str]:
 @pytest.mark.parametrize("make", FAKEABLE.values(), ids=FAKEABLE)
 def test_nothing_in_a_step_forbids_a_capture(make: Make, rule: StepRule | None) -> None:
     assert obstacles(optimizer_on_cuda(make, rule)) == []
+
+
+@pytest.fixture
+def pretended_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[mock.MagicMock]:
+    """Run passes as they are, uncompiled; yield the kernel that corrects moves, which is none."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(kernels, "can_compile", lambda _: True)
+    monkeypatch.setattr(correction, "_has_triton", lambda: True)
+    module = mock.MagicMock()
+    monkeypatch.setitem(sys.modules, "momo_wrap.fast.correction_kernel", module)
+    for cached in (kernels._kernel, batches._filling):
+        cached.cache_clear()
+    yield module.correction_kernel.__getitem__
+    for cached in (kernels._kernel, batches._filling):
+        cached.cache_clear()
+
+
+@pytest.mark.usefixtures("fake_cuda")
+@pytest.mark.parametrize("name", ["SGD", "SGD-nesterov", *(n for n in FAKEABLE if "Adam" in n)])
+def test_nor_do_compiled_passes(name: str, pretended_kernels: mock.MagicMock) -> None:
+    """Nor the correction of moves ahead, whose tables are made in the third step."""
+    params = [nn.Parameter(torch.empty(size, device="cuda")) for size in (2**20, 2**20, 7, 2**8)]
+    optimizer = MoMoWrapper(FAKEABLE[name](params), compiled=True)
+    assert obstacles(optimizer, warm_up=3) == []
+    assert kernels.failures == {}
+    corrected = name == "SGD" or name.startswith(("AdamW", "RAdam"))
+    assert pretended_kernels.call_count == (4 if corrected else 0)
 
 
 @pytest.mark.usefixtures("fake_cuda")

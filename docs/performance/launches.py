@@ -122,9 +122,9 @@ class CorrectionKernel:
         self._counter, self._corrects = counter, corrects
         self._host: Callable[..., None] = correction.correct
 
-    def __call__(self, update: Update, moves: Sequence[Move]) -> None:
+    def __call__(self, update: Update, moves: Sequence[Move], kept: dict[object, Any]) -> None:
         with mock.patch("momo_wrap.fast.correction_kernel.correction_kernel") as kernel:
-            self._host(update, moves)
+            self._host(update, moves, kept)
         if self._counter.is_paused:
             return
         (launched,) = kernel.__getitem__.return_value.call_args_list

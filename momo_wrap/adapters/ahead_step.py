@@ -21,18 +21,25 @@ class AheadStep(PlannedStep):
 
         θ is read only on the CPU, which is no host synchronization.
         """
-        foreseen = self._engine.foreseen
-        if self._engine.corrects:
-            self.reach = self._longest(thetas * self._rates.pull)
+        try:
+            self._find_reach(thetas)
             return super().apply(thetas)
-        if foreseen is not None and torch.equal(foreseen.theta.to(thetas), thetas):
+        except BaseException:
+            self.withdraw()  # what has not moved since
+            raise
+
+    def _find_reach(self, thetas: Tensor) -> None:
+        """Set `reach`, and on the CPU drop the blocks that have moved correctly."""
+        foreseen, corrects = self._engine.foreseen, self._engine.corrects
+        if corrects or (foreseen is not None and torch.equal(foreseen.theta.to(thetas), thetas)):
             self.reach = self._longest(thetas * self._rates.pull)
-        if self.reach is not None and self._limit is not None and bool(self.reach <= self._limit):
+        if corrects or self.reach is None or self._limit is None:
+            return
+        if bool(self.reach <= self._limit):
             self._parts = [
                 (kind, [block for block in blocks if block.ahead is None])
                 for kind, blocks in self._parts
             ]
-        return super().apply(thetas)
 
     def withdraw(self) -> None:
         """Put back the parameters that were moved ahead; see `BaseStep`."""
@@ -51,8 +58,11 @@ class AheadStep(PlannedStep):
                 keep = keep - pull * self._rates.scaled_decay
             engine, undoable = self._engine, _undoable(pull, keep, self._limit)
             if engine.corrects:
+                if engine.bounds_moves:
+                    undoable &= pull <= self._limit
                 pull = torch.where(undoable, pull, 0.0)
                 keep = None if keep is None else torch.where(undoable, keep, 1.0)
+                self._limit = self._limit.nan_to_num(nan=0.0)
             can_move = engine.moves_ahead and (engine.corrects or bool(undoable.all()))
             if engine.has_stepped or can_move:
                 self._plan_move(pull, keep, self._limit)
@@ -83,9 +93,12 @@ class AheadStep(PlannedStep):
                 block.is_ahead = engine.has_stepped
 
     def _longest(self, pull: Tensor) -> Tensor | None:
-        """Return the largest move of an element; None if unknown."""
+        """Return the largest move of an element; None if unknown.
+
+        If the learning rate bounds moves, the CPU needs none, and accelerators the largest `pull`.
+        """
         if self._engine.bounds_moves:
-            return pull.new_zeros(())
+            return pull.amax() if self._engine.corrects else pull.new_zeros(())
         found: list[Block] = []
         largest: list[Tensor] = []
         for _, blocks in self._parts:

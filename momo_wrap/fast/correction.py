@@ -10,6 +10,7 @@ import functools
 import importlib.util
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ from momo_wrap.engine.blocks import Block, real
 from momo_wrap.engine.chunks import is_small, most_elements
 from momo_wrap.engine.passes import Move
 from momo_wrap.engine.plan import Plan
-from momo_wrap.engine.scalars import Scalar, accumulation_dtype, as_scalar
+from momo_wrap.engine.scalars import Scalar, accumulation_dtype, as_scalar, to_device
+from momo_wrap.fast.batches import is_gradient
 from momo_wrap.fast.updates import Update
 
 _DEVICES = frozenset({"cuda"})
@@ -46,19 +48,20 @@ def _has_triton() -> bool:
 
 def takes(update: Update, block: Block) -> bool:
     """Return whether the kernel can correct a block: in one piece, with a direction it knows."""
-    in_one_piece = all(
-        len(pieces) == 1 and pieces[0].is_contiguous() for pieces in block.pieces.values()
-    )
-    is_plain = "buffer" not in block.negated and block.number("grad_scale") == 0.0
-    return bool(update.direction) and is_plain and in_one_piece
+    if not update.direction or block.packing is not None or block.number("grad_scale") != 0.0:
+        return False
+    # The gradient would be elsewhere in every step, and have the sign of the base.
+    in_place = all(pieces[0].is_contiguous() for pieces in block.pieces.values())
+    return in_place and not is_gradient(block)
 
 
-def correct(update: Update, moves: Sequence[Move]) -> None:
+def correct(update: Update, moves: Sequence[Move], kept: dict[object, Any]) -> None:
     """Put the parameters of blocks back and move them, where they were moved wrongly.
 
     Args:
         update: The update of the optimizer state.
         moves: Blocks of one kind, all moved ahead, with their moves.
+        kept: A cache that lives as long as the plan, for tables on the device.
     """
     from momo_wrap.fast.correction_kernel import correction_kernel
 
@@ -71,7 +74,11 @@ def correct(update: Update, moves: Sequence[Move]) -> None:
     addresses = tuple(b.pieces[name][0].data_ptr() for b in blocks for name in columns)
     sizes = tuple(block.numel for block in blocks)
     x = blocks[0].pieces["param"][0]
-    tables = _tables(addresses, sizes, x.device)
+    known = kept.get(("tables", x.device, x.dtype))
+    if known is None or known[0] != (addresses, sizes):
+        known = ((addresses, sizes), _tables(addresses, sizes, x.device))
+        kept["tables", x.device, x.dtype] = known
+    tables = known[1]
     scales = _scales(update, [move for move in moves if move[0].numel], x)
     is_limited = blocks[0].ahead is not None and blocks[0].ahead.limit is not None
     forms = {"has_root": has_root, "is_limited": is_limited, "length": _CHUNK, "part": _PART}
@@ -79,7 +86,6 @@ def correct(update: Update, moves: Sequence[Move]) -> None:
         correction_kernel[(len(tables[-1]),)](*tables, scales, len(blocks), **forms)
 
 
-@functools.lru_cache(maxsize=8)
 def _tables(
     addresses: tuple[int, ...], sizes: tuple[int, ...], device: torch.device
 ) -> tuple[Tensor, ...]:
@@ -87,7 +93,8 @@ def _tables(
     chunks = [-(-size // _CHUNK) for size in sizes]
     firsts = [0, *accumulate(chunks)][:-1]
     of_chunk = [block for block, count in enumerate(chunks) for _ in range(count)]
-    return tuple(torch.tensor(table).to(device) for table in (addresses, sizes, firsts, of_chunk))
+    made = map(torch.tensor, (addresses, sizes, firsts, of_chunk))
+    return tuple(to_device(table, device, torch.int64) for table in made)
 
 
 def _scales(update: Update, moves: Sequence[Move], x: Tensor) -> Tensor:

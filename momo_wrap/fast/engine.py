@@ -116,6 +116,8 @@ class CompiledEngine(UpdatingEngine):
 
     def _tensors(self, scalars: Mapping[str, Scalar], kind: Kind) -> Mapping[str, Scalar]:
         # Tensors are arguments of a kernel, not constants; 0 and 1 stay constants, to skip terms.
+        if kind.device.type != "cpu":
+            return kind.as_tensors(scalars, frozenset())
         return {
             name: value
             if isinstance(value, Tensor) or value in (0.0, 1.0)
@@ -190,12 +192,13 @@ class CompiledEngine(UpdatingEngine):
             return list(moves)
         left = [move for move in moves if move[0].ahead is None]
         try:
-            correction.correct(self._update, ahead)
+            correction.correct(self._update, ahead, self.plan.kept)
         except Exception as error:
-            # Like `kernels.run`, but the moves have been made: all are undone, uncompiled.
-            kernels.note_failure(ahead[0][0].pieces["param"][0].device, error)
+            # Like `kernels.run`, but the moves have been made: first all are undone, uncompiled.
             for block, keep, pull in ahead:
                 super().move(formula, [(small, keep, pull) for small in in_parts(block)])
+                block.ahead = None
+            kernels.note_failure(ahead[0][0].pieces["param"][0].device, error)
         for block, _, _ in ahead:
             block.ahead = None
         return left

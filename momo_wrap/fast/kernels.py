@@ -173,7 +173,9 @@ def _was_begun(error: Exception) -> bool:
 
 
 def note_failure(device: torch.device, error: Exception) -> None:
-    """Use no kernels from now on, on this type of device."""
+    """Use no kernels from now on, on this type of device, unless memory was missing."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return
     failures[device.type] = str(error)
     warnings.warn(
         f"momo_wrap could not compile its passes for {device.type} ({type(error).__name__}: "

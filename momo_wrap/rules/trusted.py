@@ -71,14 +71,15 @@ class TrustedMoMo(StepRule):
     reach the bound, or is curved on the way, and then only the learning rate α limits the step.
     This rule limits the step too, so α may be far too high, 100 for example.
 
-        θ_k = min( θ of (3) , r_k/α_k )
+        θ_k = min( θ of (3) , r_k/α̂_k )
 
-    where r_k is the trusted step size. Step k, from x to x', is judged by the gradient of the next
-    batch ξ at x', which is computed anyway and did not influence the step:
+    where r_k is the trusted step size at the largest learning rate so far, α̂_k. Step k, from x to
+    x', is judged by the gradient of the next batch ξ at x', which is computed anyway and did not
+    influence the step:
 
         σ = ⟨∇f(x'; ξ), x - x'⟩ ,    π what the model predicted for that move,    z = σ/π
 
-    With Z the average of z over the last 10 measurements, s its standard error, t = θ_k α_k the
+    With Z the average of z over the last 10 measurements, s its standard error, t = θ_k α̂_k the
     step size taken, n the steps between two measurements, c = 0.1, and q the larger of 1 and sqrt(2
     log(k/100)), because some of many verdicts are noise,
 
@@ -101,12 +102,13 @@ class TrustedMoMo(StepRule):
         shrink, if surplus < -2 s':     r <- max( min(r, t) , r/2 ) e^{2κ q} ,
                                         q = (surplus + 2 s') / (|P| + 2 s')
 
-    with q clipped to [-1, 1], and the first r is five times as long.
+    with q clipped to [-1, 1], and the first r is five times as long. As α falls, the noise falls,
+    and with it the losses, so r then grows by a factor of at most e^{2/k}.
 
     At first r is a hundredth of the step size to the bound; as long as that is undefined (the model
-    is flat, or at the bound), θ is 0. If a schedule lowers α, r is lowered in proportion; if it
-    raises α, as in a warm-up, r does not change, and while α is 0, r is kept. With several groups,
-    α is the largest learning rate. Equations (10) to (17) of docs/algorithm.md.
+    is flat, or at the bound), θ is 0. If a schedule lowers α, steps get shorter in proportion, and
+    if it raises α again, as at a warm restart, longer; beyond α̂, as in a warm-up, they do not. With
+    several groups, α is the largest learning rate. Equations (10) to (17) of docs/algorithm.md.
 
     The rule needs a copy of the parameters, in at least float32, from a measured step to the next.
     A state dict contains it, so a resumed run continues bit for bit.
@@ -157,7 +159,7 @@ class TrustedMoMo(StepRule):
 
     def initial_memory(self, lower_bound: float) -> dict[str, float]:
         """Return zeros: no step size is trusted yet, and no step is judged."""
-        names = ("trusted", "last_mean_loss", "prediction", "last_step_size", "last_lr")
+        names = ("trusted", "last_mean_loss", "prediction", "last_step_size", "peak_lr")
         return dict.fromkeys((*names, *AVERAGED, *_SLOPES), 0.0)
 
     def symptoms(self, stats: ModelStats, decision: StepDecision) -> Mapping[str, Tensor]:
@@ -189,7 +191,7 @@ class TrustedMoMo(StepRule):
         has_started = memory["trusted"] > torch.finfo(lr.dtype).tiny
         losses = averages(stats.loss, memory, has_started, self.window)
         trusted, _ = self._judged(stats, losses, memory)
-        return (trusted / torch.maximum(lr, memory["last_lr"])).clamp(max=1.0)
+        return (trusted / torch.maximum(lr, memory["peak_lr"])).clamp(max=1.0)
 
     def __call__(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> StepDecision:
         """Return θ of equation (3), limited by the trusted step size; see `StepRule`."""
@@ -202,8 +204,9 @@ class TrustedMoMo(StepRule):
         has_started = memory["trusted"] > info.tiny  # smaller numbers can't grow
         losses = averages(stats.loss, memory, has_started, self.window)
         trusted, slopes = self._judged(stats, losses, memory)
-        # If the learning rate was lowered, the limit of θ stays; if it was raised, the limit falls.
-        followed = trusted / torch.maximum(lr, memory["last_lr"])
+        # If the learning rate was lowered, the limit of θ stays; at a new peak, the limit falls.
+        peak = torch.maximum(lr, memory["peak_lr"])
+        followed = trusted / peak
         gap = gap_to_bound(stats, stats.lower_bound)
         start = self.start * (_LONGER if stats.is_scheduled else 1.0)
         first = start * (gap / decrease.abs())  # if the model rises, it may rise by as much
@@ -213,16 +216,15 @@ class TrustedMoMo(StepRule):
         uncapped = torch.minimum(gap / decrease.clamp(min=info.tiny), limit)
         theta = uncapped.clamp(max=1.0)
 
-        last_lr = torch.where(lr > 0, lr, memory["last_lr"])  # ignores a learning rate of 0
         finite = decrease.clamp(info.min, info.max)  # a product with θ = 0 is 0
         new_memory = {
-            "trusted": limit * last_lr,
+            "trusted": limit * peak,
             **losses,
             **slopes,
             "last_mean_loss": stats.mean_loss,
             "prediction": torch.addcmul(stats.value_after_decay, theta, finite, value=-1.0),
-            "last_step_size": theta * lr,
-            "last_lr": last_lr,
+            "last_step_size": theta * peak * (lr > 0),
+            "peak_lr": peak,
         }
         return StepDecision(theta, uncapped, stats.lower_bound, new_memory)
 
@@ -235,7 +237,11 @@ class TrustedMoMo(StepRule):
         error = standard_error(losses, memory["weight"], self.window)
         if stats.is_scheduled:
             rate = _FASTER * self.rate
-            return followed(losses, surplus, _SHORT * error, memory, rate), slopes
+            found = followed(losses, surplus, _SHORT * error, memory, rate)
+            # As the learning rate falls, losses fall because their noise does.
+            most = memory["trusted"] * math.exp(_FASTER / max(stats.step, 1))
+            falls = stats.learning_rate < memory["peak_lr"]
+            return torch.where(falls, torch.minimum(found, most), found), slopes
         trusted = memory["trusted"]
         if stats.was_probed:
             trusted, slopes = self._by_slope(stats, memory)
@@ -267,7 +273,7 @@ class TrustedMoMo(StepRule):
         doubt = math.sqrt(max(1.0, 2.0 * math.log(measured / _FIRST)))
         grows = (mean - doubt * error > self.descends) | ((number < 3.0) & (z > 0))
         # If the learning rate was lowered, that anneals.
-        anneals = (mean - error < 0) & (stats.learning_rate >= memory["last_lr"])
+        anneals = (mean - error < 0) & (stats.learning_rate >= memory["peak_lr"])
         slow = min(change, since / measured) if measured > _FIRST else 0.0
 
         # From the step size taken, if r did not limit it, but not below half of r.

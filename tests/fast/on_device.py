@@ -11,7 +11,7 @@ from momo_wrap.engine.passes import Move
 from momo_wrap.fast import correction
 from momo_wrap.fast.updates import Update
 
-Correct = Callable[[Update, Sequence[Move]], None]
+Correct = Callable[[Update, Sequence[Move], dict[object, Any]], None]
 
 
 @contextmanager
@@ -24,9 +24,9 @@ def on_device(correct: Correct | None = None) -> Iterator[list[int]]:
     launched: list[int] = []
     chosen = correction.correct if correct is None else correct
 
-    def spy(update: Update, moves: Sequence[Move]) -> None:
+    def spy(update: Update, moves: Sequence[Move], kept: dict[object, Any]) -> None:
         launched.append(len(moves))
-        chosen(update, moves)
+        chosen(update, moves, kept)
 
     with (
         mock.patch.object(correction, "_DEVICES", frozenset({"cpu"})),
@@ -36,8 +36,9 @@ def on_device(correct: Correct | None = None) -> Iterator[list[int]]:
         yield launched
 
 
-def reference(update: Update, moves: Sequence[Move]) -> None:
+def reference(update: Update, moves: Sequence[Move], kept: dict[object, Any]) -> None:
     """Do what the kernel does, with operations of torch, of which the host reads the condition."""
+    assert len(kept) > 0  # a plan's cache
     for block, keep, pull in moves:
         ahead = block.ahead
         assert ahead is not None
@@ -45,10 +46,10 @@ def reference(update: Update, moves: Sequence[Move]) -> None:
         if ahead.limit is not None:
             assert block.largest is not None
             is_right = is_right and bool(block.largest * ahead.pull <= ahead.limit)
+        scales: Any = [block.scalars[name] for name in update.direction]
         if is_right:
             continue
         x, buffer = block.pieces["param"][0], block.flat("buffer")
-        scales: Any = [block.scalars[name] for name in update.direction]
         if len(scales) == 1:
             direction = buffer * scales[0]
         else:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -13,7 +14,10 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW
 
+import momo_wrap.bases
 from momo_wrap import MoMo, MoMoWrapper
+from momo_wrap.adapters.ahead_step import AheadStep
+from momo_wrap.adapters.planned_step import PlannedStep
 from momo_wrap.fast import kernels
 from momo_wrap.testing.blocks import block_elements
 from tests.fast.on_device import on_device, reference
@@ -24,6 +28,7 @@ from tests.fast.test_ahead import (
     Failing,
     Passes,
     Told,
+    at_lr,
     passes,
     run,
     two_passes,
@@ -36,6 +41,7 @@ __all__ = ["passes"]
 LARGE = 12
 # Those that the kernel corrects. SGD with Nesterov's momentum and NAdam step along the gradient.
 CORRECTED = {"SGD", "Adam", "AdamW", "RAdam"}
+EPS = torch.finfo(torch.float32).eps
 
 
 def assert_close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
@@ -135,7 +141,62 @@ def test_a_spike_costs_no_digits() -> None:
             optimizer.step(loss=loss)
         farthest = before.abs() + 16.0 * moved
         error = (flat(problem.params) - before).abs()
-        assert (error <= 2.0 * torch.finfo(torch.float32).eps * farthest).all()
+        assert (error <= 2.0 * EPS * farthest).all()
+
+
+@pytest.mark.parametrize("base", ["AdamW", "Adam", "SGD"])
+@pytest.mark.parametrize("lr", [1e2, 1e6])
+def test_a_learning_rate_that_is_far_too_high_costs_no_digits(base: str, lr: float) -> None:
+    """What a step moves ahead is at most 16 times what the last one moved."""
+    ends = []
+    for device in (True, False):
+        problem = Problem(dtype=torch.float32)
+        passes_of: AbstractContextManager[Any] = on_device(reference) if device else two_passes()
+        with block_elements(LARGE), passes_of:
+            optimizer = MoMoWrapper(at_lr(BASES[base](problem.params), lr), MoMo(), compiled=True)
+            optimizer.param_groups[0]["weight_decay"] = 0.0  # which could not be undone
+            for _ in range(4):
+                optimizer.step(loss=problem.gradients())
+        ends.append(flat(problem.params))
+    assert (ends[0] - ends[1]).abs().max() <= 50 * EPS * (1.0 + ends[1].abs().max())
+
+
+@pytest.mark.parametrize("base", ["SGD", "AdamW"])
+def test_one_element_that_is_nan_stays_alone(base: str) -> None:
+    ends = []
+    for foreseen in (1.0, 0.5):
+        problem = Problem(dtype=torch.float32)
+        rule = Told([1.0] * 8, [foreseen] * 8)
+        with block_elements(LARGE), on_device(reference):
+            optimizer = MoMoWrapper(BASES[base](problem.params), rule, compiled=True)
+            for step in range(8):
+                for param in problem.params:
+                    param.grad = torch.ones_like(param)
+                if step == 4:
+                    problem.params[0].grad[0, 0] = math.nan  # type: ignore[index]
+                optimizer.step(loss=1.0)
+        ends.append(flat(problem.params))
+    assert ends[0].isnan().sum() == 1
+    torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+def test_a_small_tensor_that_is_packed_alone() -> None:
+    """It has scalars of its own if step counts differ, and takes two passes."""
+    ends = []
+    for device in (True, False):
+        problem = Problem(dtype=torch.float64)
+        passes_of: AbstractContextManager[Any] = on_device(reference) if device else two_passes()
+        with block_elements(LARGE), passes_of as launched:
+            optimizer = MoMoWrapper(BASES["AdamW"](problem.params), MoMo(), compiled=True)
+            for step in range(6):
+                loss = problem.gradients()
+                if step == 2:
+                    problem.params[0].grad = None
+                optimizer.step(loss=loss)
+        assert kernels.failures == {}
+        assert not device or launched[-1] == 3
+        ends.append(flat(problem.params))
+    assert_close(*[[end] for end in ends])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -188,6 +249,31 @@ def test_an_error_in_the_rule_restores_the_parameters() -> None:
     assert (flat(problem.params) - before).abs().max() < 1e-15
 
 
+def assert_repaired_before_the_warning() -> None:
+    problem = Problem(dtype=torch.float64)
+    optimizer = MoMoWrapper(BASES["SGD"](problem.params), Told([1.0, 1.0, 0.0], [1.0] * 3))
+    optimizer.compiled = True
+    for _ in range(2):
+        optimizer.step(loss=problem.gradients())
+    before, loss = flat(problem.params), problem.gradients()
+    with pytest.raises(UserWarning, match="no such device"):
+        optimizer.step(loss=loss)
+    assert (flat(problem.params) - before).abs().max() < 1e-15
+
+
+def test_without_memory_for_it_kernels_are_used_on() -> None:
+    def fails(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("no memory")
+
+    problem = Problem(dtype=torch.float64)
+    with block_elements(LARGE), on_device(fails) as launched:
+        optimizer = MoMoWrapper(BASES["SGD"](problem.params), MoMo(), compiled=True)
+        for _ in range(5):
+            optimizer.step(loss=problem.gradients())
+    assert len(launched) == 3
+    assert kernels.failures == {}
+
+
 def test_without_a_working_kernel_all_are_put_back_and_moved() -> None:
     """The parameters were moved by then. From the next step on, nothing is compiled."""
 
@@ -206,10 +292,61 @@ def test_without_a_working_kernel_all_are_put_back_and_moved() -> None:
         with pytest.warns(UserWarning, match=r"could not compile .* no such device"):
             found = ends()
         kernels.failures.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert_repaired_before_the_warning()
+        kernels.failures.clear()
     with block_elements(LARGE), two_passes():
         expected = ends()
-    assert len(launched) == 1
+    assert len(launched) == 2
     assert_close([found], [expected])
+
+
+@pytest.mark.parametrize("on", ["the device", "the CPU"])
+def test_an_error_after_the_rule_restores_the_parameters(
+    on: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the decision and the second pass."""
+    problem = Problem(dtype=torch.float64)
+    passes_of: Any = on_device(reference) if on == "the device" else nullcontext()
+    with block_elements(LARGE), passes_of:
+        rule = Told([1.0] * 5 + [0.0], [1.0] * 6)
+        optimizer = MoMoWrapper(BASES["SGD"](problem.params), rule, compiled=True)
+        for _ in range(5):
+            optimizer.step(loss=problem.gradients())
+        before, loss = flat(problem.params), problem.gradients()
+
+        def interrupted(*_: object) -> None:
+            assert not torch.equal(flat(problem.params), before)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(AheadStep, "_longest", interrupted)
+        monkeypatch.setattr(PlannedStep, "apply", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step(loss=loss)
+    assert (flat(problem.params) - before).abs().max() < 1e-15
+
+
+def test_an_error_in_joining_the_sums_restores_the_parameters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem = Problem(dtype=torch.float64)
+    bases = [AdamW(problem.params[:2], lr=0.3), SGD(problem.params[2:], lr=0.3, momentum=0.9)]
+    with block_elements(LARGE):
+        rule = Told([1.0] * 6, [1.0] * 6)
+        optimizer = MoMoWrapper(bases, rule, compiled=True)
+        for _ in range(5):
+            optimizer.step(loss=problem.gradients())
+        before, loss = flat(problem.params), problem.gradients()
+
+        def interrupted(*_: object) -> None:
+            assert not torch.equal(flat(problem.params), before)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(momo_wrap.bases, "_complete", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step(loss=loss)
+    assert (flat(problem.params) - before).abs().max() < 1e-15
 
 
 def test_several_bases() -> None:

@@ -109,7 +109,7 @@ def correct_blocks() -> None:
         for correct in (correction.correct, reference):
             moves = random_moves(limited=limited, decays=decays)
             with sizes:
-                correct(update, moves)
+                correct(update, moves, {"plan": None})
             ends.append(torch.cat([block.pieces["param"][0] for block, _, _ in moves]))
         moves = random_moves(limited=limited, decays=decays)
         start = torch.cat([block.pieces["param"][0] for block, _, _ in moves])

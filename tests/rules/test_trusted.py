@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -112,7 +113,7 @@ def on_its_way(**values: float) -> Memory:
         "last_mean_loss": 5.0,
         "prediction": 4.0,
         "last_step_size": 2.0,
-        "last_lr": 8.0,
+        "peak_lr": 8.0,
     }
     return {**fresh(TrustedMoMo()), **{k: scalar(v) for k, v in {**kept, **values}.items()}}
 
@@ -239,17 +240,17 @@ def test_scale_and_level_of_the_loss_are_of_no_account(
 
 
 @given(sequence=steps, factor=st.floats(1e-3, 1.0))
-def test_a_schedule_that_lowers_the_learning_rate_lowers_the_trusted_step_size(
+def test_a_schedule_that_lowers_the_learning_rate_lowers_the_steps(
     sequence: Steps, factor: float
 ) -> None:
-    """At the same θ, except for a step that truncation shortens."""
+    """In proportion, at the same θ, except for a step that truncation shortens."""
     rule = TrustedMoMo(-1e6)
     sequence = [{**values, "lr": 8.0} for values in sequence]
     before = after(rule, seen(5.0, lr=8.0, bound=-1e6), *(seen(**v, bound=-1e6) for v in sequence))
     same = seen(3.0, lr=8.0, bound=-1e6)
     lower = seen(3.0, lr=8.0 * factor, decrease=factor, bound=-1e6)
     kept, lowered = (after(rule, stats, memory=before.memory) for stats in (same, lower))
-    assert trusted(lowered) == pytest.approx(factor * trusted(kept), rel=1e-12)
+    assert trusted(lowered) == pytest.approx(trusted(kept), rel=1e-12)
     assert float(lowered.theta) == pytest.approx(float(kept.theta), rel=1e-12)
 
 
@@ -317,15 +318,17 @@ def test_learning_rates_of_0_are_waited_for() -> None:
     """At the first step of a warm-up, and in the middle of a run."""
     problem = Problem()
     optimizer = MoMoWrapper(SGD(problem.params, lr=1.0, momentum=0.9), TrustedMoMo())
-    sizes = []
+    sizes, taken = [], []
     for lr in (0.0, 1.0, 2.0, 2.0, 0.0, 0.0, 2.0, 0.0, 1.0):
         optimizer.param_groups[0]["lr"] = lr
         optimizer.step(loss=problem.gradients())
         sizes.append(float(optimizer.state_dict()["param_groups"][0]["momo_rule_trusted"]))
+        taken.append(float(optimizer.effective_lrs()[0]))
     assert sizes[0] == 0.0
     assert all(0 < size < 0.1 for size in sizes[1:])
     assert min(sizes[4:6]) > 0.5 * sizes[3]
-    assert sizes[8] < 0.6 * sizes[7]  # the learning rate of the last step that moved is halved
+    assert taken[7] == 0.0
+    assert 0.4 * taken[6] < taken[8] < 0.6 * taken[6]  # the learning rate is half the largest
 
 
 @pytest.mark.parametrize("kind", ["number", "tensor"])
@@ -357,7 +360,7 @@ def test_steps_of_length_0_lock_nothing() -> None:
 
 @pytest.mark.parametrize("trusted_before", [0.0, 1e-320, -1.0, math.nan])
 def test_the_trusted_step_size_restarts_if_it_cannot_grow(trusted_before: float) -> None:
-    """It underflows where learning rates jump up and down; state dicts of old hold -1 for none."""
+    """It may underflow; state dicts of old hold -1 for none."""
     memory = on_its_way(trusted=trusted_before)
     decision = after(TrustedMoMo(), seen(4.0, decrease=12.0, lr=8.0), memory=memory)
     assert trusted(decision) == pytest.approx(0.01 * 4.0 / 12.0 * 8.0)
@@ -365,13 +368,27 @@ def test_the_trusted_step_size_restarts_if_it_cannot_grow(trusted_before: float)
 
 
 def test_learning_rates_that_jump_up_and_down_do_not_stop_the_run() -> None:
-    """Each drop lowers the trusted step size, until it restarts."""
-    rule, memory, sizes = TrustedMoMo(), fresh(TrustedMoMo()), []
-    for lr in [100.0, 1e-3] * 200:
-        memory = rule(seen(2.0, lr=lr), memory).memory
-        sizes.append(float(memory["trusted"]))
-    assert min(sizes) < 1e-300
-    assert sum(size > 1e-5 for size in sizes[100:]) > 5
+    """Each drop shortens the steps in proportion, and at each rise they return."""
+    rule, memory, taken = TrustedMoMo(), fresh(TrustedMoMo()), []
+    for step, lr in enumerate([100.0, 1e-3] * 200, start=1):
+        decision = rule(replace(seen(2.0, lr=lr), step=step, is_scheduled=True), memory)
+        memory = decision.memory
+        taken.append(lr * float(decision.theta))
+    for high, low in zip(taken[10::2], taken[11::2], strict=True):
+        assert high > 1e-4  # far from 1e-300
+        assert low == pytest.approx(1e-5 * high, rel=0.15)
+
+
+@pytest.mark.parametrize(("step", "factor"), [(5, math.exp(0.1)), (1000, math.exp(2 / 1000))])
+def test_while_the_learning_rate_falls_the_trusted_step_size_grows_slowly(
+    step: int, factor: float
+) -> None:
+    """The losses fall because their noise does. At a peak of the learning rate it grows fast."""
+    kept = on_its_way(observed=2.0, predicted=1.0, weight=0.5)
+    for lr, expected in ((4.0, factor), (8.0, math.exp(0.1))):
+        stats = replace(seen(5.0, lr=lr), step=step, is_scheduled=True)
+        found = TrustedMoMo()(stats, kept)
+        assert trusted(found) == pytest.approx(expected * float(kept["trusted"]), rel=1e-9)
 
 
 def test_first_gap_of_0() -> None:
@@ -471,7 +488,7 @@ def test_memory_is_in_the_first_group() -> None:
     names = {f"momo_rule_{name}" for name in TrustedMoMo().initial_memory(0.0)}
     assert names <= first.keys()
     assert not names & second.keys()
-    assert first["momo_rule_last_lr"] == 100.0
+    assert first["momo_rule_peak_lr"] == 100.0
 
 
 # Learning rates far too high.
