@@ -163,7 +163,7 @@ class Trusted:
             if self.is_scheduled:
                 self.by_losses_alone(taken)
                 if falls:
-                    self.log_radius = min(self.log_radius, before + 2 / self.step)
+                    self.log_radius = min(self.log_radius, before + 4 / self.step)
             elif self.step - 1 <= 100 or (self.step - 1) % self.every == 0:
                 self.measure(self.step - 1, seen.slope, seen.predicted, taken, falls)
             if not self.is_scheduled:

@@ -11,8 +11,10 @@ If θ° is right and no move exceeds l, the result is that of two passes, on the
 Otherwise it differs by a few units in the last place of max(|x|, l). So l, a small multiple of the
 largest move in the last step, protects digits from a spike of the gradient.
 
-On the CPU the host decides whether a second pass is needed. On accelerators it would have to wait
-for that, so a kernel decides; see `momo_wrap.fast.correction`.
+On the CPU the host decides whether a second pass is needed, and a base whose learning rate bounds
+its moves needs no l. On accelerators the host would have to wait for that, so a kernel decides (see
+`momo_wrap.fast.correction`), and such a base moves ahead only if θ° α is at most l, with l a
+multiple of θ α in the last step.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ class Foreseen(NamedTuple):
 
     Attributes:
         theta: θ°, 0-dim or of shape [groups].
-        reach: The largest move of an element in the last step, 0-dim; None: nothing is moved ahead,
-            for example because the last expectation was wrong.
+        reach: The largest move of an element in the last step, or θ α if that bounds it, 0-dim;
+            None: nothing is moved ahead, for example because the last expectation was wrong.
     """
 
     theta: Tensor

@@ -30,8 +30,9 @@ _RISES, _HOLDS = -0.5, -0.1
 # The growth factor in a step where losses fall.
 _BY_LOSSES = math.exp(0.03)
 # With a schedule: how much longer the first step is, how much faster the step size changes, and how
-# many standard errors losses must fall short for it to shrink.
-_LONGER, _FASTER, _SHORT = 5.0, 2.0, 2.0
+# many standard errors losses must fall short for it to shrink; while the learning rate is below its
+# peak, the step size grows at most as this power of k.
+_LONGER, _FASTER, _SHORT, _POWER = 5.0, 2.0, 2.0, 4.0
 
 _ADVICE = {
     "no_progress": (
@@ -103,7 +104,7 @@ class TrustedMoMo(StepRule):
                                         q = (surplus + 2 s') / (|P| + 2 s')
 
     with q clipped to [-1, 1], and the first r is five times as long. As α falls, the noise falls,
-    and with it the losses, so r then grows by a factor of at most e^{2/k}.
+    and with it the losses, so r then grows by a factor of at most e^{4/k}.
 
     At first r is a hundredth of the step size to the bound; as long as that is undefined (the model
     is flat, or at the bound), θ is 0. If a schedule lowers α, steps get shorter in proportion, and
@@ -239,7 +240,7 @@ class TrustedMoMo(StepRule):
             rate = _FASTER * self.rate
             found = followed(losses, surplus, _SHORT * error, memory, rate)
             # As the learning rate falls, losses fall because their noise does.
-            most = memory["trusted"] * math.exp(_FASTER / max(stats.step, 1))
+            most = memory["trusted"] * math.exp(_POWER / max(stats.step, 1))
             falls = stats.learning_rate < memory["peak_lr"]
             return torch.where(falls, torch.minimum(found, most), found), slopes
         trusted = memory["trusted"]

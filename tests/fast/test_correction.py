@@ -86,7 +86,7 @@ def test_all_blocks_are_moved_ahead_in_all_steps(base: str, passes: Passes) -> N
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -1.0])
-@pytest.mark.parametrize("base", ["SGD", "AdamW"])
+@pytest.mark.parametrize("base", ["SGD", pytest.param("AdamW", marks=pytest.mark.slow)])
 def test_a_move_that_can_not_be_undone_is_not_made(base: str, wrong: float) -> None:
     ends = []
     for foreseen in (wrong, 1.0):
@@ -144,7 +144,7 @@ def test_a_spike_costs_no_digits() -> None:
         assert (error <= 2.0 * EPS * farthest).all()
 
 
-@pytest.mark.parametrize("base", ["AdamW", "Adam", "SGD"])
+@pytest.mark.parametrize("base", ["AdamW", "SGD", pytest.param("Adam", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("lr", [1e2, 1e6])
 def test_a_learning_rate_that_is_far_too_high_costs_no_digits(base: str, lr: float) -> None:
     """What a step moves ahead is at most 16 times what the last one moved."""
@@ -199,7 +199,9 @@ def test_a_small_tensor_that_is_packed_alone() -> None:
     assert_close(*[[end] for end in ends])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)]
+)
 def test_16_bits_are_rounded_once(dtype: torch.dtype, passes: Passes) -> None:
     with block_elements(LARGE), on_device(reference) as launched:
         run(BASES["AdamW"], MoMo(), 6, dtype=dtype)
@@ -365,7 +367,7 @@ def test_several_bases() -> None:
     assert_close(*[[end] for end in ends])
 
 
-@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+@pytest.mark.parametrize("name", ["SGD", pytest.param("AdamW", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("after", [2, 3, 5])
 def test_resumes_bit_for_bit(name: str, after: int) -> None:
     fractions = [1.0, 1.0, 1.0, 0.5, 1.0, 0.0, 1.0, 1.0]

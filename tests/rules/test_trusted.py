@@ -379,7 +379,7 @@ def test_learning_rates_that_jump_up_and_down_do_not_stop_the_run() -> None:
         assert low == pytest.approx(1e-5 * high, rel=0.15)
 
 
-@pytest.mark.parametrize(("step", "factor"), [(5, math.exp(0.1)), (1000, math.exp(2 / 1000))])
+@pytest.mark.parametrize(("step", "factor"), [(5, math.exp(0.1)), (1000, math.exp(4 / 1000))])
 def test_while_the_learning_rate_falls_the_trusted_step_size_grows_slowly(
     step: int, factor: float
 ) -> None:
