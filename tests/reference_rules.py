@@ -157,12 +157,12 @@ class Trusted:
             self.log_radius = math.log(start) + math.log(step_size)
         else:
             mean_loss, prediction, taken, lr = self.last
-            before, falls = self.log_radius, seen.lr < self.peak
+            before, falls = self.log_radius, seen.lr < lr
             self.steps.append((mean_loss - seen.loss, mean_loss - prediction))
             self.is_scheduled |= seen.lr != lr
             if self.is_scheduled:
                 self.by_losses_alone(taken)
-                if falls:
+                if seen.lr < self.peak / 2:
                     self.log_radius = min(self.log_radius, before + 4 / self.step)
             elif self.step - 1 <= 100 or (self.step - 1) % self.every == 0:
                 self.measure(self.step - 1, seen.slope, seen.predicted, taken, falls)

@@ -29,17 +29,17 @@ _FIRST = 100
 _RISES, _HOLDS = -0.5, -0.1
 # The growth factor in a step where losses fall.
 _BY_LOSSES = math.exp(0.03)
-# With a schedule: how much longer the first step is, how much faster the step size changes, and how
-# many standard errors losses must fall short for it to shrink; while the learning rate is below its
-# peak, the step size grows at most as this power of k.
-_LONGER, _FASTER, _SHORT, _POWER = 5.0, 2.0, 2.0, 4.0
+# With a schedule: how much longer the first step is, how much faster the step size changes, by how
+# many standard errors losses must fall short for it to shrink, and the part of the peak of the
+# learning rate below which it grows at most as this power of k.
+_LONGER, _FASTER, _SHORT, _LOW, _POWER = 5.0, 2.0, 2.0, 0.5, 4.0
 
 _ADVICE = {
     "no_progress": (
         "Step after step was predicted to bring the loss at least halfway to the lower bound, and "
         "the loss has not fallen: the bound is closer to the loss than the noise of batches. Give "
-        "a lower bound further below the loss, lower the learning rate, which limits the steps, or "
-        "do nothing if the loss can't be lower."
+        "a lower bound further below the loss, lower the learning rate, which shortens the steps, "
+        "or do nothing if the loss can't be lower."
     ),
     "rising_loss": (
         "The loss rises more than the noise of batches explains, while its gradients say that it "
@@ -104,7 +104,7 @@ class TrustedMoMo(StepRule):
                                         q = (surplus + 2 s') / (|P| + 2 s')
 
     with q clipped to [-1, 1], and the first r is five times as long. As α falls, the noise falls,
-    and with it the losses, so r then grows by a factor of at most e^{4/k}.
+    and with it the losses, so while α < α̂/2, r grows by a factor of at most e^{4/k}.
 
     At first r is a hundredth of the step size to the bound; as long as that is undefined (the model
     is flat, or at the bound), θ is 0. If a schedule lowers α, steps get shorter in proportion, and
@@ -160,7 +160,7 @@ class TrustedMoMo(StepRule):
 
     def initial_memory(self, lower_bound: float) -> dict[str, float]:
         """Return zeros: no step size is trusted yet, and no step is judged."""
-        names = ("trusted", "last_mean_loss", "prediction", "last_step_size", "peak_lr")
+        names = ("trusted", "last_mean_loss", "prediction", "last_step_size", "last_lr", "peak_lr")
         return dict.fromkeys((*names, *AVERAGED, *_SLOPES), 0.0)
 
     def symptoms(self, stats: ModelStats, decision: StepDecision) -> Mapping[str, Tensor]:
@@ -185,7 +185,7 @@ class TrustedMoMo(StepRule):
         }
 
     def foresee(self, stats: ModelStats, memory: Mapping[str, Tensor]) -> Tensor:
-        """Return r/α, at most 1: the limit, which does not depend on the model; see `StepRule`."""
+        """Return r/α̂, at most 1: the limit, which does not depend on the model; see `StepRule`."""
         lr = stats.learning_rate
         if stats.lower_bound == -math.inf:
             return torch.ones_like(lr)
@@ -225,6 +225,7 @@ class TrustedMoMo(StepRule):
             "last_mean_loss": stats.mean_loss,
             "prediction": torch.addcmul(stats.value_after_decay, theta, finite, value=-1.0),
             "last_step_size": theta * peak * (lr > 0),
+            "last_lr": torch.where(lr > 0, lr, memory["last_lr"]),
             "peak_lr": peak,
         }
         return StepDecision(theta, uncapped, stats.lower_bound, new_memory)
@@ -241,8 +242,8 @@ class TrustedMoMo(StepRule):
             found = followed(losses, surplus, _SHORT * error, memory, rate)
             # As the learning rate falls, losses fall because their noise does.
             most = memory["trusted"] * math.exp(_POWER / max(stats.step, 1))
-            falls = stats.learning_rate < memory["peak_lr"]
-            return torch.where(falls, torch.minimum(found, most), found), slopes
+            is_low = stats.learning_rate < _LOW * memory["peak_lr"]
+            return torch.where(is_low, torch.minimum(found, most), found), slopes
         trusted = memory["trusted"]
         if stats.was_probed:
             trusted, slopes = self._by_slope(stats, memory)
@@ -274,7 +275,7 @@ class TrustedMoMo(StepRule):
         doubt = math.sqrt(max(1.0, 2.0 * math.log(measured / _FIRST)))
         grows = (mean - doubt * error > self.descends) | ((number < 3.0) & (z > 0))
         # If the learning rate was lowered, that anneals.
-        anneals = (mean - error < 0) & (stats.learning_rate >= memory["peak_lr"])
+        anneals = (mean - error < 0) & (stats.learning_rate >= memory["last_lr"])
         slow = min(change, since / measured) if measured > _FIRST else 0.0
 
         # From the step size taken, if r did not limit it, but not below half of r.

@@ -28,7 +28,7 @@ _CLIPPED = "clipped_weight_sum"
 _RULE_PREFIX = f"{PREFIX}rule_"
 _STEPS, _SCHEDULED, _REACH = f"{PREFIX}steps", f"{PREFIX}is_scheduled", f"{PREFIX}reach"
 # Names of a rule's memory in files of version 0.1.0.
-_FORMER = {"prediction": "foretold"}
+_FORMER = {"prediction": "foretold", "peak_lr": "last_lr"}
 # In a state dict, for R of a group that starts with a history, and for a missing S or reach.
 _HAS_HISTORY = _UNKNOWN = -1.0
 

@@ -53,7 +53,14 @@ def at(step: int) -> ModelStats:
 def memory(**values: float) -> dict[str, Tensor]:
     """A memory in which no losses were averaged, so that slopes alone decide."""
     kept = TrustedMoMo().initial_memory(0.0)
-    kept.update(trusted=1.0, last_step_size=1.0, peak_lr=8.0, last_mean_loss=1.0, prediction=1.0)
+    kept.update(
+        trusted=1.0,
+        last_step_size=1.0,
+        last_lr=8.0,
+        peak_lr=8.0,
+        last_mean_loss=1.0,
+        prediction=1.0,
+    )
     return {name: scalar(value) for name, value in {**kept, **values}.items()}
 
 
@@ -81,7 +88,7 @@ def test_it_is_the_reference(first: int, sequence: list[tuple[float, float, floa
     for k, (slope, predicted, part, lowered) in enumerate(sequence, start=first + 1):
         trusted = float(kept["trusted"])
         kept["last_step_size"] = scalar(part * trusted)
-        kept["peak_lr"] = scalar(9.0 if lowered else 8.0)
+        kept["last_lr"] = scalar(9.0 if lowered else 8.0)
         found, remembered = trusted_after(measured(k + 1, slope, predicted), kept)
         reference.log_radius = math.log(trusted)
         reference.measure(k, slope, predicted, part * trusted, lowered)

@@ -437,7 +437,7 @@ FILES = {
                 "momo_rule_last_mean_loss": 10.10021077798269,
                 "momo_rule_foretold": 8.64812447351624,
                 "momo_rule_last_step_size": 0.03536124744412526,
-                "momo_rule_peak_lr": 0.5,
+                "momo_rule_last_lr": 0.5,
             },
             {
                 "momo_loss_sum": 3.4734624865482466,
