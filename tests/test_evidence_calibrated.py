@@ -227,14 +227,14 @@ def test_what_the_readme_says_of_one_setting_is_measured(evidence: Any, comparis
     for base, count in {**counts, "Lion": (8, 10)}.items():
         assert near(f"{base} + TrustedMoMo") == count
     for base, (_, tasks) in counts.items():
-        missed = base in ("AdamW", "Muon")
+        missed = {"AdamW": 1, "Muon": 3}.get(base, 0)
         assert near(f"{base} + TrustedMoMo", "decay") == (tasks - missed, tasks)
     tuners = ("schedule-free Prodigy", "Prodigy", "schedule-free AdamW", "Mechanic")
     assert [near(method)[0] for method in tuners] == [9, 5, 4, 5]
     readme = " ".join((ROOT / "README.md").read_text().split())
     assert "At a cap of 100 and a constant learning rate, AdamW and Muon with" in readme
     assert "on all ten tasks, Adam on nine, and SGD-M on the nine that it trains at all" in readme
-    assert "decay Adam and SGD-M do so on all of them, AdamW and Muon on nine." in readme
+    assert "decay Adam and SGD-M do so on all of them, AdamW on nine, and Muon on seven." in readme
     assert "Lion falls short on two" in readme
     assert "Prodigy does so on nine, Prodigy on five, schedule-free AdamW on four" in readme
     assert "Mechanic on five" in readme
