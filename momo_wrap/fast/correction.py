@@ -65,7 +65,8 @@ def correct(update: Update, moves: Sequence[Move], kept: dict[object, Any]) -> N
     """
     from momo_wrap.fast.correction_kernel import correction_kernel
 
-    blocks = [block for block, _, _ in moves if block.numel]
+    moves = [move for move in moves if move[0].numel]
+    blocks = [block for block, _, _ in moves]
     if not blocks:
         return
     has_root = len(update.direction) > 1
@@ -79,7 +80,7 @@ def correct(update: Update, moves: Sequence[Move], kept: dict[object, Any]) -> N
         known = ((addresses, sizes), _tables(addresses, sizes, x.device))
         kept["tables", x.device, x.dtype] = known
     tables = known[1]
-    scales = _scales(update, [move for move in moves if move[0].numel], x)
+    scales = _scales(update, moves, x)
     is_limited = blocks[0].ahead is not None and blocks[0].ahead.limit is not None
     forms = {"has_root": has_root, "is_limited": is_limited, "length": _CHUNK, "part": _PART}
     with torch.cuda.device_of(x):  # where Triton launches

@@ -29,10 +29,12 @@ _FIRST = 100
 _RISES, _HOLDS = -0.5, -0.1
 # The growth factor in a step where losses fall.
 _BY_LOSSES = math.exp(0.03)
-# With a schedule: how much longer the first step is, how much faster the step size changes, by how
-# many standard errors losses must fall short for it to shrink, and the part of the peak of the
-# learning rate below which it grows at most as this power of k.
-_LONGER, _FASTER, _SHORT, _LOW, _POWER = 5.0, 2.0, 2.0, 0.5, 4.0
+# With a schedule: how much longer the first step is, how much faster the step size changes, and by
+# how many standard errors losses must fall short for it to shrink.
+_LONGER, _FASTER, _SHORT = 5.0, 2.0, 2.0
+# The part of its peak below which the learning rate is low; the step size then grows at most as
+# this power of k.
+_LOW, _POWER = 0.5, 4.0
 
 _ADVICE = {
     "no_progress": (
